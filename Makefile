@@ -1,0 +1,36 @@
+# Two commands a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := experiments/steering_holdout_control.py
+
+.PHONY: demo test check setup bench train clean
+
+demo: $(READY)  ## the first question, answered offline on the embedded model
+	$(BIN)/python $(DEMO)
+	$(BIN)/python scripts/plot_holdout_random_controls.py runs/steering_holdout_control
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## ours beside plain hooks, ratios measured in one run
+	$(BIN)/python benchmarks/sweeps.py
+
+train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
+	$(BIN)/python scripts/train_embedded_model.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"refusal_dial needs Python 3.11 or newer and found {v[0]}.{v[1]}: make demo PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,242 @@
+"""Load a model by name, and say which one it is.
+
+The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
+notebook works on what `load_model` returns. This module knows devices, number formats and where
+weights come from. It does not know prompts or refusal, and it never downloads anything but what was
+asked for by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.types import SITES, DialError, hook_name, one_of
+
+log = logging.getLogger("refusal_dial")
+
+EMBEDDED = Path(__file__).parent / "organism" / "weights"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model a run used, exactly enough to notice that another one is loaded."""
+
+    name: str
+    revision: str
+    architecture: str
+    n_layers: int
+    d_model: int
+    device: str
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_model(
+    name: str = "embedded",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """The model called `name`: `"embedded"`, a local folder, or a Hugging Face hub id.
+
+    `device="auto"` takes CUDA, then Apple MPS, then the CPU. `dtype="auto"` is bfloat16 on CUDA,
+    float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
+    frozen; gradients with respect to activations and added vectors still work.
+
+    Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
+    cannot be reached, an unknown device or dtype.
+    """
+    where, why = _device(device)
+    number, why_number = _dtype(dtype, where)
+    source = _source(name)
+    log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        model = TransformerBridge.boot_transformers(
+            source,
+            device=where,
+            dtype=number,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:
+        reason = one_line(error)
+        if "out of memory" in reason.lower():
+            raise DialError(
+                f"model {name!r} does not fit on {where}: try --dtype bfloat16"
+            ) from error
+        if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+            raise DialError(f"model {name!r} could not be loaded: {reason}") from error
+        raise
+    model.requires_grad_(False)
+    model.eval()
+    if model.tokenizer is not None:
+        model.tokenizer.padding_side = "left"
+        if model.tokenizer.pad_token_id is None:
+            model.tokenizer.pad_token = model.tokenizer.eos_token
+    return model
+
+
+def _device(device: str) -> tuple[str, str]:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda", "a CUDA device is available"
+        if torch.backends.mps.is_available():
+            return "mps", "Apple MPS is available and CUDA is not"
+        return "cpu", "neither CUDA nor MPS is available"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise one_of(device, ["auto", "cpu", "cuda", "cuda:N", "mps"], "device")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DialError(
+            f"device {device!r} is not usable here ({one_line(error)}): try --device auto"
+        ) from error
+    return device, "asked for"
+
+
+def _dtype(dtype: str, device: str) -> tuple[torch.dtype, str]:
+    if dtype == "auto":
+        kind = device.split(":")[0]
+        return {
+            "cuda": (torch.bfloat16, "half precision on CUDA"),
+            "mps": (torch.float16, "half precision on MPS"),
+        }.get(kind, (torch.float32, "full precision on the CPU"))
+    if dtype not in DTYPES:
+        raise one_of(dtype, ["auto", *DTYPES], "dtype")
+    return DTYPES[dtype], "asked for"
+
+
+def _source(name: str) -> str:
+    """The folder or hub id behind a name, checked without loading anything."""
+    if name == "embedded":
+        if not (EMBEDDED / "config.json").is_file():
+            raise DialError(
+                f"the embedded model is missing from {EMBEDDED}: "
+                "make it with python scripts/train_embedded_model.py"
+            )
+        return str(EMBEDDED)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DialError(f"folder {name!r} holds no model: config.json is not in it")
+        return str(folder.resolve())
+    if folder.exists():
+        raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*", name) or name.startswith("."):
+        raise DialError(
+            f"no folder {name!r}: give 'embedded', an existing folder, or a hub id "
+            "such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    if hub_reachable():
+        return name
+    cached = _cached(name)
+    if cached is None:
+        raise DialError(
+            f"model {name!r} is neither a folder here nor in the local hub cache, and the hub "
+            "cannot be reached: connect, give a folder, or use --model embedded"
+        )
+    return cached
+
+
+def hub_reachable(timeout: float = 3.0) -> bool:
+    """Whether the hub answers at all; behind a proxy the hub client must find that out itself."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    end = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = end.port or (80 if end.scheme == "http" else 443)
+    try:
+        socket.create_connection((end.hostname or "", port), timeout=timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cached(name: str) -> str | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
+def one_line(error: BaseException, limit: int = 240) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def identity(model: TransformerBridge) -> Identity:
+    """Name, revision and shape of a loaded model.
+
+    The revision is the hub's commit where there is one; for a folder, a hash over its configuration
+    and, for each weight file, its size and its first and last MiB.
+    """
+    config = model.original_model.config
+    source = str(model.cfg.model_name)
+    folder = Path(source)
+    commit = getattr(config, "_commit_hash", None)
+    return Identity(
+        name="embedded" if folder == EMBEDDED else source,
+        revision=str(commit) if commit else _folder_hash(folder) if folder.is_dir() else "",
+        architecture=type(model.original_model).__name__,
+        n_layers=int(model.cfg.n_layers),
+        d_model=int(model.cfg.d_model),
+        device=str(model.cfg.device),
+        dtype=str(next(model.original_model.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def _folder_hash(folder: Path, edge: int = 2**20) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin")
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(edge))
+            if size > edge:
+                file.seek(max(edge, size - edge))
+                digest.update(file.read(edge))
+    return digest.hexdigest()[:16]
+
+
+def check_layers(model: TransformerBridge, layers: Iterable[int]) -> tuple[int, ...]:
+    """The layers, if the model has them all. Raises `DialError` with the valid range."""
+    layers, n = tuple(layers), int(model.cfg.n_layers)
+    for layer in layers:
+        if not 0 <= layer < n:
+            raise DialError(f"layer {layer} is out of range: this model has layers 0 to {n - 1}")
+    return layers
+
+
+def check_site(model: TransformerBridge, site: str) -> str:
+    """The site, if this architecture has it. Raises `DialError` with those it has."""
+    here = [s for s in SITES if hook_name(s, 0) in model.hook_dict]
+    if hook_name(site, 0) not in model.hook_dict:
+        raise DialError(
+            f"{type(model.original_model).__name__} has no site {site!r}: it has {', '.join(here)}"
+        )
+    return site

@@ -1,0 +1,132 @@
+"""Prompts as the model expects them: chat template, left padding, mask.
+
+Batches are padded on the left so that position -1 is the last prompt token of every row. This
+module knows tokenizers and templates. It does not know what the prompts ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.model import identity, one_line
+from refusal_dial.types import DialError
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Left-padded token ids and their mask (1 = token, 0 = padding)."""
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+
+    def rows(self, start: int, stop: int) -> Tokens:
+        """Rows start..stop, with the padding that none of them needs cut away."""
+        ids, mask = self.ids[start:stop], self.mask[start:stop]
+        spare = int((mask.sum(0) == 0).long().cumprod(0).sum())
+        return Tokens(ids[:, spare:], mask[:, spare:])
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+def tokenize(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    *,
+    system: str | None = None,
+    chat: bool = True,
+) -> Tokens:
+    """Token ids of the prompts as the model expects them, padded on the left.
+
+    With `chat`, each prompt is one user turn in the model's chat template, after an optional system
+    message, followed by the template's opening of the reply; templates that can think are told not
+    to. The template writes the BOS if the model has one, so none is added. Without `chat` a prompt
+    is plain text, encoded as the tokenizer encodes text by itself. Control tokens spelt out in a
+    prompt's text are encoded as text.
+
+    Raises `DialError` for no prompts, an empty prompt, a prompt longer than the model's context, a
+    model without a tokenizer or chat template, or a template that refuses a system message.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None or len(tokenizer) < 2:
+        raise DialError(f"model {model.cfg.model_name!r} has no tokenizer beside its weights")
+    if not prompts:
+        raise DialError("no prompts to tokenize: the list is empty")
+    if chat and not tokenizer.chat_template:
+        raise DialError(
+            f"model {identity(model).name!r} has no chat template: use a chat model, or read the "
+            "prompts as plain text with --plain (chat=False)"
+        )
+    rows = [_encode(tokenizer, text, system, chat) for text in prompts]
+    n_ctx = int(model.cfg.n_ctx)
+    for i, row in enumerate(rows):
+        if not row:
+            raise DialError(f"prompt {i + 1} of {len(rows)} has no tokens: {prompts[i]!r}")
+        if len(row) > n_ctx:
+            raise DialError(
+                f"prompt {i + 1} of {len(rows)} has {len(row)} tokens and the model reads at most "
+                f"{n_ctx}: shorten it ({prompts[i][:40]!r}...)"
+            )
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    device = next(model.original_model.parameters()).device
+    return Tokens(ids.to(device), mask.to(device))
+
+
+def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[int]:
+    if not chat:
+        text = text if system is None else f"{system}\n\n{text}"
+        return list(tokenizer.encode(text, split_special_tokens=_spells_control(tokenizer, text)))
+    if not _spells_control(tokenizer, text):
+        return list(tokenizer.encode(_render(tokenizer, text, system), add_special_tokens=False))
+    mark = "\u2e28prompt\u2e29"  # stands for the text, so that only the template's own are control
+    before, after = _render(tokenizer, mark, system).split(mark)
+    return [
+        *tokenizer.encode(before, add_special_tokens=False),
+        *tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+        *tokenizer.encode(after, add_special_tokens=False),
+    ]
+
+
+def _spells_control(tokenizer: Any, text: str) -> bool:
+    added = tokenizer.added_tokens_decoder.values()
+    return any(token.special and token.content in text for token in added)
+
+
+def _render(tokenizer: Any, text: str, system: str | None) -> str:
+    turns = [{"role": "user", "content": text}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+    except Exception as error:
+        if system is None:
+            raise DialError(f"the model's chat template failed: {one_line(error)}") from error
+        raise DialError(
+            f"the model's chat template takes no system message: {one_line(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def last_logits(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[tuple[str, Any]] = ()
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at the last prompt token under `hooks`: one plain forward pass.
+
+    Only the last position is unembedded. Position ids follow the mask, so padding shifts nothing.
+    """
+    with model.hooks(fwd_hooks=list(hooks)):
+        logits = model(tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, use_cache=False)
+    return logits[:, -1]
