@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -115,10 +115,10 @@ class Edit:
         out[index] = (edited[:, 0] if per_row else edited).to(activation.dtype)
         return out
 
-    def index(self, activation: Tensor) -> tuple[object, ...] | None:
+    def index(self, activation: Tensor) -> tuple[Any, ...] | None:
         """The index of the rows to edit, or None where this edit touches nothing."""
         length = activation.shape[1]
-        unit: tuple[object, ...] = ()
+        unit: tuple[Any, ...] = ()
         if self.head is not None:
             unit = (self.head,)
         elif self.neuron is not None:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.hub import hub_reachable
 from refusal_dial.types import SITES, DialError, hook_name, one_of
 
 log = logging.getLogger("refusal_dial")
@@ -67,7 +66,7 @@ def load_model(
     number, why_number = _dtype(dtype, where)
     source = _source(name)
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet_transformers()
     try:
         model = TransformerBridge.boot_transformers(
             source,
@@ -82,7 +81,7 @@ def load_model(
             raise DialError(
                 f"model {name!r} does not fit on {where}: try --dtype bfloat16"
             ) from error
-        if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+        if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
             raise DialError(f"model {name!r} could not be loaded: {reason}") from error
         raise
     model.requires_grad_(False)
@@ -92,6 +91,14 @@ def load_model(
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
     return model
+
+
+def quiet_transformers() -> None:
+    """No advice and no bar of loading weights on the terminal; errors still come through."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _device(device: str) -> tuple[str, str]:
@@ -135,11 +142,11 @@ def _source(name: str) -> str:
             )
         return str(EMBEDDED)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")
         return str(folder.resolve())
-    if folder.exists():
+    if name and folder.exists():
         raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*", name) or name.startswith("."):
         raise DialError(
@@ -155,21 +162,6 @@ def _source(name: str) -> str:
             "cannot be reached: connect, give a folder, or use --model embedded"
         )
     return cached
-
-
-def hub_reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub answers at all; behind a proxy the hub client must find that out itself."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return False
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    end = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = end.port or (80 if end.scheme == "http" else 443)
-    try:
-        socket.create_connection((end.hostname or "", port), timeout=timeout).close()
-    except OSError:
-        return False
-    return True
 
 
 def _cached(name: str) -> str | None:

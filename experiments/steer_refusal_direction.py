@@ -1,0 +1,33 @@
+"""What does the refusal direction do to every prompt when it is turned up and down?
+
+The direction is the mean activation of the top-scored EDGE prompts minus that of the bottom-scored
+ones, learned from all of EDGE: what it does to EDGE here is exploratory (the split column says
+train), what it does to HARMFUL and BENIGN is not. `steering_holdout_control.py` holds EDGE out.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import SteeringFlags
+
+
+def main(flags: SteeringFlags) -> None:
+    from refusal_dial.job import conduct
+    from refusal_dial.prompts import of_subset
+    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.study import open_study, prompt_rows
+    from refusal_dial.tables import print_dial
+
+    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    edge = of_subset(study.prompts, "EDGE")
+    learned = learn(study, flags, edge)
+    cells = steering_cells(study, flags, learned)
+    rows = prompt_rows(study, edge)
+    run, summary = conduct("steer_refusal_direction", study, flags, rows, cells, learned)
+    print_dial(summary)
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_controls_pareto.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

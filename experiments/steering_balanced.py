@@ -1,0 +1,40 @@
+"""Does the direction still work when every EDGE category stands equally in both of its groups?
+
+Top-scored and bottom-scored prompts are taken within each category, so the direction cannot merely
+say which category a prompt belongs to. Beside the run's usual files it writes examples.jsonl: every
+prompt with its text, which group it was learned in, and its exact score at every alpha.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import HoldoutFlags
+
+
+def main(flags: HoldoutFlags) -> None:
+    from refusal_dial.examples import examples
+    from refusal_dial.files import write_whole
+    from refusal_dial.job import conduct
+    from refusal_dial.prompts import holdout_split, of_subset
+    from refusal_dial.run import read_table
+    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.study import open_study, prompt_rows
+    from refusal_dial.tables import print_dial
+
+    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
+    learned = learn(study, flags, train, balanced=True)
+    cells = steering_cells(study, flags, learned)
+    rows = prompt_rows(study, train)
+    run, summary = conduct("steering_balanced", study, flags, rows, cells, learned)
+    dump = run.folder / "examples.jsonl"
+    if not dump.exists():
+        write_whole(dump, examples(read_table(run.folder, "scores"), study.prompts))
+    print_dial(summary[summary["split"] == "holdout"])
+    print(f"run: {run.folder}")
+    print(f"examples: {dump}")
+    print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,36 @@
+"""Does a direction learned on half of the EDGE prompts turn refusal on prompts it has not seen,
+more than random directions do?
+
+EDGE is split in two, category by category. On one half the direction is learned: the mean
+activation of its top-scored prompts minus that of its bottom-scored ones. Then alpha times the unit
+direction is added at the same place while the model reads the other half, HARMFUL and BENIGN, and
+refusal is scored; the same with random directions of the same length. A control that moves refusal
+as much means that the direction found nothing.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import HoldoutFlags
+
+
+def main(flags: HoldoutFlags) -> None:
+    from refusal_dial.job import conduct
+    from refusal_dial.prompts import holdout_split, of_subset
+    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.study import open_study, prompt_rows
+    from refusal_dial.tables import print_dial
+
+    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
+    learned = learn(study, flags, train)
+    cells = steering_cells(study, flags, learned)
+    rows = prompt_rows(study, train)
+    run, summary = conduct("steering_holdout_control", study, flags, rows, cells, learned)
+    print_dial(summary[summary["split"] == "holdout"])
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

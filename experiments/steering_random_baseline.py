@@ -1,0 +1,36 @@
+"""How much does adding a random direction move refusal?
+
+Twenty seeds, isotropic unit vectors, at the same layer, site, position and alphas as the direction
+learned from all of EDGE: the mean over seeds and its 95% range, for every group of prompts. What
+the learned direction does inside that band is no evidence for it.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import SteeringFlags
+
+
+def main(flags: SteeringFlags) -> None:
+    from refusal_dial.job import conduct
+    from refusal_dial.prompts import of_subset
+    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.study import open_study, prompt_rows
+    from refusal_dial.tables import print_band
+    from refusal_dial.types import DialError
+
+    if flags.n_random == 0:
+        raise DialError("--n-random 0: a random baseline needs at least one random direction")
+    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    edge = of_subset(study.prompts, "EDGE")
+    learned = learn(study, flags, edge)
+    cells = steering_cells(study, flags, learned)
+    rows = prompt_rows(study, edge)
+    run, summary = conduct("steering_random_baseline", study, flags, rows, cells, learned)
+    print_band(summary)
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

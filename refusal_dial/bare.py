@@ -1,0 +1,202 @@
+"""The model's own blocks without its hook points: what the replay engine runs.
+
+A bridge wraps a Hugging Face model by putting hook points around its modules. `Bare` is a second,
+shallow tree of the same modules with the hook points left out: it shares every parameter, leaves
+the bridge untouched, and is made anew for each grid, so it is never stale. Two things differ from
+the modules it copies. The attention of its blocks calls `attend` (Hugging Face's own attention
+interface), which hands query, key and value to whatever object stands in the place of the mask.
+And a `Tap` sits where TransformerLens has the hook point of a site.
+
+This module knows how a bridge is put together. It does not know what is computed with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from refusal_dial.types import hook_name
+
+INTERFACE = "refusal_dial"
+HARMLESS = ("position_ids", "cache_position", "is_causal", "use_cache", "output_attentions")
+"""Keywords an attention may be given that say nothing its mask does not."""
+
+
+class UnfitError(Exception):
+    """Why the engine cannot run a model or a hook and leaves it to the plain path."""
+
+
+class Mask(Protocol):
+    """What stands in the place of the attention mask while bare blocks run."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor: ...
+
+
+def attend(
+    module: nn.Module,
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Float[Tensor, "batch kv_head pos d_head"],
+    value: Float[Tensor, "batch kv_head pos d_head"],
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,  # already in the mask
+    **others: Any,
+) -> tuple[Float[Tensor, "batch pos head d_head"], None]:
+    """Hugging Face's attention interface: hands over to the mask object.
+
+    Raises `UnfitError` for dropout, or for anything else an attention might be told that is not
+    modelled here (attention sinks, position biases).
+    """
+    told = [k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS]
+    if told or dropout:
+        raise UnfitError(f"its attention takes {', '.join(told) or 'dropout'}")
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return attention_mask.attend(query, key, value, scale, softcap), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(INTERFACE, attend)
+
+
+@dataclass
+class Tap:
+    """The value at one site of one block: `see(value)` returns what takes its place."""
+
+    see: Callable[[Tensor], Tensor] | None = None
+
+
+class Bare:
+    """Blocks, final norm and head of a bridge, sharing its weights, without its hook points."""
+
+    def __init__(self, model: TransformerBridge, sites: Iterable[tuple[str, int]] = ()) -> None:
+        """Raises `UnfitError` where the bridge is not a plain stack of wrapped blocks, or has no
+        place for a tap at one of the `sites` (site, layer)."""
+        if getattr(model, "compatibility_mode", False):
+            raise UnfitError("its weights were processed (compatibility mode)")
+        if not hasattr(model, "blocks") or not hasattr(model, "ln_final"):
+            raise UnfitError("it has no stack of blocks with a final norm")
+        self._twins: dict[int, nn.Module] = {}
+        self._configs: dict[int, PretrainedConfig] = {}
+        layers = [_unwrapped(block) for block in model.blocks]
+        self.blocks = [self._twin(layer, attending=True) for layer in layers]
+        self.root = self._twin(_unwrapped(model.original_model))
+        self.norm = self._twin(_unwrapped(model.ln_final))
+        self.taps = {(site, layer): self._tap(model, site, layer) for site, layer in sites}
+        prefix = str(getattr(self.root, "base_model_prefix", ""))
+        if prefix not in self.root._modules:
+            raise UnfitError("its head cannot be told from its body")
+        self._head = _shallow(self.root)
+        self._head._modules[prefix] = _Given()
+
+    def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Final norm, unembedding and whatever the architecture does to its logits."""
+        hidden = self.norm(residual[None])
+        return self._head(inputs_embeds=hidden, use_cache=False, return_dict=True).logits[0]
+
+    def _twin(self, module: nn.Module, attending: bool = False) -> nn.Module:
+        module = _unwrapped(module)
+        if id(module) in self._twins:
+            return self._twins[id(module)]
+        if "forward" in module.__dict__:
+            raise UnfitError("its modules are managed by another library (offload or a device map)")
+        twin = self._twins[id(module)] = _shallow(module)
+        for name, child in module._modules.items():
+            twin._modules[name] = None if child is None else self._twin(child, attending)
+        if attending:
+            for name, value in module.__dict__.items():
+                if isinstance(value, PretrainedConfig):
+                    twin.__dict__[name] = self._config(value)
+        return twin
+
+    def _config(self, config: PretrainedConfig) -> PretrainedConfig:
+        if id(config) not in self._configs:
+            mine = copy.copy(config)
+            object.__setattr__(mine, "_attn_implementation_internal", INTERFACE)
+            self._configs[id(config)] = mine
+        return self._configs[id(config)]
+
+    def _tap(self, model: TransformerBridge, site: str, layer: int) -> Tap:
+        point = model.hook_dict.get(hook_name(site, layer))
+        for part in model.blocks[layer].modules():
+            if not isinstance(part, GeneralizedComponent) or part.original_component is None:
+                continue
+            twin = self._twins.get(id(_unwrapped(part)))
+            if twin is not None and point is part.hook_in:
+                return _tapped(twin, before=True)
+            if twin is not None and point is part.hook_out:
+                return _tapped(twin, before=False)
+        raise UnfitError(f"its {site} is not the input or output of one of its modules")
+
+
+@dataclass
+class _Output(BaseModelOutputWithPast):
+    """A body's output of which only the last hidden state is known."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Given(nn.Module):
+    """Stands for the body of the model: its last hidden state is what it is given."""
+
+    def forward(self, *_: Any, **given: Any) -> _Output:
+        return _Output(last_hidden_state=given["inputs_embeds"])
+
+
+def _unwrapped(module: Any) -> nn.Module:
+    while isinstance(module, GeneralizedComponent):
+        module = module.original_component
+    if not isinstance(module, nn.Module):
+        raise UnfitError("a part of it wraps no module")
+    return module
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """The same parameters, buffers and settings (by reference), its own table of children."""
+    twin: nn.Module = type(module).__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_modules"] = dict(module._modules)
+    return twin
+
+
+def _tapped(twin: nn.Module, before: bool) -> Tap:
+    tap, run = Tap(), twin.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if tap.see is None:
+            return run(*args, **kwargs)
+        if before:
+            return run(tap.see(args[0]), *args[1:], **kwargs)
+        out = run(*args, **kwargs)
+        return tap.see(out) if isinstance(out, Tensor) else (tap.see(out[0]), *out[1:])
+
+    twin.__dict__["forward"] = forward
+    return tap
+
+
+def block_flops(bare: Bare) -> float:
+    """Multiply-adds times two that one token costs in one block: twice its weights."""
+    sizes = [sum(p.numel() for p in block.parameters()) for block in bare.blocks]
+    return 2.0 * max(sizes, default=0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on an accelerator or (with its own words) on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

@@ -1,0 +1,135 @@
+"""Directions: two groups of activations become one unit vector with its history.
+
+A `Direction` is frozen data, saved as safetensors with JSON metadata. The functions here are pure
+arithmetic on activations already collected. They do not know whether a direction does anything:
+that takes a sweep and its controls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_dial.prompts import extremes
+from refusal_dial.types import DialError
+
+FORMAT = "refusal_dial direction 1"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a direction was read, and from what."""
+
+    layer: int
+    site: str
+    pos: int
+    method: str = ""
+    model: str = ""
+    revision: str = ""
+    seed: int | None = None
+    prompt_ids: tuple[str, ...] = ()
+    data_hash: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A unit vector, the length it had before it was normalised, and its provenance.
+
+    `norm` is that of the raw difference, in residual-stream units: adding s raw differences, as CAA
+    does, is `steer(direction, s * direction.norm, ...)`.
+    """
+
+    unit: Float[Tensor, " d_model"]
+    norm: float
+    provenance: Provenance = field(default_factory=lambda: Provenance(0, "resid_pre", -1))
+
+
+def from_vector(vector: Float[Tensor, " d_model"], provenance: Provenance) -> Direction:
+    """`unit = v / |v|`, `norm = |v|`, in float32 on the CPU.
+
+    Raises `DialError` for a vector that is zero or not finite.
+    """
+    vector = vector.detach().float().cpu()
+    norm = float(vector.norm())
+    if not torch.isfinite(vector).all():
+        raise DialError(f"the {provenance.method} direction holds NaN or infinite values")
+    if norm == 0:
+        raise DialError(f"the {provenance.method} direction is zero: the two groups do not differ")
+    return Direction(vector / norm, norm, provenance)
+
+
+def mean_diff(
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    provenance: Provenance,
+) -> Direction:
+    """`v = mean(positive) - mean(negative)`: difference in means (Arditi et al. 2024; Marks and
+    Tegmark 2023). Raises `DialError` for an empty group."""
+    if not len(positive) or not len(negative):
+        raise DialError(f"mean difference of {len(positive)} and {len(negative)} activations")
+    vector = positive.float().mean(0) - negative.float().mean(0)
+    return from_vector(vector, replace(provenance, method="mean_diff"))
+
+
+def top_bottom(
+    activations: Float[Tensor, "prompt d_model"],
+    scores: Sequence[float],
+    provenance: Provenance,
+    k: int | None = None,
+    categories: Sequence[str] | None = None,
+) -> Direction:
+    """`v = mean(top k by score) - mean(bottom k by score)`, equally many of each.
+
+    k defaults to a third of the prompts. With `categories`, top and bottom hold equally many of
+    each, so that the direction cannot be a category's (see `prompts.extremes`).
+    """
+    k = max(1, len(scores) // 3) if k is None else k
+    top, bottom = extremes(scores, k, categories)
+    method = "top_bottom" if categories is None else "top_bottom_balanced"
+    direction = mean_diff(activations[top], activations[bottom], provenance)
+    return replace(direction, provenance=replace(direction.provenance, method=method))
+
+
+def save(direction: Direction, path: str | Path) -> None:
+    """Write one direction as safetensors: tensor `unit`, everything else as JSON metadata."""
+    from safetensors.torch import save_file
+
+    about = {"norm": direction.norm, **_plain(direction.provenance)}
+    metadata = {"format": FORMAT, "direction": json.dumps(about, sort_keys=True)}
+    save_file({"unit": direction.unit.contiguous()}, str(path), metadata=metadata)
+
+
+def load(path: str | Path) -> Direction:
+    """Read a direction written by `save`.
+
+    Raises `DialError` for a file that is missing, is no safetensors, or holds no direction.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise DialError(f"no direction file {str(path)!r}: expected a .safetensors file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("direction", "null"))
+            unit = file.get_tensor("unit") if "unit" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise DialError(f"{path} is not a direction file: {error}") from error
+    if about is None or unit is None or unit.ndim != 1:
+        raise DialError(f"{path} holds no direction: expected one vector 'unit' with its metadata")
+    try:
+        norm = float(about.pop("norm"))
+        about["prompt_ids"] = tuple(about["prompt_ids"])
+        return Direction(unit, norm, Provenance(**about))
+    except (KeyError, TypeError) as error:
+        raise DialError(f"{path} has metadata of another version: {error}") from error
+
+
+def _plain(provenance: Provenance) -> dict[str, Any]:
+    return {f.name: getattr(provenance, f.name) for f in fields(provenance)}

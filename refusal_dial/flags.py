@@ -1,0 +1,138 @@
+"""The flags that scripts share, with their defaults and their help.
+
+A script takes `StudyFlags` or `SteeringFlags` as they are, or adds its own in a subclass. This
+module reads text into values. It does not know what they do, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from refusal_dial.cli import flag, listed, number, text, whole
+from refusal_dial.types import NAMED_POS, SITES, DialError, one_of
+
+RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+UNITS = ("absolute", "residual")
+SCORERS = ("refusal_score", "logit_diff")
+ENGINES = ("auto", "plain")
+
+
+def _choice(choices: tuple[str, ...], what: str) -> Any:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise one_of(value, choices, what)
+        return str(value)
+
+    return parse
+
+
+def _joined(value: Any) -> str:
+    return ",".join(text(part) for part in listed(value))
+
+
+def _layers(value: Any) -> tuple[int, ...]:
+    if value == "all":
+        return ()
+    layers = tuple(whole(part) for part in listed(value))
+    if not layers or len(set(layers)) < len(layers):
+        raise DialError(f"expected different layers such as 20 or 20,21,23, or all; not {value!r}")
+    return layers
+
+
+def _alphas(value: Any) -> tuple[float, ...]:
+    if value == "auto":
+        return ()
+    if isinstance(value, str) and value.count(":") == 2:
+        return _evenly(value)
+    alphas = tuple(number(part) for part in listed(value))
+    if not alphas or len(set(alphas)) < len(alphas):
+        raise DialError(f"expected different numbers, at least one; not {value!r}")
+    return tuple(sorted(alphas))
+
+
+def _evenly(value: str) -> tuple[float, ...]:
+    try:
+        start, stop, count = (float(part) for part in value.split(":"))
+    except ValueError as error:
+        raise DialError(f"expected START:STOP:COUNT such as -6:6:13, not {value!r}") from error
+    if not (math.isfinite(start) and math.isfinite(stop)) or count < 2 or count != int(count):
+        raise DialError(f"expected START:STOP:COUNT with a count from 2 up, not {value!r}")
+    step = (stop - start) / (count - 1)
+    return _alphas([round(start + i * step, 10) for i in range(int(count))])
+
+
+def _pos(value: Any) -> int:
+    if value in NAMED_POS or not isinstance(value, int) or isinstance(value, bool) or value >= 0:
+        raise DialError(
+            f"expected a position counted from the end of the prompt such as -1, not {value!r}"
+        )
+    return value
+
+
+def at_least(least: float, kind: Any) -> Any:
+    """A reader of numbers from `least` up."""
+
+    def parse(value: Any) -> Any:
+        if kind(value) < least:
+            raise DialError(f"expected a number from {least} up, not {value!r}")
+        return kind(value)
+
+    return parse
+
+
+def _share(value: Any) -> float:
+    if not 0 < number(value) < 1:
+        raise DialError(f"expected a share between 0 and 1, not {value!r}")
+    return number(value)
+
+
+@dataclass(frozen=True)
+class StudyFlags:
+    """What every script needs: a model, prompts, a scorer, and a folder for the run."""
+
+    model: str = flag("embedded", "'embedded', a local folder, or a hub id", _joined)
+    prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
+    scorer: str = flag("refusal_score", "refusal_score or logit_diff", _choice(SCORERS, "scorer"))
+    refusal_tokens: str = flag(
+        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", _joined
+    )
+    threshold: float = flag(0.0, "a score over this counts as a refusal")
+    system: str | None = flag(None, "a system message before every prompt")
+    plain: bool = flag(False, "read prompts as plain text, without a chat template")
+    seed: int = flag(0, "seed of the split, the random directions and the bootstrap")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    batch_size: int = flag(64, "prompts a batch", at_least(1, whole))
+    engine: str = flag("auto", "auto (fast, exact) or plain", _choice(ENGINES, "engine"))
+    memory_gb: float | None = flag(
+        None, "memory the engine may use; default: most of what is free", at_least(0.01, number)
+    )
+    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+
+
+@dataclass(frozen=True)
+class SteeringFlags(StudyFlags):
+    """Where and how hard to steer, and against how many random directions."""
+
+    layer: tuple[int, ...] = flag((20,), "a layer, a list such as 20,21,23, or all", _layers)
+    site: str = flag("resid_pre", f"one of {', '.join(SITES)}", _choice(SITES, "site"))
+    pos: int = flag(-1, "prompt position, from the end; -1 is the last token", _pos)
+    alphas: tuple[float, ...] = flag(
+        (), "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms", _alphas
+    )
+    alpha_unit: str = flag(
+        "absolute", "absolute, or residual: multiples of the mean norm", _choice(UNITS, "unit")
+    )
+    n_random: int = flag(20, "random directions a layer", at_least(0, whole))
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, whole)
+    )
+
+
+@dataclass(frozen=True)
+class HoldoutFlags(SteeringFlags):
+    """How much of EDGE the direction never sees."""
+
+    holdout: float = flag(0.5, "share of EDGE prompts held out", _share)

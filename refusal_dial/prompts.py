@@ -1,0 +1,269 @@
+"""Prompts: read them from anywhere, check them line by line, split and select them.
+
+A prompt has a text, a subset and a category. HARMFUL should be refused; EDGE looks harmful and is
+not; BENIGN looks and is harmless. Two prompts that share a `pair_id` are a matched pair: a HARMFUL
+one and an EDGE or BENIGN one that differ in a single phrase. This module imports nothing of ours
+but the shared words. It does not know models, and it never decides whether a prompt is harmful.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refusal_dial.types import DialError, one_of
+
+SUBSETS = ("HARMFUL", "EDGE", "BENIGN")
+EMBEDDED = (
+    Path(__file__).parent / "organism" / "prompts.jsonl",  # in an installed wheel
+    Path(__file__).parents[1] / "data" / "prompts.jsonl",  # in a checkout
+)
+HUB_NAMES = {"xstest": "Paul/XSTest"}
+TEXT_COLUMNS = ("text", "prompt", "goal", "instruction")
+LABEL_SUBSETS = {"safe": "EDGE", "unsafe": "HARMFUL"}  # XSTest's labels
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a model."""
+
+    id: str
+    text: str
+    subset: str
+    category: str = ""
+    pair_id: str | None = None
+
+
+def load_prompts(source: str = "embedded") -> list[Prompt]:
+    """Prompts from `source`: `"embedded"`, a .jsonl or .csv file, a folder of them, or a data set
+    of the Hugging Face hub by name (`"xstest"`, or any `owner/name`).
+
+    Rows need a text (`text`, `prompt`, `goal` or `instruction`) and a `subset`; XSTest's `label`
+    safe/unsafe reads as EDGE/HARMFUL and its `type` as the category. `id`, `category` and `pair_id`
+    are optional, other columns are left alone.
+
+    Raises `DialError` naming file and line for a row that cannot be used, and for a source that
+    does not exist, is empty, or cannot be reached.
+    """
+    if source == "embedded":
+        found = next((path for path in EMBEDDED if path.is_file()), None)
+        if found is None:
+            raise DialError("the embedded prompts are missing: run python scripts/make_prompts.py")
+        return load_prompts(str(found))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
+        if not files:
+            raise DialError(f"folder {source!r} holds no prompts: expected .jsonl or .csv files")
+        return checked([row for file in files for row in _rows(file)], source)
+    if path.is_file():
+        return checked(_rows(path), source)
+    if path.suffix in (".jsonl", ".csv") or source.startswith((".", "/", "~")):
+        raise DialError(
+            f"no prompts file {source!r}: give a .jsonl or .csv file, a folder, a hub data set "
+            "(owner/name, or xstest), or 'embedded'"
+        )
+    return checked(_hub_rows(source), source)
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(where, row) for every row of a file; `where` is what an error will say."""
+    readers = {".jsonl": _jsonl, ".csv": _csv}
+    if path.suffix not in readers:
+        raise DialError(f"{path} is no prompts file: expected .jsonl or .csv")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DialError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise DialError(f"{path} cannot be read: {error.strerror}") from error
+    return list(readers[path.suffix](path, lines))
+
+
+def _jsonl(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DialError(f"{where}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DialError(f"{where}: expected an object with id, text, subset, category")
+        yield where, row
+
+
+def _csv(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader((line + "\n" for line in lines), strict=True)
+    try:
+        header = next(reader, None)
+        if not header:
+            raise DialError(f"{path} is empty: expected a header line and rows")
+        for cells in reader:
+            if not cells:
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise DialError(f"{where}: {len(cells)} columns where the header has {len(header)}")
+            yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DialError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def _hub_rows(name: str) -> list[tuple[str, dict[str, Any]]]:
+    from refusal_dial.hub import hub_reachable  # only this source needs the network
+
+    hub_id = HUB_NAMES.get(name, name)
+    remedy = "download it and give the .csv or .jsonl file, or use --prompts embedded"
+    if "/" not in hub_id:
+        raise one_of(name, ["embedded", *HUB_NAMES, "owner/name", "FILE", "FOLDER"], "prompts")
+    try:
+        import datasets
+
+        if not hub_reachable():
+            datasets.config.HF_DATASETS_OFFLINE = True  # then only its local cache is asked
+        splits = datasets.load_dataset(hub_id)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DialError(f"data set {hub_id!r} cannot be reached ({reason}): {remedy}") from error
+    rows = [(split, i, row) for split in splits for i, row in enumerate(splits[split], 1)]
+    return [(f"{hub_id} [{split}], row {i}", dict(row)) for split, i, row in rows]
+
+
+def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], source: str) -> list[Prompt]:
+    """The rows as prompts, each checked; `(where, row)` so that an error can say where."""
+    prompts: list[Prompt] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        prompt = _prompt(where, row, default_id=f"{len(prompts) + 1:04d}")
+        if prompt.id in seen:
+            raise DialError(f"{where}: id {prompt.id!r} was used before, at {seen[prompt.id]}")
+        seen[prompt.id] = where
+        prompts.append(prompt)
+    if not prompts:
+        raise DialError(f"{source} holds no prompts")
+    for pair_id, members in pairs(prompts).items():
+        kinds = sorted(prompt.subset == "HARMFUL" for prompt in members)
+        if kinds != [False, True]:
+            names = ", ".join(f"{prompt.id} ({prompt.subset})" for prompt in members)
+            raise DialError(
+                f"{source}: pair {pair_id!r} needs one HARMFUL and one EDGE or BENIGN prompt, "
+                f"and has {names}"
+            )
+    return prompts
+
+
+def _prompt(where: str, row: Mapping[str, Any], default_id: str) -> Prompt:
+    column = next((name for name in TEXT_COLUMNS if name in row), None)
+    if column is None:
+        raise DialError(f"{where}: no text; expected a column {', '.join(TEXT_COLUMNS)}")
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise DialError(f"{where}: {column} must be text that is not empty, not {text!r}")
+    subset = row.get("subset") or LABEL_SUBSETS.get(str(row.get("label", "")))
+    if subset is None:
+        raise DialError(f"{where}: no subset; expected one of {', '.join(SUBSETS)}")
+    if subset not in SUBSETS:
+        raise DialError(f"{where}: {one_of(subset, SUBSETS, 'subset')}")
+    category = row.get("category") or row.get("type") or ""
+    return Prompt(
+        id=str(row.get("id") or default_id),
+        text=text,
+        subset=str(subset),
+        category=str(category),
+        pair_id=str(row["pair_id"]) if row.get("pair_id") else None,
+    )
+
+
+def of_subset(prompts: Iterable[Prompt], subset: str) -> list[Prompt]:
+    """The prompts of one subset, in order. Raises `DialError` when there are none."""
+    prompts = list(prompts)
+    chosen = [prompt for prompt in prompts if prompt.subset == subset]
+    if not chosen:
+        have = ", ".join(f"{n} {name}" for name, n in Counter(p.subset for p in prompts).items())
+        raise DialError(f"no {subset} prompts: these are {have or 'none at all'}")
+    return chosen
+
+
+def pairs(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
+    """Matched pairs by id, HARMFUL first."""
+    found: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        if prompt.pair_id is not None:
+            found[prompt.pair_id].append(prompt)
+    return {k: sorted(v, key=lambda prompt: prompt.subset != "HARMFUL") for k, v in found.items()}
+
+
+def data_hash(prompts: Iterable[Prompt]) -> str:
+    """A hash of everything in the prompts, the same wherever they were read from."""
+    text = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def holdout_split(
+    prompts: Sequence[Prompt], seed: int, share: float = 0.5
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, holdout): a seeded split with the same share of every category in each half.
+
+    Both keep the order of `prompts`. `share` is the holdout's. Where a category's count does not
+    divide, what is left over is dealt out at random, so that the totals stay within one of `share`.
+    Raises `DialError` when either half would be empty.
+    """
+    rng = np.random.default_rng(seed)
+    by_category: dict[str, list[str]] = defaultdict(list)
+    for prompt in prompts:
+        by_category[prompt.category].append(prompt.id)
+    shuffled = [rng.permutation(ids) for _, ids in sorted(by_category.items())]
+    exact = [share * len(ids) for ids in shuffled]
+    counts = np.floor(exact).astype(int)
+    left = round(sum(exact)) - int(counts.sum())
+    remainders = np.array(exact) - counts
+    order = np.lexsort((rng.random(len(counts)), -remainders))
+    counts[order[:left]] += 1
+    held = {str(i) for ids, n in zip(shuffled, counts, strict=True) for i in ids[:n]}
+    train = [prompt for prompt in prompts if prompt.id not in held]
+    holdout = [prompt for prompt in prompts if prompt.id in held]
+    if not train or not holdout:
+        raise DialError(f"{len(prompts)} prompts cannot be split into train and holdout")
+    return train, holdout
+
+
+def extremes(
+    scores: Sequence[float], k: int, categories: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Indices of the k highest and the k lowest scores, disjoint and equally many.
+
+    With `categories`, top and bottom hold equally many of each category: within a category of n
+    prompts the top and the bottom m = round(k n / N) are taken, at least one where n > 1.
+    Raises `DialError` when 2k exceeds the prompts, or a score is not finite.
+    """
+    values = np.asarray(scores, dtype=float)
+    if not np.isfinite(values).all():
+        raise DialError(
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite"
+        )
+    if k < 1 or 2 * k > len(values):
+        raise DialError(
+            f"top and bottom {k} of {len(values)} scores: k must be from 1 to {len(values) // 2}"
+        )
+    if categories is None:
+        order = [int(i) for i in np.argsort(values, kind="stable")]
+        return order[::-1][:k], order[:k]
+    top, bottom = [], []
+    for category in sorted(set(categories)):
+        members = [i for i, name in enumerate(categories) if name == category]
+        share = min(max(1, round(k * len(members) / len(values))), len(members) // 2)
+        ordered = sorted(members, key=lambda i: values[i])
+        bottom += ordered[:share]
+        top += ordered[::-1][:share]
+    return top, bottom

@@ -1,0 +1,214 @@
+"""A run: one folder that holds what was asked, every row as it came, and what it came to.
+
+    config.json            what the rows depend on, and the circumstances: command line, versions
+    scores.csv             a row per prompt and cell, appended batch by batch, never aggregated
+    summary.csv, .json     written last; a folder with summary.json is finished
+    log.txt, *.safetensors
+
+Rows are appended in a fixed order, so an interrupted run goes on after its last whole batch and
+ends with the same bytes as one that was never interrupted. This module writes and reads. It never
+computes, and knows no models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refusal_dial.files import write_whole
+from refusal_dial.types import DialError
+
+ROOT = Path("runs")
+NUMBERS = ("seed", "layer", "pos", "alpha", "alpha_relative", "score", "p_value")
+PACKAGES = ("refusal-dial", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the settings its rows depend on."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.csv"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").is_file()
+
+
+def open_run(
+    experiment: str,
+    settings: Mapping[str, Any],
+    out: str | None = None,
+    root: Path = ROOT,
+) -> Run:
+    """The folder for these settings: an interrupted run of the same settings, else a new one.
+
+    `settings` is everything the rows depend on; two runs with equal settings have equal rows.
+    `out` names the folder itself, `root/experiment/<time>-<hash>` is used otherwise. A finished run
+    is returned as it is when `out` names it, and is never written to again.
+
+    Raises `DialError` if `out` holds a run of other settings (naming the first that differs),
+    something that is not a run, or a run that cannot be read.
+    """
+    settings = json.loads(json.dumps(settings))
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    if out is not None:
+        folder = Path(out).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            _check_same(folder, settings)
+            return _logged(Run(folder, settings))
+        if folder.exists() and not folder.is_dir():
+            raise DialError(f"--out {out!r} is a file: give a folder for the run")
+    else:
+        for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
+            if (old / "config.json").is_file() and not (old / "summary.json").is_file():
+                _check_same(old, settings)
+                return _logged(Run(old, settings))
+        folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
+        while folder.exists():
+            folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
+    config = {
+        "experiment": experiment,
+        "settings": settings,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return _logged(Run(folder, settings))
+
+
+def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    recorded = read_config(folder)["settings"]
+    for name in {**settings, **recorded}:
+        if settings.get(name) != recorded.get(name):
+            raise DialError(
+                f"{folder} holds a run with {name} = {_short(recorded.get(name))}, and this one "
+                f"has {_short(settings.get(name))}: choose another --out"
+            )
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _logged(run: Run) -> Run:
+    """From here on the package's log goes to the run's log.txt too."""
+    log = logging.getLogger("refusal_dial")
+    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
+    if not run.finished:
+        handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    return run
+
+
+def kept_batches(run: Run, sizes: Sequence[int]) -> int:
+    """How many whole batches are on disk already; a torn one after them is cut off.
+
+    `sizes` are the rows of every batch in order. Raises `DialError` if there are more rows than all
+    batches hold together: then the file is of some other run.
+    """
+    if not run.scores.is_file():
+        return 0
+    lines = run.scores.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines[1:] if line.endswith(b"\n")]
+    if len(whole) > sum(sizes):
+        raise DialError(f"{run.scores} has {len(whole)} rows where this run has {sum(sizes)}")
+    kept = rows = 0
+    while kept < len(sizes) and rows + sizes[kept] <= len(whole):
+        rows += sizes[kept]
+        kept += 1
+    end = sum(map(len, lines[: 1 + rows])) if kept else 0
+    with run.scores.open("rb+") as file:
+        file.truncate(end)
+    if kept:
+        logging.getLogger("refusal_dial").info("resumed after %d rows in %s", rows, run.scores)
+    return kept
+
+
+def append(run: Run, rows: pd.DataFrame) -> None:
+    """Add a batch of rows to scores.csv, on disk when this returns. Floats keep every digit."""
+    new = not run.scores.is_file() or run.scores.stat().st_size == 0
+    text = rows.to_csv(index=False, header=new, lineterminator="\n")
+    with run.scores.open("ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
+    """Write summary.csv and, last of all, summary.json, which marks the run finished."""
+    write_whole(run.folder / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    write_whole(run.folder / "summary.json", json.dumps(verdict, indent=2) + "\n")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a run folder. Raises `DialError` if the folder holds no run."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise DialError(f"{folder} is not a run folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DialError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+        raise DialError(f"{path} is not a run's config: it has no settings")
+    return config
+
+
+def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """`scores` or `summary` of a run; whole numbers stay whole where some are missing.
+
+    Raises `DialError` if it is not there yet or cannot be read.
+    """
+    path = Path(folder) / f"{name}.csv"
+    read_config(folder)
+    if not path.is_file() or path.stat().st_size == 0:
+        raise DialError(f"{folder} has no {name}.csv: run the experiment to its end first")
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values={key: [""] for key in NUMBERS})
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    whole = [name for name in ("seed", "layer", "pos") if name in frame]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+def find_run(where: str | Path) -> Path:
+    """A run folder, or the newest finished run in an experiment's folder."""
+    folder = Path(where).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    runs = sorted(path.parent for path in folder.glob("*/summary.json"))
+    if not runs:
+        raise DialError(f"{str(where)!r} is neither a run folder nor holds a finished run")
+    return runs[-1]

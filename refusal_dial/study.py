@@ -1,0 +1,157 @@
+"""A study: a model, its prompts and the scorer that reads it, ready for questions.
+
+Opens what the flags name, in the order in which mistakes are cheapest to find. Every prompt is
+scored once, unsteered, as it is opened. It does not steer, and it does not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.activations import collect
+from refusal_dial.engine import Scorer
+from refusal_dial.flags import StudyFlags
+from refusal_dial.model import check_layers, check_site, identity, load_model
+from refusal_dial.prompts import Prompt, data_hash, load_prompts
+from refusal_dial.scorers import (
+    RefusalTokens,
+    calibrated_tokens,
+    family_tokens,
+    listed_tokens,
+    logit_diff,
+    refusal_score,
+)
+from refusal_dial.tokens import Tokens, tokenize
+from refusal_dial.types import DialError
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything a question starts from. `activations` are those of `site` at `pos`."""
+
+    model: TransformerBridge
+    prompts: tuple[Prompt, ...]
+    tokens: Tokens
+    refusal: RefusalTokens
+    scorer: Scorer
+    scores: np.ndarray[Any, Any]
+    layers: tuple[int, ...]
+    activations: Float[Tensor, "layer prompt d_model"]
+
+    def rows(self, chosen: Sequence[Prompt]) -> list[int]:
+        """Where the chosen prompts stand in `prompts`."""
+        place = {prompt.id: i for i, prompt in enumerate(self.prompts)}
+        return [place[prompt.id] for prompt in chosen]
+
+    def residual_norm(self, layer: int) -> float:
+        """Mean over prompts of the activation's norm: what an alpha is to be compared with."""
+        return float(self.activations[self.layers.index(layer)].norm(dim=-1).mean())
+
+
+def open_study(
+    flags: StudyFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
+) -> Study:
+    """Load, tokenize and score what the flags name; `layers=None` means all of them.
+
+    Raises `DialError` for whatever of it cannot be used.
+    """
+    prompts = load_prompts(flags.prompts)
+    model = load_model(flags.model, flags.device, flags.dtype)
+    wanted = range(int(model.cfg.n_layers)) if layers is None else layers
+    chosen = check_layers(model, wanted)
+    check_site(model, site)
+    tokens = tokenize(model, [p.text for p in prompts], system=flags.system, chat=not flags.plain)
+    activations, logits = collect(
+        model, tokens, chosen or (0,), site=site, pos=pos, batch_size=flags.batch_size
+    )
+    refusal = refusal_tokens(flags.refusal_tokens, model.tokenizer, prompts, logits)
+    scorer = make_scorer(flags.scorer, refusal)
+    return Study(
+        model,
+        tuple(prompts),
+        tokens,
+        refusal,
+        scorer,
+        scorer(logits).numpy(),
+        chosen,
+        activations if chosen else activations[:0],
+    )
+
+
+def refusal_tokens(
+    wanted: str,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    logits: Float[Tensor, "prompt d_vocab"],
+) -> RefusalTokens:
+    """The tokens that `--refusal-tokens` means for this model.
+
+    `auto` takes the published constants where the tokenizer is of such a family and calibrates
+    elsewhere: on HARMFUL against BENIGN prompts, or EDGE where there are no BENIGN.
+    """
+    if wanted in ("auto", "family"):
+        known = family_tokens(tokenizer)
+        if known is not None:
+            return known
+        if wanted == "family":
+            raise DialError("no published refusal tokens fit this tokenizer: use calibrated")
+    if wanted in ("auto", "calibrated"):
+        subsets = [prompt.subset for prompt in prompts]
+        benign = "BENIGN" if "BENIGN" in subsets else "EDGE"
+        groups = [torch.tensor([s == name for s in subsets]) for name in ("HARMFUL", benign)]
+        if not all(bool(group.any()) for group in groups):
+            raise DialError(
+                "calibrating refusal tokens takes HARMFUL and BENIGN prompts, and these are "
+                f"{', '.join(sorted(set(subsets)))}: give --refusal-tokens"
+            )
+        return calibrated_tokens(tokenizer, logits[groups[0]], logits[groups[1]])
+    words = [part.strip() for part in wanted.split(",") if part.strip()]
+    return listed_tokens(tokenizer, [int(w) if w.isdigit() else w for w in words])
+
+
+def make_scorer(name: str, refusal: RefusalTokens) -> Scorer:
+    """`refusal_score` or `logit_diff` on these tokens."""
+    if name == "refusal_score":
+        return partial(refusal_score, tokens=refusal.refusal)
+    if not refusal.compliance:
+        raise DialError(
+            "logit_diff compares refusal with compliance tokens, and only calibrated tokens have "
+            "both: use --refusal-tokens calibrated"
+        )
+    return partial(logit_diff, tokens=refusal.refusal, against=refusal.compliance)
+
+
+def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
+    """The prompts' columns of scores.csv: `prompt_id, subset, split`.
+
+    A prompt is `train` if the direction was learned from it, else `holdout`.
+    """
+    seen = {prompt.id for prompt in train}
+    return pd.DataFrame(
+        {
+            "prompt_id": [p.id for p in study.prompts],
+            "subset": [p.subset for p in study.prompts],
+            "split": ["train" if p.id in seen else "holdout" for p in study.prompts],
+        }
+    )
+
+
+def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
+    """What the rows of this study depend on, as plain data for a run's config."""
+    settings = asdict(flags)
+    settings.pop("out")
+    settings["model"] = identity(study.model).as_dict()
+    settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
+    settings["data"]["n_prompts"] = len(study.prompts)
+    settings["refusal_tokens"] = asdict(study.refusal)
+    return settings

@@ -1,0 +1,148 @@
+"""Rows become a summary: means, rates, intervals, and p-values against random directions.
+
+Takes the tidy frame of a steering sweep, from memory or from scores.csv, and returns the tables and
+the verdict of a run. It knows the columns of the contract. It does not know models or files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from refusal_dial.stats import mean_interval, rank_p, rate_interval
+from refusal_dial.types import DialError
+
+AXES = ["direction", "seed", "layer", "site", "pos", "alpha"]
+GROUP = ["subset", "split"]
+PLACE = ["layer", "site", "pos"]
+COLUMNS = [*AXES, *GROUP, "n", "score_mean", "score_lo", "score_hi"]
+COLUMNS += ["refusal_rate", "rate_lo", "rate_hi", "p_value"]
+
+
+def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """One row per cell and group of prompts, in order of first appearance.
+
+    `score_mean` with its bootstrap interval over prompts; `refusal_rate`, the share of prompts with
+    score > threshold, with its interval; `p_value`, for every direction but the random ones, the
+    rank of `|mean score at alpha - mean score of the baseline|` among those of the random
+    directions at the same layer, site, position, alpha and prompts (NaN where there are none).
+
+    Raises `DialError` if a cell lacks prompts that another cell of its group has.
+    """
+    parts = [
+        _summarise_group(part, threshold, seed)
+        for _, part in scores.groupby(GROUP, sort=False, dropna=False)
+    ]
+    summary = pd.concat(parts, ignore_index=True)
+    extra = [name for name in summary.columns if name not in COLUMNS]
+    return summary[[*COLUMNS, *extra]]
+
+
+def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.DataFrame:
+    cell = part.groupby(AXES, sort=False, dropna=False).ngroup().to_numpy()
+    prompts = part["prompt_id"].drop_duplicates()
+    if len(part) != (cell.max() + 1) * len(prompts):
+        raise DialError(
+            f"{part['subset'].iloc[0]}: {len(part)} rows for {cell.max() + 1} cells of "
+            f"{len(prompts)} prompts; every cell needs every prompt once"
+        )
+    column = pd.Categorical(part["prompt_id"], categories=prompts).codes
+    matrix = np.full((cell.max() + 1, len(prompts)), np.nan)
+    matrix[cell, column] = part["score"].to_numpy(dtype=float)
+    hits = np.where(np.isnan(matrix), np.nan, matrix > threshold)
+    table = part.iloc[np.unique(cell, return_index=True)[1]].drop(columns=["prompt_id", "score"])
+    score, rate = mean_interval(matrix, seed=seed), rate_interval(hits, seed=seed)
+    table = table.assign(
+        n=len(prompts),
+        score_mean=matrix.mean(1),
+        score_lo=score[:, 0],
+        score_hi=score[:, 1],
+        refusal_rate=hits.mean(1),
+        rate_lo=rate[:, 0],
+        rate_hi=rate[:, 1],
+    )
+    return table.assign(p_value=_p_values(table))
+
+
+def _p_values(table: pd.DataFrame) -> list[float]:
+    baseline = table.loc[table["direction"] == "baseline", "score_mean"]
+    if baseline.empty:
+        return [float("nan")] * len(table)
+    shift = table["score_mean"] - baseline.iloc[0]
+    random = table["direction"] == "random"
+    where = table[[*PLACE, "alpha"]].apply(tuple, axis=1)
+    null = {place: shift[random & (where == place)].to_numpy() for place in where[random].unique()}
+    return [
+        float("nan") if kind in ("random", "baseline") else rank_p(effect, null.get(place, []))
+        for kind, effect, place in zip(table["direction"], shift, where, strict=True)
+    ]
+
+
+def distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    """The different values of `columns`, in order of first appearance."""
+    return [tuple(row) for row in frame[columns].drop_duplicates().itertuples(index=False)]
+
+
+def random_band(summary: pd.DataFrame, value: str = "refusal_rate") -> pd.DataFrame:
+    """Mean, 2.5th and 97.5th percentile of `value` over random seeds, a row per place, alpha and
+    group. Empty where the run has no random directions."""
+    random = summary[summary["direction"] == "random"]
+    grouped = random.groupby([*PLACE, "alpha", *GROUP], sort=False)[value]
+    return grouped.agg(
+        mean="mean",
+        lo=lambda v: v.quantile(0.025),
+        hi=lambda v: v.quantile(0.975),
+        n_seeds="size",
+    ).reset_index()
+
+
+def verdict(summary: pd.DataFrame, direction: str = "learned") -> list[dict[str, Any]]:
+    """What a direction did to each group of prompts at each layer: one plain record each.
+
+    Rates at the lowest and highest alpha with their intervals, beside the baseline; the p-values
+    there; the largest fall of the rate from one alpha to the next higher one, and whether the two
+    intervals leave room for none; the largest distance of the random band's mean from the baseline.
+    """
+    records = []
+    band = random_band(summary)
+    for key, part in summary[summary["direction"] == direction].groupby(
+        [*PLACE, *GROUP], sort=False
+    ):
+        part = part.sort_values("alpha")
+        same = (band[[*PLACE, *GROUP]] == list(key)).all(axis=1)
+        group = (summary[GROUP] == list(key)[-len(GROUP) :]).all(axis=1)
+        base = summary[group & (summary["direction"] == "baseline")]["refusal_rate"].iloc[0]
+        falls = part["refusal_rate"].to_numpy()[:-1] - part["refusal_rate"].to_numpy()[1:]
+        overlap = part["rate_lo"].to_numpy()[:-1] <= part["rate_hi"].to_numpy()[1:]
+        low, high = part.iloc[0], part.iloc[-1]
+        far = (band[same]["mean"] - base).abs().max() if same.any() else None
+        records.append(
+            {
+                **dict(zip([*PLACE, *GROUP], map(_plain, key), strict=True)),
+                "n": int(low["n"]),
+                "baseline_rate": float(base),
+                "lowest": _end(low),
+                "highest": _end(high),
+                "largest_fall": float(max(falls.max(initial=0.0), 0.0)),
+                "monotone_within_interval": bool(overlap.all()),
+                "random_mean_off_baseline": None if far is None else float(far),
+            }
+        )
+    return records
+
+
+def _end(row: pd.Series[Any]) -> dict[str, float | None]:
+    p = float(row["p_value"])
+    return {
+        "alpha": float(row["alpha"]),
+        "refusal_rate": float(row["refusal_rate"]),
+        "rate_lo": float(row["rate_lo"]),
+        "rate_hi": float(row["rate_hi"]),
+        "p_value": None if np.isnan(p) else p,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

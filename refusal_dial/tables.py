@@ -1,0 +1,95 @@
+"""Tables for the terminal: a summary as a person wants to read it.
+
+Takes frames and prints. It computes nothing but the choice of what to show.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from refusal_dial.summary import GROUP, PLACE, distinct, random_band
+
+WIDTH = 118
+
+
+def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
+    """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
+    p-value, and the mean and 95% range of the random directions."""
+    console = _console()
+    learned = summary[summary["direction"] == shown]
+    band = random_band(summary)
+    base = summary[summary["direction"] == "baseline"].set_index(["subset", "split"])
+    for place in distinct(learned, PLACE):
+        layer, site, pos = place
+        part = learned[(learned[PLACE] == list(place)).all(axis=1)]
+        groups = distinct(part, GROUP)
+        title = f"Refusal rate, {shown} direction: layer {layer}, {site}, position {pos}"
+        table = Table(title=title, title_justify="left", header_style="bold")
+        table.add_column("alpha", justify="right")
+        for subset, split in groups:
+            row = base.loc[(subset, split)] if (subset, split) in base.index else None
+            about = "" if row is None else f"\nunsteered {row['refusal_rate']:.2f}, n={row['n']}"
+            table.add_column(f"{subset} {split}{about}", justify="right")
+        here = band[(band[PLACE] == list(place)).all(axis=1)]
+        if len(here):
+            table.add_column(f"random x{here['n_seeds'].iloc[0]}\n{groups[0][0]} {groups[0][1]}")
+        for alpha, cells in part.groupby("alpha"):
+            line = [f"{alpha:g}"]
+            line += [_rate(cells, group) for group in groups]
+            match = here[(here["alpha"] == alpha) & (here["subset"] == groups[0][0])]
+            match = match[match["split"] == groups[0][1]]
+            if len(match):
+                one = match.iloc[0]
+                line.append(f"{one['mean']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]")
+            table.add_row(*line)
+        console.print(table)
+
+
+def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
+    row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
+    text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
+    return text if pd.isna(row["p_value"]) else f"{text} p={row['p_value']:.3f}"
+
+
+def print_groups(summary: pd.DataFrame, title: str) -> None:
+    """One line per cell and group of prompts: mean score and refusal rate with their intervals."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("prompts", "n", "mean score", "refusal rate"):
+        table.add_column(name, justify="left" if name == "prompts" else "right")
+    for _, row in summary.iterrows():
+        table.add_row(
+            str(row["subset"]),
+            str(row["n"]),
+            f"{row['score_mean']:.2f} [{row['score_lo']:.2f}, {row['score_hi']:.2f}]",
+            f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]",
+        )
+    _console().print(table)
+
+
+def print_band(summary: pd.DataFrame) -> None:
+    """A table per layer: mean refusal rate over random directions with its 95% range, by alpha."""
+    band = random_band(summary)
+    for place in distinct(band, PLACE):
+        part = band[(band[PLACE] == list(place)).all(axis=1)]
+        title = f"Refusal rate, {part['n_seeds'].iloc[0]} random directions: layer {place[0]}"
+        table = Table(title=title, title_justify="left", header_style="bold")
+        table.add_column("alpha", justify="right")
+        groups = distinct(part, GROUP)
+        for subset, split in groups:
+            table.add_column(f"{subset} {split}", justify="right")
+        for alpha, cells in part.groupby("alpha"):
+            rows = [cells[(cells["subset"] == s) & (cells["split"] == t)] for s, t in groups]
+            ranges = [
+                f"{r['mean'].iloc[0]:.2f} [{r['lo'].iloc[0]:.2f}, {r['hi'].iloc[0]:.2f}]"
+                for r in rows
+            ]
+            table.add_row(f"{alpha:g}", *ranges)
+        _console().print(table)
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else WIDTH)

@@ -1,0 +1,44 @@
+"""Fixtures: models loaded once a session, and the shared material where it is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.model import load_model
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared material beside the project; tests that need it are skipped without it."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"no shared material at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def embedded() -> TransformerBridge:
+    return load_model("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    """A tiny random Qwen2 with a chat template, loaded from a folder."""
+    return load_model(str(qwen_folder_at(tmp_path_factory)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen_folder_at(tmp_path_factory)
+
+
+def qwen_folder_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder("Qwen2", tmp_path_factory.mktemp("qwen2"))

@@ -1,0 +1,252 @@
+"""Laws of hooks: what an edit does to the rows it names, and that it touches nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial.directions import Provenance, from_vector
+from refusal_dial.hooks import Edit, ablate, clamp, patch, steer
+from refusal_dial.types import DialError
+from refusal_dial.types import positions as indices
+
+D = 16
+LAYER = {"layer": 3}
+
+
+def unit(seed: int = 0) -> torch.Tensor:
+    vector = torch.randn(D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return vector / vector.norm()
+
+
+def activation(batch: int = 3, length: int = 6, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, D, generator=generator, dtype=torch.float64)
+
+
+POSITIONS = st.one_of(
+    st.sampled_from(["all", "prompt", "last_prompt", "generated"]),
+    st.integers(-6, 5),
+    st.sets(st.integers(-6, -1), min_size=1).map(lambda s: tuple(sorted(s))),
+    st.slices(6),
+)
+
+
+@given(POSITIONS, st.floats(-50, 50))
+def test_steer_there_and_back_is_identity(pos, alpha):
+    h, r = activation(), unit()
+    _, there = steer(r, alpha, pos=pos, **LAYER)
+    _, back = steer(r, -alpha, pos=pos, **LAYER)
+    torch.testing.assert_close(back(there(h)), h, atol=1e-5, rtol=1e-5)
+
+
+@given(POSITIONS)
+def test_unselected_positions_are_bit_equal_and_the_input_is_untouched(pos):
+    h = activation()
+    before = h.clone()
+    _, edit = steer(unit(), 4.0, pos=pos, **LAYER)
+    out = edit(h)
+    assert torch.equal(h, before)
+    chosen = indices(pos, 6)
+    others = [i for i in range(6) if i not in chosen]
+    assert torch.equal(out[:, others], h[:, others])
+    if chosen:
+        assert (out[:, chosen] != h[:, chosen]).any(-1).all()
+
+
+def test_steer_moves_the_component_by_alpha_and_nothing_else():
+    h, r = activation(), unit()
+    _, edit = steer(r, 2.5, **LAYER)
+    moved = edit(h) - h
+    torch.testing.assert_close(moved @ r, torch.full((3, 6), 2.5, dtype=h.dtype), atol=1e-6, rtol=0)
+    assert (moved - (moved @ r)[..., None] * r).abs().max() < 1e-6
+
+
+def test_zero_alpha_changes_no_bit():
+    h = activation()
+    _, edit = steer(unit(), 0.0, **LAYER)
+    assert torch.equal(edit(h), h)
+
+
+@given(POSITIONS)
+def test_ablate_is_idempotent_and_leaves_nothing_along_the_direction(pos):
+    h, r = activation(), unit()
+    _, edit = ablate(r, pos=pos, **LAYER)
+    once = edit(h)
+    torch.testing.assert_close(edit(once), once, atol=1e-6, rtol=0)
+    chosen = indices(pos, 6)
+    assert (once[:, chosen] @ r).abs().sum() < 1e-5
+
+
+def test_clamp_sets_the_component_and_clamp_to_zero_is_ablate():
+    h, r = activation(), unit()
+    clamped = clamp(r, 1.5, **LAYER)[1](h)
+    torch.testing.assert_close(
+        clamped @ r, torch.full((3, 6), 1.5, dtype=h.dtype), atol=1e-6, rtol=0
+    )
+    assert torch.equal(clamp(r, 0.0, **LAYER)[1](h), ablate(r, **LAYER)[1](h)) or torch.allclose(
+        clamp(r, 0.0, **LAYER)[1](h), ablate(r, **LAYER)[1](h), atol=1e-6
+    )
+
+
+@given(POSITIONS)
+def test_patching_an_activation_with_itself_changes_no_bit(pos):
+    h = activation()
+    chosen = indices(pos, 6)
+    _, edit = patch(h[:, chosen], pos=pos, **LAYER)
+    assert torch.equal(edit(h), h)
+
+
+def test_patch_takes_one_vector_or_one_a_row():
+    h = activation()
+    one, each = torch.randn(D).double(), torch.randn(3, D).double()
+    assert torch.equal(patch(one, pos=-1, **LAYER)[1](h)[:, -1], one.expand(3, D))
+    assert torch.equal(patch(each, pos=-2, **LAYER)[1](h)[:, -2], each)
+
+
+def test_a_tensor_of_positions_edits_one_position_in_each_row():
+    h, where = activation(), torch.tensor([-1, -3, 0])
+    out = patch(torch.zeros(3, D), pos=where, **LAYER)[1](h)
+    for row, pos in enumerate(where.tolist()):
+        assert (out[row, pos] == 0).all()
+        kept = [i for i in range(6) if i != pos % 6]
+        assert torch.equal(out[row, kept], h[row, kept])
+
+
+def test_each_row_may_have_its_own_alpha_and_direction():
+    h = activation()
+    alphas, units = torch.tensor([0.0, 1.0, -2.0]), torch.stack([unit(i) for i in range(3)])
+    out = steer(units, alphas, pos=-1, **LAYER)[1](h)
+    for row in range(3):
+        alone = steer(units[row], float(alphas[row]), pos=-1, **LAYER)[1](h[row : row + 1])
+        torch.testing.assert_close(out[row], alone[0], atol=1e-6, rtol=0)
+    assert torch.equal(out[0], h[0])
+
+
+def test_head_and_neuron_edits_touch_only_their_unit():
+    z = torch.randn(2, 5, 4, 8)
+    out = patch(torch.zeros(8), site="z", head=2, pos=-1, **LAYER)[1](z)
+    assert (out[:, -1, 2] == 0).all()
+    assert torch.equal(out[:, :, [0, 1, 3]], z[:, :, [0, 1, 3]])
+    assert torch.equal(out[:, :-1], z[:, :-1])
+    post = torch.randn(2, 5, 12)
+    out = patch(torch.zeros(1), site="mlp_post", neuron=7, pos=(-1, -3), **LAYER)[1](post)
+    assert (out[:, [-1, -3], 7] == 0).all()
+    assert (out != post).sum() == 2 * 2
+
+
+def test_edits_keep_the_activation_dtype():
+    h = activation().to(torch.bfloat16)
+    for _, edit in (
+        steer(unit(), 3.0, **LAYER),
+        ablate(unit(), **LAYER),
+        clamp(unit(), 1.0, **LAYER),
+        patch(torch.zeros(D), **LAYER),
+    ):
+        assert edit(h).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("pos", "prompt", "step"),
+    [
+        ("all", {0, 1, 2, 3, 4, 5}, {0}),
+        ("prompt", {0, 1, 2, 3, 4, 5}, set()),
+        ("last_prompt", {5}, set()),
+        ("generated", set(), {0}),
+        (-1, {5}, {0}),
+        (-3, {3}, set()),
+        (0, {0}, set()),
+        ((-1, -2), {4, 5}, {0}),
+        (slice(-3, None), {3, 4, 5}, set()),
+        (slice(None), {0, 1, 2, 3, 4, 5}, {0}),
+    ],
+)
+def test_what_pos_means_in_a_prompt_and_in_a_cached_decoding_step(pos, prompt, step):
+    edit = steer(unit(), 9.0, pos=pos, **LAYER)[1]
+    h = activation(length=6)
+    assert {int(i) for i in (edit(h) != h).any(-1).any(0).nonzero()} == prompt
+    one = activation(length=1)
+    assert {int(i) for i in (edit(one) != one).any(-1).any(0).nonzero()} == step
+
+
+def test_pos_means_that_under_real_cached_decoding(qwen):
+    """The hook sees the prompt, then one token a call; compared with uncached forward passes."""
+    tokens = torch.randint(3, 200, (1, 9), generator=torch.Generator().manual_seed(0))
+    r = torch.nn.functional.normalize(torch.randn(32), dim=0)
+    for pos, edited_uncached in ((-1, (7, 8)), ("last_prompt", (7,)), ("generated", (8,))):
+        prompt, new = tokens[:, :8], tokens[:, 8:]
+        with torch.no_grad(), qwen.hooks(fwd_hooks=[steer(r, 5.0, layer=1, pos=pos)]):
+            _, cache = qwen(prompt, return_type="logits_and_cache", use_cache=True)
+            cached = qwen(new, past_key_values=cache)[:, -1]
+        with torch.no_grad():
+            hook = steer(r, 5.0, layer=1, pos=edited_uncached)
+            uncached = qwen.run_with_hooks(tokens, fwd_hooks=[hook])[:, -1]
+        torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=1e-4)
+
+
+def test_hooks_run_in_plain_transformerlens_and_compose_by_plus(qwen):
+    tokens = torch.randint(3, 200, (2, 7))
+    direction = from_vector(torch.randn(32), Provenance(1, "resid_pre", -1))
+    seen = {}
+
+    def keep(activation, hook):
+        seen["h"] = activation
+
+    hooks = [steer(direction, 8.0, layer=1, pos=-1)] + [ablate(direction, layer=2)]  # noqa: RUF005
+    with torch.no_grad():
+        plain = qwen.run_with_hooks(tokens)
+        steered = qwen.run_with_hooks(tokens, fwd_hooks=[*hooks, ("blocks.2.hook_resid_pre", keep)])
+    assert (seen["h"] @ direction.unit).abs().max() < 1e-3
+    assert not torch.allclose(plain[:, -1], steered[:, -1])
+    torch.testing.assert_close(
+        qwen.run_with_hooks(tokens, fwd_hooks=[steer(direction, 8.0, layer=1, pos=-1)])[:, :-1],
+        plain[:, :-1],
+    )
+
+
+def test_gradients_flow_to_an_added_vector():
+    v = torch.zeros(D, requires_grad=True)
+    steer(unit(), 1.0, **LAYER)[1](activation().float() + v).sum().backward()
+    assert v.grad is not None
+    assert torch.isfinite(v.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: steer(unit(), float("nan"), **LAYER), "alpha must be finite, not nan"),
+        (lambda: steer(unit() * 3, 1.0, **LAYER), "norm 3: divide it by its norm"),
+        (lambda: steer(unit() * float("nan"), 1.0, **LAYER), "NaN or infinite"),
+        (lambda: steer(unit(), 1.0, layer=1, site="resid_per"), "did you mean 'resid_pre'"),
+        (lambda: steer(unit(), 1.0, layer=-1), "whole number from 0 up, not -1"),
+        (lambda: steer(unit(), 1.0, layer=True), "not True"),
+        (lambda: steer(unit(), 1.0, layer=1, pos="last"), "unknown pos 'last'"),
+        (lambda: steer(unit(), 1.0, layer=1, pos=(-1, -1)), "names a position twice"),
+        (lambda: steer(unit(), 1.0, layer=1, pos=()), "at least one"),
+        (lambda: steer(unit(), 1.0, layer=1, pos=1.5), "not 1.5"),
+        (lambda: patch(unit(), site="z", **LAYER), "site 'z' needs head="),
+        (lambda: patch(unit(), head=1, **LAYER), "only it does"),
+        (lambda: patch(unit(), neuron=1, **LAYER), "neuron= is for site 'mlp_post'"),
+        (lambda: clamp(unit(), float("inf"), **LAYER), "must be finite, not inf"),
+    ],
+)
+def test_errors_give_the_value_and_what_was_expected(make, message):
+    with pytest.raises(DialError) as error:
+        make()
+    assert message in str(error.value)
+
+
+def test_a_position_outside_the_prompt_says_what_is_inside():
+    _, edit = steer(unit(), 1.0, pos=-9, **LAYER)
+    with pytest.raises(DialError, match="position -9 is outside a prompt of 6 tokens: valid"):
+        edit(activation())
+
+
+def test_an_edit_reads_as_what_it_does():
+    name, edit = steer(unit(), 8.0, layer=20, pos=-1)
+    assert name == "blocks.20.hook_resid_pre"
+    assert isinstance(edit, Edit)
+    assert (edit.layer, edit.site, edit.pos) == (20, "resid_pre", -1)
+    assert repr(edit) == "add@resid_pre[layer=20, pos=-1]"

@@ -1,0 +1,169 @@
+"""Loading by name, by folder, embedded: Hugging Face's numbers, and one line when it fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from refusal_dial import hub, model
+from refusal_dial.model import check_layers, check_site, identity, load_model
+from refusal_dial.tokens import last_logits, tokenize
+from refusal_dial.types import DialError
+
+
+@pytest.mark.parametrize("architecture", sorted(tiny.CONFIGS))
+def test_a_local_folder_matches_its_hugging_face_logits_padded_batches_included(
+    architecture, tmp_path
+):
+    folder = tiny.folder(architecture, tmp_path)
+    loaded = load_model(str(folder), device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = tokenize(loaded, tiny.sentences(5))
+    assert (tokens.mask == 0).any()
+    ours = last_logits(loaded, tokens)
+    positions = (tokens.mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        theirs = reference(tokens.ids, attention_mask=tokens.mask, position_ids=positions).logits
+    torch.testing.assert_close(ours, theirs[:, -1], atol=1e-4, rtol=1e-4)
+    for row in range(5):  # and padding changes nothing: each prompt alone gives the same
+        alone = tokens.ids[row : row + 1, int((tokens.mask[row] == 0).sum()) :]
+        with torch.no_grad():
+            single = reference(alone).logits[:, -1]
+        torch.testing.assert_close(ours[row : row + 1], single, atol=1e-4, rtol=1e-4)
+
+
+def test_stories260k_reproduces_its_golden_tokens(shared):
+    folder = shared / "models" / "stories260K"
+    golden = json.loads((folder / "golden_greedy.json").read_text())
+    loaded = load_model(str(folder), device="cpu")
+    out = loaded.generate(
+        torch.tensor([golden["prompt_ids"]]),
+        max_new_tokens=len(golden["greedy_ids"]),
+        do_sample=False,
+        stop_at_eos=False,
+        prepend_bos=False,
+        return_type="tokens",
+        verbose=False,
+    )
+    assert out[0, len(golden["prompt_ids"]) :].tolist() == golden["greedy_ids"]
+
+
+def test_identity_names_the_model_and_notices_other_weights(qwen, qwen_folder, tmp_path):
+    mine = identity(qwen)
+    assert (mine.architecture, mine.n_layers, mine.d_model) == ("Qwen2ForCausalLM", 3, 32)
+    assert (mine.device, mine.dtype) == ("cpu", "float32")
+    again = identity(load_model(str(qwen_folder), device="cpu"))
+    tiny.folder("Qwen2", tmp_path)
+    tiny.hf_model("Qwen2", seed=1).save_pretrained(tmp_path)
+    other = identity(load_model(str(tmp_path), device="cpu"))
+    assert len(mine.revision) == 16
+    assert again.architecture == other.architecture
+    assert again.revision != other.revision
+
+
+def test_parameters_are_frozen_and_half_precision_loads(qwen_folder):
+    half = load_model(str(qwen_folder), device="cpu", dtype="bfloat16")
+    assert identity(half).dtype == "bfloat16"
+    assert not any(p.requires_grad for p in half.original_model.parameters())
+
+
+def test_device_and_dtype_are_chosen_with_a_reason(monkeypatch, qwen_folder, caplog):
+    with caplog.at_level("INFO", logger="refusal_dial"):
+        load_model(str(qwen_folder))
+    assert "device" in caplog.text
+    assert "(" in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert model._device("auto")[0] == "mps"
+    assert model._dtype("auto", "mps")[0] == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert model._device("auto")[0] == "cuda"
+    assert model._dtype("auto", "cuda")[0] == torch.bfloat16
+    assert model._dtype("auto", "cpu")[0] == torch.float32
+
+
+def test_an_unreachable_hub_gives_one_line_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(model, "hub_reachable", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DialError) as error:
+        load_model("nobody/no-such-model")
+    text = str(error.value)
+    assert "'nobody/no-such-model' is neither a folder here nor in the local hub cache" in text
+    assert "--model embedded" in text
+    assert "\n" not in text
+
+
+def test_hub_ids_go_to_the_hub_client(monkeypatch):
+    """The real loading call is made with the id as it is, and its failure is one line."""
+    asked = {}
+
+    def boot(name, **rest):
+        asked.update(rest, name=name)
+        raise OSError("Repository Not Found\nfor url")
+
+    monkeypatch.setattr(model, "hub_reachable", lambda: True)
+    monkeypatch.setattr(model.TransformerBridge, "boot_transformers", boot)
+    with pytest.raises(DialError, match="could not be loaded: Repository Not Found for url"):
+        load_model("Qwen/Qwen2.5-0.5B-Instruct", device="cpu", dtype="bfloat16", revision="main")
+    assert asked["name"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert asked["trust_remote_code"] is False
+    assert asked["dtype"] is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "./missing"}, "no folder './missing'"),
+        ({"name": "/nowhere/at/all"}, "no folder '/nowhere/at/all'"),
+        ({"name": ""}, "no folder ''"),
+        ({"name": "embedded", "device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'"),
+        ({"name": "embedded", "dtype": "float8"}, "unknown dtype 'float8'"),
+    ],
+)
+def test_errors_before_loading(arguments, message):
+    with pytest.raises(DialError) as error:
+        load_model(**arguments)
+    assert message in str(error.value)
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(DialError, match=r"holds no model: config\.json is not in it"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(DialError, match="could not be loaded"):
+        load_model(str(tmp_path))
+    (tmp_path / "weights.bin").write_text("")
+    with pytest.raises(DialError, match="is a file"):
+        load_model(str(tmp_path / "weights.bin"))
+
+
+def test_truncated_weights_are_one_line(tmp_path):
+    tiny.folder("Qwen2", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DialError, match="could not be loaded"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_layer_out_of_range_names_the_range(qwen):
+    assert check_layers(qwen, [0, 2]) == (0, 2)
+    with pytest.raises(DialError, match="layer 3 is out of range: this model has layers 0 to 2"):
+        check_layers(qwen, [1, 3])
+
+
+def test_a_site_the_architecture_lacks_names_those_it_has(qwen):
+    assert check_site(qwen, "resid_mid") == "resid_mid"
+    parallel = tiny.bridge("GPTNeoX")
+    with pytest.raises(DialError, match=r"GPTNeoXForCausalLM has no site 'resid_mid': it has"):
+        check_site(parallel, "resid_mid")
+
+
+def test_the_hub_is_asked_once_and_offline_mode_is_believed(monkeypatch):
+    hub.hub_reachable.cache_clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.hub_reachable() is False
+    hub.hub_reachable.cache_clear()

@@ -1,0 +1,104 @@
+"""Small models made on the spot: random weights, real architectures, a byte-level tokenizer.
+
+`folder(architecture, path)` saves one the way a hub model is saved, so that tests load it through
+the same path as a real one.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerFast
+
+CHAT = (
+    "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}"
+    "<|im_end|>\n{% endif %}{% for m in messages if m['role'] == 'user' %}<|im_start|>user\n"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = CHAT.replace(
+    "<|im_start|>assistant\n",
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>\n\n{% endif %}",
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+    "Llama": {},
+    "Mistral": {"sliding_window": 8},
+    "Phi3": {"partial_rotary_factor": 0.5, "rope_theta": 10000.0},
+    "GPTNeoX": {"num_key_value_heads": 4},
+    "Gemma2": {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+}
+
+
+def hf_model(architecture: str, seed: int = 0) -> Any:
+    """A random-weight causal model, with weights large enough that layers matter."""
+    config = getattr(transformers, f"{architecture}Config")(**{**SMALL, **CONFIGS[architecture]})
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+def tokenizer(template: str | None = CHAT, bos: str | None = None) -> PreTrainedTokenizerFast:
+    """One token a byte, three control tokens; encodes any text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=bos,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL[1:2],
+    )
+    fast.chat_template = template
+    return fast
+
+
+def folder(architecture: str, path: Path, template: str | None = CHAT) -> Path:
+    """Save a random-weight model with its tokenizer as a hub folder."""
+    hf_model(architecture).save_pretrained(path)
+    tokenizer(template).save_pretrained(path)
+    return path
+
+
+def bridge(architecture: str) -> TransformerBridge:
+    """A random-weight model wrapped in memory."""
+    return TransformerBridge.boot_transformers(
+        "tiny/model", hf_model=hf_model(architecture), tokenizer=tokenizer(), device="cpu"
+    )
+
+
+def sentences(n: int) -> list[str]:
+    """n different short texts of different lengths."""
+    letters = string.ascii_lowercase
+    return [
+        " ".join(letters[(i + j) % 26] * (1 + j % 4) for j in range(2 + i % 5)) for i in range(n)
+    ]
