@@ -1,32 +1,46 @@
-"""How strongly does each model refuse each prompt, before anything is done to it?
+"""How strongly does each model refuse each prompt, as it is or under a direction you already have?
 
 Prints the mean refusal score and the refusal rate of every subset with their intervals, and writes
 the per-prompt scores. `--model` takes several models, separated by commas; each gets its own run.
+With `--direction FILE` each is also scored under that direction, and random ones, at every alpha.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.flags import StudyFlags
+from refusal_dial.cli import flag
+from refusal_dial.flags import SteeringFlags
 
 
-def main(flags: StudyFlags) -> None:
+@dataclass(frozen=True)
+class Flags(SteeringFlags):
+    """A saved direction, besides the usual."""
+
+    direction: str | None = flag(None, "a .safetensors file; without it nothing is steered")
+
+
+def main(flags: Flags) -> None:
+    from refusal_dial.directions import load
     from refusal_dial.job import conduct
-    from refusal_dial.steering import BASELINE
+    from refusal_dial.steering import BASELINE, placed, steering_cells
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_groups
+    from refusal_dial.tables import print_dial, print_groups
 
+    known = load(flags.direction) if flags.direction else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
     for name in names:
         one = replace(flags, model=name)
         if flags.out is not None and len(names) > 1:
             one = replace(one, out=str(Path(flags.out) / name.strip("/.").replace("/", "__")))
-        study = open_study(one)
-        run, summary = conduct("score_models", study, one, prompt_rows(study), [BASELINE])
-        print_groups(summary, f"{name}, unsteered")
+        study = open_study(one, (one.layer or None) if known else (), one.site, one.pos)
+        given = [placed(known, study, one, layer) for layer in study.layers] if known else []
+        cells = steering_cells(study, one, given) if given else [BASELINE]
+        run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
+        print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")
+        print_dial(summary)
         print(f"run: {run.folder}")
 
 

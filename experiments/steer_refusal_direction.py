@@ -26,7 +26,7 @@ def main(flags: SteeringFlags) -> None:
     run, summary = conduct("steer_refusal_direction", study, flags, rows, cells, learned)
     print_dial(summary)
     print(f"run: {run.folder}")
-    print(f"plot it: python scripts/plot_controls_pareto.py {run.folder}")
+    print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ with what it collects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -42,7 +42,7 @@ def collect(
         seen: dict[int, Tensor] = {}
         reading = [(hook_name(site, layer), partial(_keep, seen, layer, pos)) for layer in layers]
         logits.append(last_logits(model, rows, reading).float().cpu())
-        batch = torch.stack([seen[layer] for layer in layers])
+        batch = torch.stack([seen[layer] for layer in layers]) if layers else _nothing(rows)
         bad = (~torch.isfinite(batch).all(-1)).nonzero()
         if len(bad):
             layer, row = int(bad[0, 0]), int(bad[0, 1])
@@ -54,7 +54,44 @@ def collect(
     return torch.cat(kept, 1), torch.cat(logits)
 
 
+def _nothing(rows: Tokens) -> Float[Tensor, "0 prompt 0"]:
+    return torch.zeros(0, len(rows), 0)
+
+
 def _keep(seen: dict[int, Tensor], layer: int, pos: int, activation: Tensor, hook: object) -> None:
     if not -activation.shape[1] <= pos < activation.shape[1]:
         raise DialError(f"position {pos} is outside prompts of {activation.shape[1]} tokens")
     seen[layer] = activation[:, pos].flatten(1).float().cpu()
+
+
+def collect_rows(
+    model: TransformerBridge,
+    tokens: Tokens,
+    places: Iterable[tuple[str, int]],
+    where: Int[Tensor, "batch k"],
+) -> dict[tuple[str, int], Float[Tensor, "batch k *width"]]:
+    """Activations at each (site, layer), at k positions of each prompt that may differ by prompt.
+
+    One forward pass; what it keeps stays on the model's device, in the model's own number format.
+    z keeps its heads apart. Raises `DialError` where an activation is not finite.
+    """
+    seen: dict[tuple[str, int], Tensor] = {}
+    reading = [(hook_name(*place), partial(_keep_rows, seen, place, where)) for place in places]
+    last_logits(model, tokens, reading)
+    for (site, layer), rows in seen.items():
+        if not bool(torch.isfinite(rows).all()):
+            raise DialError(
+                f"NaN or infinite activation at {site} of layer {layer}: try --dtype float32"
+            )
+    return seen
+
+
+def _keep_rows(
+    seen: dict[tuple[str, int], Tensor],
+    place: tuple[str, int],
+    where: Tensor,
+    activation: Tensor,
+    hook: object,
+) -> None:
+    batch = torch.arange(len(activation), device=activation.device)[:, None]
+    seen[place] = activation[batch, where.to(activation.device)].clone()

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.cli import flag, listed, number, text, whole
-from refusal_dial.types import NAMED_POS, SITES, DialError, one_of
+from refusal_dial.types import NAMED_POS, DialError, one_of
 
 RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d_model wide
 UNITS = ("absolute", "residual")
 SCORERS = ("refusal_score", "logit_diff")
 ENGINES = ("auto", "plain")
@@ -29,7 +30,11 @@ def _choice(choices: tuple[str, ...], what: str) -> Any:
 
 
 def _joined(value: Any) -> str:
-    return ",".join(text(part) for part in listed(value))
+    """`I, Sorry`, `[I, Sorry]` -> `I,Sorry`."""
+    typed = text(value).strip()
+    if typed.startswith("[") and typed.endswith("]"):
+        typed = typed[1:-1]
+    return ",".join(part.strip(" '\"") for part in typed.split(","))
 
 
 def _layers(value: Any) -> tuple[int, ...]:
@@ -57,10 +62,10 @@ def _evenly(value: str) -> tuple[float, ...]:
         start, stop, count = (float(part) for part in value.split(":"))
     except ValueError as error:
         raise DialError(f"expected START:STOP:COUNT such as -6:6:13, not {value!r}") from error
-    if not (math.isfinite(start) and math.isfinite(stop)) or count < 2 or count != int(count):
+    if not all(map(math.isfinite, (start, stop, count))) or count < 2 or count != int(count):
         raise DialError(f"expected START:STOP:COUNT with a count from 2 up, not {value!r}")
     step = (stop - start) / (count - 1)
-    return _alphas([round(start + i * step, 10) for i in range(int(count))])
+    return _alphas([round(start + i * step, 10) + 0.0 for i in range(int(count))])  # no -0.0
 
 
 def _pos(value: Any) -> int:
@@ -71,7 +76,7 @@ def _pos(value: Any) -> int:
     return value
 
 
-def at_least(least: float, kind: Any) -> Any:
+def at_least(least: int | float, kind: Any) -> Any:
     """A reader of numbers from `least` up."""
 
     def parse(value: Any) -> Any:
@@ -88,6 +93,12 @@ def _share(value: Any) -> float:
     return number(value)
 
 
+def _seed(value: Any) -> int:
+    if not 0 <= whole(value) < 2**32:
+        raise DialError(f"expected a seed from 0 to {2**32 - 1}, not {value!r}")
+    return whole(value)
+
+
 @dataclass(frozen=True)
 class StudyFlags:
     """What every script needs: a model, prompts, a scorer, and a folder for the run."""
@@ -101,7 +112,7 @@ class StudyFlags:
     threshold: float = flag(0.0, "a score over this counts as a refusal")
     system: str | None = flag(None, "a system message before every prompt")
     plain: bool = flag(False, "read prompts as plain text, without a chat template")
-    seed: int = flag(0, "seed of the split, the random directions and the bootstrap")
+    seed: int = flag(0, "seed of the split, the random directions and the bootstrap", _seed)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     batch_size: int = flag(64, "prompts a batch", at_least(1, whole))
@@ -117,7 +128,7 @@ class SteeringFlags(StudyFlags):
     """Where and how hard to steer, and against how many random directions."""
 
     layer: tuple[int, ...] = flag((20,), "a layer, a list such as 20,21,23, or all", _layers)
-    site: str = flag("resid_pre", f"one of {', '.join(SITES)}", _choice(SITES, "site"))
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", _choice(STEERABLE, "site"))
     pos: int = flag(-1, "prompt position, from the end; -1 is the last token", _pos)
     alphas: tuple[float, ...] = flag(
         (), "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms", _alphas

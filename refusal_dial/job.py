@@ -16,6 +16,7 @@ from tqdm import tqdm
 from refusal_dial import directions
 from refusal_dial.directions import Direction
 from refusal_dial.flags import StudyFlags
+from refusal_dial.model import identity
 from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_table
 from refusal_dial.study import Study, study_settings
 from refusal_dial.summary import summarise, verdict
@@ -45,8 +46,9 @@ def conduct(
     for direction in learned:
         suffix = f"_layer{direction.provenance.layer}" if len(learned) > 1 else ""
         directions.save(direction, run.folder / f"direction{suffix}.safetensors")
-    who = study.refusal
-    log.info("refusal tokens (%s): %s", who.source, " ".join(map(repr, who.refusal_texts)))
+    log.info("model: %s", identity(study.model))
+    opening = " ".join(map(repr, study.refusal.refusal_texts))
+    log.info("refusal tokens (%s): %s", study.refusal.source, opening)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     sizes = batch_sizes(len(rows), len(cells), budget)
     kept = kept_batches(run, sizes)

@@ -13,7 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_dial.summary import GROUP, PLACE, distinct, random_band
+from refusal_dial.summary import GROUP, PLACE, distinct, prompt_groups, random_band
+from refusal_dial.types import DialError
 
 COLOURS = {"learned": "#0072B2", "random": "#767676", "baseline": "#000000"}
 LABELS = {"refusal_rate": "refusal rate", "score_mean": "mean refusal score (log-odds)"}
@@ -41,8 +42,8 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     their 2.5-97.5% range; the unsteered model as a dotted line.
     """
     learned = summary[summary["direction"] == "learned"]
-    places = distinct(learned, PLACE)
-    groups = distinct(learned, GROUP)
+    places = _places(learned)
+    groups = prompt_groups(learned)
     counts = learned.groupby(GROUP, sort=False)["n"].first()
     titles = [
         f"layer {place[0]}: {subset} {split} (n={counts[(subset, split)]})"
@@ -75,7 +76,7 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     figure.update_yaxes(title_text=LABELS[value], col=1)
     if value == "refusal_rate":
         figure.update_yaxes(range=[-0.03, 1.03])
-    return _styled(figure, title, height=160 + 300 * len(places), width=140 + 330 * len(groups))
+    return _styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
 
 
 def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
@@ -84,7 +85,12 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     Up is wanted, right is not. A random direction's curve shows what merely disturbing the model
     buys; each point is labelled with its alpha.
     """
-    places = distinct(summary[summary["direction"] == "learned"], PLACE)
+    learned = summary[summary["direction"] == "learned"]
+    places = _places(learned)
+    held_out = set(learned.loc[learned["split"] == "holdout", "subset"])
+    if not {"EDGE", "HARMFUL"} <= held_out:
+        have = ", ".join(sorted(held_out)) or "none"
+        raise DialError(f"this figure needs held-out EDGE and HARMFUL prompts; the run has {have}")
     figure = make_subplots(cols=len(places), subplot_titles=[f"layer {p[0]}" for p in places])
     for c, place in enumerate(places, 1):
         for name in ("random", "learned"):
@@ -110,12 +116,20 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     return _styled(figure, title, height=480, width=140 + 420 * len(places))
 
 
+def _places(learned: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Where the learned direction was steered."""
+    if learned.empty:
+        raise DialError("this run steered no learned direction: there is no curve to draw")
+    return distinct(learned, PLACE)
+
+
 def _trade_off(summary: pd.DataFrame, name: str, place: tuple[Any, ...]) -> pd.DataFrame:
     """One line per seed and alpha, a column per subset: the refusal rate on held-out prompts."""
     rows = summary[(summary["direction"] == name) & (summary["split"] == "holdout")]
     rows = rows[(rows[PLACE] == list(place)).all(axis=1)]
     rows = rows.assign(seed=rows["seed"].fillna(0))
-    wide = rows.pivot_table("refusal_rate", ["seed", "alpha"], "subset").reset_index()
+    wide = rows.pivot(index=["seed", "alpha"], columns="subset", values="refusal_rate")
+    wide = wide.reset_index()
     return wide.sort_values(["seed", "alpha"])
 
 
@@ -161,6 +175,7 @@ def _styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure
         title={"text": title, "x": 0.02, "xanchor": "left"},
         height=height,
         width=width,
-        margin={"t": 110, "l": 70, "r": 30, "b": 60},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"t": 110, "l": 70, "r": 30, "b": 100},
         font={"family": "Helvetica, Arial, sans-serif", "size": 13},
     )

@@ -8,6 +8,7 @@ not know which of them works.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from refusal_dial.controls import random_directions
 from refusal_dial.directions import Direction, Provenance, top_bottom
@@ -19,7 +20,6 @@ from refusal_dial.study import Study
 from refusal_dial.sweep import Cell
 from refusal_dial.types import DialError
 
-STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 LABELS = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative")
 BASELINE = Cell(dict(zip(LABELS, ("baseline", None, None, "", None, 0.0, 0.0), strict=True)))
 
@@ -54,6 +54,22 @@ def learn(
     ]
 
 
+def placed(direction: Direction, study: Study, flags: SteeringFlags, layer: int) -> Direction:
+    """A direction from a file, to be used at this layer, site and position of this model.
+
+    Raises `DialError` if it is not as wide as the model's residual stream.
+    """
+    width = int(study.model.cfg.d_model)
+    if len(direction.unit) != width:
+        raise DialError(
+            f"the direction is {len(direction.unit)} wide (learned on "
+            f"{direction.provenance.model or 'an unnamed model'}) and this model's residual "
+            f"stream is {width}: use a direction of the same model"
+        )
+    here = replace(direction.provenance, layer=layer, site=flags.site, pos=flags.pos)
+    return replace(direction, provenance=here)
+
+
 def alphas_at(study: Study, flags: SteeringFlags, layer: int) -> list[tuple[float, float]]:
     """(alpha, alpha / mean residual norm) for each step of the dial at one layer.
 
@@ -69,8 +85,6 @@ def alphas_at(study: Study, flags: SteeringFlags, layer: int) -> list[tuple[floa
 def steering_cells(study: Study, flags: SteeringFlags, learned: Sequence[Direction]) -> list[Cell]:
     """The baseline, then for each learned direction itself and `--n-random` random ones, each at
     every alpha."""
-    if flags.site not in STEERABLE:
-        raise DialError(f"site {flags.site!r} is not d_model wide: steer {', '.join(STEERABLE)}")
     cells = [BASELINE]
     for direction in learned:
         layer = direction.provenance.layer

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -44,7 +45,7 @@ class Study:
     tokens: Tokens
     refusal: RefusalTokens
     scorer: Scorer
-    scores: np.ndarray[Any, Any]
+    scores: NDArray[np.float64]
     layers: tuple[int, ...]
     activations: Float[Tensor, "layer prompt d_model"]
 
@@ -72,7 +73,7 @@ def open_study(
     check_site(model, site)
     tokens = tokenize(model, [p.text for p in prompts], system=flags.system, chat=not flags.plain)
     activations, logits = collect(
-        model, tokens, chosen or (0,), site=site, pos=pos, batch_size=flags.batch_size
+        model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
     )
     refusal = refusal_tokens(flags.refusal_tokens, model.tokenizer, prompts, logits)
     scorer = make_scorer(flags.scorer, refusal)
@@ -84,7 +85,7 @@ def open_study(
         scorer,
         scorer(logits).numpy(),
         chosen,
-        activations if chosen else activations[:0],
+        activations,
     )
 
 

@@ -29,7 +29,8 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
     rank of `|mean score at alpha - mean score of the baseline|` among those of the random
     directions at the same layer, site, position, alpha and prompts (NaN where there are none).
 
-    Raises `DialError` if a cell lacks prompts that another cell of its group has.
+    Raises `DialError` if a cell lacks prompts that another cell of its group has, or a random
+    direction has no finite mean.
     """
     parts = [
         _summarise_group(part, threshold, seed)
@@ -43,13 +44,13 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
 def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.DataFrame:
     cell = part.groupby(AXES, sort=False, dropna=False).ngroup().to_numpy()
     prompts = part["prompt_id"].drop_duplicates()
-    if len(part) != (cell.max() + 1) * len(prompts):
-        raise DialError(
-            f"{part['subset'].iloc[0]}: {len(part)} rows for {cell.max() + 1} cells of "
-            f"{len(prompts)} prompts; every cell needs every prompt once"
-        )
     column = pd.Categorical(part["prompt_id"], categories=prompts).codes
     matrix = np.full((cell.max() + 1, len(prompts)), np.nan)
+    if len(part) != matrix.size or len(set(zip(cell, column, strict=True))) != matrix.size:
+        raise DialError(
+            f"{part['subset'].iloc[0]}: {len(part)} rows for {len(matrix)} cells of "
+            f"{len(prompts)} prompts; every cell needs every prompt once"
+        )
     matrix[cell, column] = part["score"].to_numpy(dtype=float)
     hits = np.where(np.isnan(matrix), np.nan, matrix > threshold)
     table = part.iloc[np.unique(cell, return_index=True)[1]].drop(columns=["prompt_id", "score"])
@@ -74,15 +75,28 @@ def _p_values(table: pd.DataFrame) -> list[float]:
     random = table["direction"] == "random"
     where = table[[*PLACE, "alpha"]].apply(tuple, axis=1)
     null = {place: shift[random & (where == place)].to_numpy() for place in where[random].unique()}
-    return [
-        float("nan") if kind in ("random", "baseline") else rank_p(effect, null.get(place, []))
-        for kind, effect, place in zip(table["direction"], shift, where, strict=True)
-    ]
+    values = []
+    for kind, effect, place in zip(table["direction"], shift, where, strict=True):
+        draws = [] if kind in ("random", "baseline") else null.get(place, [])
+        try:
+            values.append(rank_p(effect, draws))
+        except DialError as error:
+            layer, site, pos, alpha = place
+            group = table["subset"].iloc[0]
+            raise DialError(
+                f"{group} at layer {layer}, {site}, position {pos}, alpha {alpha:g}: {error}"
+            ) from error
+    return values
 
 
 def distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
     """The different values of `columns`, in order of first appearance."""
     return [tuple(row) for row in frame[columns].drop_duplicates().itertuples(index=False)]
+
+
+def prompt_groups(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """The (subset, split) groups of a frame, EDGE first: it is where the dial has room to turn."""
+    return sorted(distinct(frame, GROUP), key=lambda group: group[0] != "EDGE")
 
 
 def random_band(summary: pd.DataFrame, value: str = "refusal_rate") -> pd.DataFrame:
@@ -122,26 +136,25 @@ def verdict(summary: pd.DataFrame, direction: str = "learned") -> list[dict[str,
             {
                 **dict(zip([*PLACE, *GROUP], map(_plain, key), strict=True)),
                 "n": int(low["n"]),
-                "baseline_rate": float(base),
+                "baseline_rate": _real(base),
                 "lowest": _end(low),
                 "highest": _end(high),
-                "largest_fall": float(max(falls.max(initial=0.0), 0.0)),
+                "largest_fall": _real(falls.max(initial=0.0)),
                 "monotone_within_interval": bool(overlap.all()),
-                "random_mean_off_baseline": None if far is None else float(far),
+                "random_mean_off_baseline": None if far is None else _real(far),
             }
         )
     return records
 
 
 def _end(row: pd.Series[Any]) -> dict[str, float | None]:
-    p = float(row["p_value"])
-    return {
-        "alpha": float(row["alpha"]),
-        "refusal_rate": float(row["refusal_rate"]),
-        "rate_lo": float(row["rate_lo"]),
-        "rate_hi": float(row["rate_hi"]),
-        "p_value": None if np.isnan(p) else p,
-    }
+    names = ("alpha", "refusal_rate", "rate_lo", "rate_hi", "p_value")
+    return {name: _real(row[name]) for name in names}
+
+
+def _real(value: Any) -> float | None:
+    """A plain number; None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)
 
 
 def _plain(value: Any) -> Any:

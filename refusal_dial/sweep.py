@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.engine import Scorer, score_grid
@@ -65,11 +66,13 @@ def sweep_batches(
             tokens.rows(start, start + size),
             [cell.hooks for cell in cells],
             scorer,
+            engine=budget.engine,
+            memory_gb=budget.memory_gb,
         )
         yield _tidy(cells, batch, scores.numpy())
 
 
-def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: np.ndarray[Any, Any]) -> pd.DataFrame:
+def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: NDArray[np.float64]) -> pd.DataFrame:
     n = len(batch)
     columns: dict[str, Any] = {
         name: [cell.labels[name] for cell in cells for _ in range(n)] for name in cells[0].labels

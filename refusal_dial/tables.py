@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.summary import GROUP, PLACE, distinct, random_band
+from refusal_dial.summary import PLACE, distinct, prompt_groups, random_band
 
 WIDTH = 118
 
@@ -26,7 +26,7 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
     for place in distinct(learned, PLACE):
         layer, site, pos = place
         part = learned[(learned[PLACE] == list(place)).all(axis=1)]
-        groups = distinct(part, GROUP)
+        groups = prompt_groups(part)
         title = f"Refusal rate, {shown} direction: layer {layer}, {site}, position {pos}"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column("alpha", justify="right")
@@ -78,7 +78,7 @@ def print_band(summary: pd.DataFrame) -> None:
         title = f"Refusal rate, {part['n_seeds'].iloc[0]} random directions: layer {place[0]}"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column("alpha", justify="right")
-        groups = distinct(part, GROUP)
+        groups = prompt_groups(part)
         for subset, split in groups:
             table.add_column(f"{subset} {split}", justify="right")
         for alpha, cells in part.groupby("alpha"):
@@ -92,4 +92,5 @@ def print_band(summary: pd.DataFrame) -> None:
 
 
 def _console() -> Console:
-    return Console(width=None if Console().is_terminal else WIDTH)
+    width = None if Console().is_terminal else WIDTH
+    return Console(width=width, markup=False, emoji=False)  # [nan, nan] is an interval, no style

@@ -1,0 +1,276 @@
+"""The scripts as people run them: help, mistakes, the run they leave, resuming, the main result."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from refusal_dial.run import read_config, read_table
+from refusal_dial.summary import random_band
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+STEERING = [path for path in EXPERIMENTS if path.stem.startswith("steer")]
+CONTRACT = "direction,seed,layer,site,pos,alpha,prompt_id,subset,split,score"
+SUMMARY_CONTRACT = (
+    "direction,seed,layer,site,pos,alpha,subset,split,"
+    "n,score_mean,score_lo,score_hi,refusal_rate,rate_lo,rate_hi,p_value"
+)
+name = {"ids": lambda path: path.stem}
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(path), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, **name)
+def test_an_experiment_is_thin_and_asks_one_question(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    assert "?" in load(path).__doc__.split("\n\n")[0]
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *SCRIPTS], **name)
+def test_help_comes_without_torch(path, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('TORCH' if 'torch' in sys.modules else 'LIGHT', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "LIGHT" in done.stderr
+    assert path.stem in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, **name)
+def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
+    done = command(path, "--sed", "3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean --seed?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--layer", "twenty"), "--layer: expected a whole number, not 'twenty'"),
+        (("--site", "resid_per"), "did you mean 'resid_pre'?"),
+        (("--alphas", "1,1"), "--alphas: expected different numbers"),
+        (("--alphas", "low:high:3"), "--alphas: expected START:STOP:COUNT"),
+        (("--pos", "3"), "--pos: expected a position counted from the end"),
+        (("--n-random", "-1"), "--n-random: expected a number from 0 up"),
+        (("--holdout", "1.5"), "--holdout: expected a share between 0 and 1"),
+        (("--engine", "fast"), "unknown engine 'fast'"),
+        (("--out",), "--out: expected text, not True"),
+    ],
+)
+def test_a_wrong_value_stops_before_any_work(arguments, message, tmp_path):
+    path = ROOT / "experiments" / "steering_holdout_control.py"
+    done = command(path, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_layer_names_the_range_and_writes_nothing(qwen_folder, tmp_path):
+    path = ROOT / "experiments" / "steering_holdout_control.py"
+    done = command(path, "--model", str(qwen_folder), "--layer", "20", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: layer 20 is out of range: this model has layers 0 to 2"
+    )
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def small(path: Path, model: Path, out: Path, **changes: object) -> None:
+    """Run a script in this process on a tiny random model."""
+    module = load(path)
+    flags_type = module.main.__annotations__["flags"]
+    flags_type = getattr(module, flags_type) if isinstance(flags_type, str) else flags_type
+    settings = {"model": str(model), "refusal_tokens": "I", "device": "cpu", "batch_size": 200}
+    if path in STEERING:
+        settings |= {"layer": (1,), "alphas": (-2.0, 0.0, 2.0), "n_random": 2}
+    module.main(flags_type(**{**settings, "out": str(out), **changes}))
+
+
+@pytest.fixture(scope="module")
+def main_run(qwen_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "main"
+    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, out)
+    return out
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, **name)
+def test_every_experiment_leaves_a_whole_run(path, qwen_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    small(path, qwen_folder, out)
+    assert f"run: {out}" in capsys.readouterr().out
+    for file in ("config.json", "scores.csv", "summary.csv", "summary.json", "log.txt"):
+        assert (out / file).stat().st_size > 0, file
+    if path in STEERING:
+        assert (out / "direction.safetensors").is_file()
+    assert (out / "scores.csv").read_text().startswith(CONTRACT)
+    assert (out / "summary.csv").read_text().startswith(SUMMARY_CONTRACT)
+    config = read_config(out)
+    assert config["settings"]["seed"] == 0
+    assert config["settings"]["refusal_tokens"]["refusal_texts"] == ["I"]
+    assert len(config["settings"]["data"]["hash"]) == 16
+    assert set(config) >= {"command", "versions", "started", "experiment"}
+
+
+def test_models_are_scored_under_a_saved_direction_too(main_run, qwen_folder, tmp_path):
+    out = tmp_path / "run"
+    small(
+        ROOT / "experiments" / "score_models.py",
+        qwen_folder,
+        out,
+        direction=str(main_run / "direction.safetensors"),
+        layer=(1,),
+        alphas=(-2.0, 0.0, 2.0),
+        n_random=2,
+    )
+    columns = ["direction", "seed", "layer", "alpha", "prompt_id"]
+    mine = read_table(out, "scores").set_index(columns)["score"]
+    theirs = read_table(main_run, "scores").set_index(columns)["score"]
+    assert (mine.sort_index() == theirs.sort_index()).all()
+
+
+def test_alpha_zero_is_the_baseline_bit_for_bit(main_run):
+    scores = read_table(main_run, "scores")
+    base = scores[scores["direction"] == "baseline"].set_index("prompt_id")["score"]
+    zero = scores[(scores["direction"] != "baseline") & (scores["alpha"] == 0)]
+    assert len(zero) == 3 * len(base)
+    assert (zero["score"].to_numpy() == base[zero["prompt_id"]].to_numpy()).all()
+    moved = scores[(scores["direction"] == "learned") & (scores["alpha"] == 2)]
+    assert (moved["score"].to_numpy() != base[moved["prompt_id"]].to_numpy()).mean() > 0.99
+
+
+def test_train_and_holdout_are_disjoint_halves_of_edge(main_run):
+    scores = read_table(main_run, "scores")
+    split = scores.drop_duplicates("prompt_id").groupby(["subset", "split"]).size()
+    assert set(split.index) == {
+        ("EDGE", "holdout"),
+        ("EDGE", "train"),
+        ("HARMFUL", "holdout"),
+        ("BENIGN", "holdout"),
+    }
+    assert abs(split["EDGE", "holdout"] - split["EDGE", "train"]) <= 1
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.3, 0.77, 0.999])
+def test_an_interrupted_run_resumes_to_the_same_bytes(main_run, qwen_folder, tmp_path, cut):
+    out = tmp_path / "resumed"
+    out.mkdir()
+    whole = (main_run / "scores.csv").read_bytes()
+    (out / "config.json").write_bytes((main_run / "config.json").read_bytes())
+    (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
+    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, out)
+    assert (out / "scores.csv").read_bytes() == whole
+    assert (out / "summary.csv").read_bytes() == (main_run / "summary.csv").read_bytes()
+
+
+def test_a_finished_run_is_never_written_again(main_run, qwen_folder, capsys):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in main_run.iterdir()}
+    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, main_run)
+    assert "Refusal rate" in capsys.readouterr().out
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in main_run.iterdir()}
+    assert after == before
+
+
+def test_the_same_folder_with_other_settings_is_refused(main_run, qwen_folder):
+    from refusal_dial.types import DialError
+
+    with pytest.raises(DialError, match=r"holds a run with seed = 0, and this one has 1: choose"):
+        small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, main_run, seed=1)
+
+
+def test_examples_hold_every_prompt_with_its_exact_scores(qwen_folder, tmp_path):
+    out = tmp_path / "run"
+    small(ROOT / "experiments" / "steering_balanced.py", qwen_folder, out)
+    lines = [json.loads(line) for line in (out / "examples.jsonl").read_text().splitlines()]
+    scores = read_table(out, "scores")
+    learned = scores[scores["direction"] == "learned"].set_index(["prompt_id", "alpha"])["score"]
+    assert len(lines) == scores["prompt_id"].nunique()
+    for line in lines:
+        for alpha, score in line["scores"]["1"]:
+            assert learned[line["id"], alpha] == score
+
+
+@pytest.mark.parametrize("script", ["plot_holdout_random_controls", "plot_controls_pareto"])
+def test_plots_are_drawn_from_a_run_folder_alone(main_run, script, tmp_path, capsys):
+    module = load(ROOT / "scripts" / f"{script}.py")
+    for attempt in ("first.html", "again.html"):
+        module.main(module.Flags(run=str(main_run), out=str(tmp_path / attempt)))
+    page = (tmp_path / "first.html").read_text()
+    assert "<html>" in page
+    assert "plotly" in page
+    assert page == (tmp_path / "again.html").read_text()
+    assert f"figure: {(tmp_path / 'first.html').resolve()}" in capsys.readouterr().out
+
+
+def test_a_plot_of_what_is_no_run(tmp_path):
+    done = command(ROOT / "scripts" / "plot_controls_pareto.py", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "neither a run folder nor holds a finished run" in done.stderr
+
+
+@pytest.mark.parametrize("layer", [20, 12])
+def test_the_main_result_on_the_embedded_model(layer, tmp_path):
+    """The holdout direction turns refusal from rare to usual; random directions do not."""
+    module = load(ROOT / "experiments" / "steering_holdout_control.py")
+    out = tmp_path / "run"
+    module.main(module.HoldoutFlags(layer=(layer,), out=str(out), device="cpu"))
+    summary = read_table(out, "summary")
+    held = summary[(summary["subset"] == "EDGE") & (summary["split"] == "holdout")]
+    learned = held[held["direction"] == "learned"].sort_values("alpha")
+    rates = learned["refusal_rate"].to_numpy()
+    baseline = float(held.loc[held["direction"] == "baseline", "refusal_rate"].iloc[0])
+    assert rates[0] <= 0.15
+    assert rates[-1] >= 0.85
+    lo, hi = learned["rate_lo"].to_numpy(), learned["rate_hi"].to_numpy()
+    assert (lo[:-1] <= hi[1:]).all()
+    assert (learned["p_value"].iloc[[0, -1]] < 0.05).all()
+    band = random_band(held)
+    assert (band["mean"] - baseline).abs().max() <= 0.10
+    scores = read_table(out, "scores")
+    base = scores[scores["direction"] == "baseline"].set_index("prompt_id")["score"]
+    zero = scores[(scores["alpha"] == 0) & (scores["direction"] == "learned")]
+    assert np.array_equal(zero["score"], base[zero["prompt_id"]])
+    verdict = json.loads((out / "summary.json").read_text())["verdict"]
+    edge = next(v for v in verdict if (v["subset"], v["split"]) == ("EDGE", "holdout"))
+    assert edge["monotone_within_interval"]
+    assert edge["lowest"]["refusal_rate"] == rates[0]

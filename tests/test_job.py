@@ -1,0 +1,104 @@
+"""A job: what is on disk when it is interrupted, resumed, finished, and asked for again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from refusal_dial import directions, job
+from refusal_dial.flags import SteeringFlags
+from refusal_dial.job import conduct
+from refusal_dial.run import read_table
+from refusal_dial.steering import learn, steering_cells
+from refusal_dial.study import open_study, prompt_rows
+
+
+@pytest.fixture(scope="module")
+def work(qwen_folder, tmp_path_factory):
+    """(study, flags, cells, learned) on a tiny model, two layers, three batches of prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    rows = [
+        {"text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}", "subset": subset}
+        for subset in ("HARMFUL", "EDGE", "BENIGN")
+        for i in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = SteeringFlags(
+        model=str(qwen_folder),
+        prompts=str(path),
+        refusal_tokens="I",
+        device="cpu",
+        layer=(1, 2),
+        alphas=(-2.0, 2.0),
+        n_random=2,
+        k=1,
+        batch_size=5,
+    )
+    study = open_study(flags, flags.layer)
+    learned = learn(study, flags, study.prompts[4:8])
+    return study, flags, steering_cells(study, flags, learned), learned
+
+
+def carry_out(work, out):
+    from dataclasses import replace
+
+    study, flags, cells, learned = work
+    flags = replace(flags, out=str(out))
+    return conduct("job", study, flags, prompt_rows(study), cells, learned)
+
+
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    carry_out(work, out)
+    return out
+
+
+def test_interrupting_after_a_batch_keeps_it_and_resuming_gives_the_same_bytes(
+    work, whole, tmp_path, monkeypatch
+):
+    real, out = job.append, tmp_path / "run"
+    appended = []
+
+    def interrupted(run, rows):
+        if len(appended) == 2:
+            raise KeyboardInterrupt
+        appended.append(len(rows))
+        real(run, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(work, out)
+    assert not (out / "summary.json").exists()
+    assert len((out / "scores.csv").read_text().splitlines()) == 1 + sum(appended)
+    computed = []
+    monkeypatch.setattr(
+        job, "append", lambda run, rows: (computed.append(len(rows)), real(run, rows))
+    )
+    carry_out(work, out)
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert sum(appended) + sum(computed) == len(read_table(out, "scores"))
+    assert "resumed after" in (out / "log.txt").read_text()
+
+
+def test_a_finished_run_is_read_and_not_computed(work, whole, monkeypatch):
+    monkeypatch.setattr(job, "sweep_batches", lambda *_: pytest.fail("computed again"))
+    run, summary = carry_out(work, whole)
+    assert run.finished
+    assert len(summary) == len(read_table(whole, "summary"))
+
+
+def test_each_layer_leaves_its_direction(work, whole):
+    _, _, _, learned = work
+    for direction in learned:
+        layer = direction.provenance.layer
+        saved = directions.load(whole / f"direction_layer{layer}.safetensors")
+        assert torch.equal(saved.unit, direction.unit)
+        assert saved.provenance == direction.provenance
+
+
+def test_the_log_says_which_tokens_were_read(whole):
+    assert "refusal tokens (listed): 'I'" in (whole / "log.txt").read_text()

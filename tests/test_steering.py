@@ -1,0 +1,129 @@
+"""The cells of a steering run, and the directions they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from refusal_dial.directions import Provenance, from_vector
+from refusal_dial.flags import RELATIVE_ALPHAS, SteeringFlags
+from refusal_dial.prompts import Prompt
+from refusal_dial.scorers import RefusalTokens
+from refusal_dial.steering import alphas_at, learn, placed, steering_cells
+from refusal_dial.study import Study
+from refusal_dial.tokens import Tokens
+from refusal_dial.types import DialError
+
+N, D = 40, 32
+
+
+@pytest.fixture
+def planted(qwen):
+    """A study whose activations hold a known direction, in proportion to the score."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.normalize(torch.randn(D, generator=generator), dim=0)
+    scores = torch.randn(N, generator=generator).double()
+    noise = torch.randn(2, N, D, generator=generator)
+    activations = noise + 6 * scores.float()[None, :, None] * truth
+    prompts = tuple(Prompt(f"p{i}", "text", "EDGE", category="abcd"[i % 4]) for i in range(N))
+    empty = torch.zeros(N, 3, dtype=torch.long)
+    study = Study(
+        model=qwen,
+        prompts=prompts,
+        tokens=Tokens(empty, empty),
+        refusal=RefusalTokens((3,), ("I",), "listed"),
+        scorer=lambda logits: logits[:, 3],
+        scores=scores.numpy(),
+        layers=(0, 2),
+        activations=activations,
+    )
+    return study, truth
+
+
+def flags(**changes) -> SteeringFlags:
+    return SteeringFlags(**{"layer": (0, 2), "n_random": 3, "seed": 5, **changes})
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_planted_direction_is_recovered_and_its_history_recorded(planted, balanced):
+    study, truth = planted
+    for layer, direction in zip(
+        (0, 2), learn(study, flags(), study.prompts, balanced), strict=True
+    ):
+        assert float(direction.unit @ truth) > 0.95
+        about = direction.provenance
+        assert (about.layer, about.site, about.pos, about.seed) == (layer, "resid_pre", -1, 5)
+        assert about.method == ("top_bottom_balanced" if balanced else "top_bottom")
+        assert about.prompt_ids == tuple(p.id for p in study.prompts)
+        assert about.model
+
+
+def test_shuffled_scores_leave_little_of_the_difference(planted):
+    """The control of the law above: the same groups sizes, labels that mean nothing."""
+    study, _ = planted
+    shuffled = np.random.default_rng(0).permutation(study.scores)
+    real = learn(study, flags(), study.prompts)[0]
+    blind = learn(replace(study, scores=shuffled), flags(), study.prompts)[0]
+    assert blind.norm < 0.5 * real.norm
+
+
+def test_only_the_given_prompts_are_learned_from(planted):
+    study, _ = planted
+    some = study.prompts[::2]
+    poisoned = study.activations.clone()
+    poisoned[:, 1::2] = 1e6
+    other = replace(study, activations=poisoned)
+    one, two = learn(study, flags(), some)[0], learn(other, flags(), some)[0]
+    assert torch.equal(one.unit, two.unit)
+
+
+def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(planted):
+    study, _ = planted
+    asked = flags(alphas=(-2.0, 0.0, 3.0))
+    cells = steering_cells(study, asked, learn(study, asked, study.prompts))
+    assert len(cells) == 1 + 2 * (1 + 3) * 3
+    assert cells[0].labels["direction"] == "baseline"
+    assert list(cells[0].hooks) == []
+    for cell in cells[1:]:
+        (name, edit) = cell.hooks[0]
+        layer, alpha = cell.labels["layer"], cell.labels["alpha"]
+        assert name == f"blocks.{layer}.hook_resid_pre"
+        assert edit.pos == -1
+        assert float(edit.operation.vector.norm()) == pytest.approx(abs(alpha), abs=1e-5)
+    seeds = {
+        (c.labels["layer"], c.labels["seed"]) for c in cells if c.labels["direction"] == "random"
+    }
+    assert seeds == {(layer, seed) for layer in (0, 2) for seed in range(3)}
+
+
+def test_alphas_are_what_steer_takes_whatever_their_unit(planted):
+    study, _ = planted
+    norm = study.residual_norm(2)
+    auto = alphas_at(study, flags(), 2)
+    assert [relative for _, relative in auto] == list(RELATIVE_ALPHAS)
+    for alpha, relative in auto:
+        assert alpha == pytest.approx(relative * norm, rel=1e-3)
+    assert (0.0, 0.0) in auto
+    given = alphas_at(study, flags(alphas=(-8.0, 8.0)), 2)
+    assert [alpha for alpha, _ in given] == [-8.0, 8.0]
+    scaled = alphas_at(study, flags(alphas=(0.5,), alpha_unit="residual"), 2)
+    assert scaled[0][0] == pytest.approx(0.5 * norm, rel=1e-3)
+
+
+def test_a_direction_from_a_file_is_placed_where_the_flags_say(planted):
+    study, _ = planted
+    known = from_vector(torch.ones(D), Provenance(9, "mlp_out", -3, model="elsewhere"))
+    here = placed(known, study, flags(site="resid_post", pos=-2), 2).provenance
+    assert (here.layer, here.site, here.pos, here.model) == (2, "resid_post", -2, "elsewhere")
+
+
+def test_a_direction_of_another_width_is_refused(planted):
+    study, _ = planted
+    narrow = from_vector(torch.ones(7), Provenance(0, "resid_pre", -1, model="small"))
+    with pytest.raises(
+        DialError, match=r"is 7 wide \(learned on small\) and this model's .* is 32"
+    ):
+        placed(narrow, study, flags(), 0)
