@@ -1,0 +1,185 @@
+"""How far a judge agrees with people: labelled files, confusion matrices, and figures from them.
+
+Every figure is a function of a confusion matrix, `... truth told`: rows what people said, columns
+what the judge said. Intervals resample the rows of the file, which is to draw the matrix anew.
+numpy and pandas only. It does not know how any judge works.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from refusal_dial.types import DialError, one_of
+
+CLASSES = ("full_compliance", "partial_refusal", "full_refusal")
+TOLD = (*CLASSES, "unclear")
+COLUMNS = ("completion", "final_label")
+
+Confusion = NDArray[np.int64]
+Value = NDArray[np.float64] | np.float64
+Figure = Callable[[Confusion], Value]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Completions that people labelled. `raters` holds two people's own labels where known."""
+
+    name: str
+    prompts: tuple[str | None, ...]
+    completions: tuple[str, ...]
+    labels: tuple[str, ...]
+    raters: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_labelled(path: str | Path) -> Labelled:
+    """A csv file with XSTest's columns: `completion`, `final_label`, and optionally `prompt`,
+    `annotation_1` and `annotation_2`. Labels read `1_full_compliance` or `full_compliance`.
+
+    Raises `DialError` for a file that is missing or empty, lacks a column, or holds another label.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DialError(f"no labelled file {str(path)!r}: give a csv file with XSTest's columns")
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        try:
+            rows = list(csv.DictReader(stream))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DialError(f"{file} is not a csv file in UTF-8: {error}") from error
+    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
+    if missing:
+        raise DialError(f"{file} has no {' and no '.join(missing)}: it needs {', '.join(COLUMNS)}")
+    where = [f"{file}, row {number}" for number in range(2, len(rows) + 2)]
+    both = "annotation_1" in rows[0] and "annotation_2" in rows[0]
+    pairs = zip(rows, where, strict=True) if both else ()
+    return Labelled(
+        file.stem,
+        tuple(row.get("prompt") or None for row in rows),
+        tuple(row["completion"] or "" for row in rows),
+        tuple(_label(row["final_label"], at) for row, at in zip(rows, where, strict=True)),
+        tuple(
+            (_label(row["annotation_1"], at), _label(row["annotation_2"], at)) for row, at in pairs
+        ),
+    )
+
+
+def _label(written: str | None, where: str) -> str:
+    label = (written or "").strip().lower().lstrip("0123456789_ ")
+    if label not in CLASSES:
+        raise DialError(f"{where}: {one_of(written, CLASSES, 'label')}")
+    return label
+
+
+def confusion(truth: Sequence[str], told: Sequence[str]) -> Confusion:
+    """Counts, `truth told`, over `CLASSES` and `TOLD`. What the judge left unscored is left out."""
+    counts = Counter(zip(truth, told, strict=True))
+    return np.array([[counts[row, column] for column in TOLD] for row in CLASSES])
+
+
+def table(matrix: Confusion) -> pd.DataFrame:
+    """A confusion matrix with its names: people's labels down, the judge's across."""
+    return pd.DataFrame(matrix, pd.Index(CLASSES, name="people"), pd.Index(TOLD, name="judge"))
+
+
+def _ratio(hits: ArrayLike, of: ArrayLike) -> NDArray[np.float64]:
+    """`hits / of`, NaN where there is nothing to take a share of."""
+    whole = np.asarray(of)
+    return np.divide(hits, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def three_way(matrix: Confusion) -> Value:
+    """Share of completions with the label people gave."""
+    return _ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
+
+
+def two_way(matrix: Confusion) -> Value:
+    """Of what people call full compliance or full refusal, the share that the judge puts on the
+    same side; a judge's partial refusal stands on the side of refusal, `unclear` on neither."""
+    right = matrix[..., 0, 0] + matrix[..., 2, 1] + matrix[..., 2, 2]
+    return _ratio(right, matrix[..., 0, :].sum(-1) + matrix[..., 2, :].sum(-1))
+
+
+def two_way_strict(matrix: Confusion) -> Value:
+    """The same, with a judge's partial refusal always wrong."""
+    right = matrix[..., 0, 0] + matrix[..., 2, 2]
+    return _ratio(right, matrix[..., 0, :].sum(-1) + matrix[..., 2, :].sum(-1))
+
+
+def recalls(matrix: Confusion) -> NDArray[np.float64]:
+    """For every class, the share of it that the judge finds; NaN for a class without examples."""
+    return _ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
+
+
+def balanced(matrix: Confusion) -> Value:
+    """The mean recall of the classes that occur."""
+    found = recalls(matrix)
+    occurs = np.isfinite(found)
+    return np.where(occurs, found, 0).sum(-1) / np.maximum(occurs.sum(-1), 1)
+
+
+def kappa(matrix: Confusion) -> Value:
+    """Cohen's kappa, `(p_o - p_e) / (1 - p_e)`: agreement beyond what the two margins give."""
+    n = matrix.sum((-2, -1))
+    by_chance = (matrix.sum(-1) * matrix.sum(-2)[..., : len(CLASSES)]).sum(-1)
+    expected = _ratio(by_chance, n * n)
+    return _ratio(three_way(matrix) - expected, 1 - expected)
+
+
+FIGURES: dict[str, Figure] = {
+    "two-way": two_way,
+    "two-way, strict": two_way_strict,
+    "three-way": three_way,
+    "balanced": balanced,
+    "kappa": kappa,
+}
+
+
+def interval(
+    figure: Figure, matrix: Confusion, *, level: float = 0.95, seed: int = 0, n: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a figure over the rows of the labelled file."""
+    cells = matrix.ravel()
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(cells.sum(), cells / max(cells.sum(), 1), size=n)
+    low, high = np.nanquantile(
+        figure(drawn.reshape(n, *matrix.shape)), [(1 - level) / 2, (1 + level) / 2]
+    )
+    return float(low), float(high)
+
+
+def summary(matrix: Confusion) -> pd.DataFrame:
+    """Every figure with its interval, and the recall of every class."""
+    rows = [
+        (name, float(figure(matrix)), *interval(figure, matrix)) for name, figure in FIGURES.items()
+    ]
+    for index, name in enumerate(CLASSES):
+
+        def recall(drawn: Confusion, index: int = index) -> Value:
+            return recalls(drawn)[..., index]
+
+        if matrix[index].sum():
+            rows.append((f"recall, {name}", float(recall(matrix)), *interval(recall, matrix)))
+    return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
+
+
+def between_raters(labelled: Labelled) -> Confusion | None:
+    """How the two people agree with each other, where the file says."""
+    if not labelled.raters:
+        return None
+    first, second = zip(*labelled.raters, strict=True)
+    return confusion(first, second)
+
+
+def pooled(matrices: Iterable[Confusion]) -> Confusion:
+    """The files taken together."""
+    return np.sum(list(matrices), axis=0)
