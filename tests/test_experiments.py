@@ -6,8 +6,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 STEERING = [path for path in EXPERIMENTS if path.stem.startswith("steer")]
+SCORING = [*STEERING, ROOT / "experiments" / "score_models.py"]
 CONTRACT = "direction,seed,layer,site,pos,alpha,prompt_id,subset,split,score"
 SUMMARY_CONTRACT = (
     "direction,seed,layer,site,pos,alpha,subset,split,"
@@ -75,10 +78,12 @@ def test_help_comes_without_torch(path, tmp_path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, **name)
 def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
-    done = command(path, "--sed", "3", cwd=tmp_path)
+    flags = fields(get_type_hints(load(path).main)["flags"])
+    known = "--" + flags[-1].name.replace("_", "-")
+    done = command(path, known + "e", "3", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "did you mean --seed?" in done.stderr
+    assert f"unknown flag {known}e: did you mean {known}?" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +98,7 @@ def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
         (("--n-random", "-1"), "--n-random: expected a number from 0 up"),
         (("--holdout", "1.5"), "--holdout: expected a share between 0 and 1"),
         (("--engine", "fast"), "unknown engine 'fast'"),
-        (("--out",), "--out: expected text, not True"),
+        (("--out",), "--out needs a value"),
     ],
 )
 def test_a_wrong_value_stops_before_any_work(arguments, message, tmp_path):
@@ -134,7 +139,7 @@ def main_run(qwen_folder, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, **name)
+@pytest.mark.parametrize("path", SCORING, **name)
 def test_every_experiment_leaves_a_whole_run(path, qwen_folder, tmp_path, capsys):
     out = tmp_path / "run"
     small(path, qwen_folder, out)
