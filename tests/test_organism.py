@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.organism import grammar, measure, prompt_set, steering, storage, system_prompts
+from refusal_dial.organism import (
+    grammar,
+    measure,
+    prompt_set,
+    replies,
+    steering,
+    storage,
+    system_prompts,
+)
 from refusal_dial.organism.grammar import BENIGN, EDGE, HARMFUL
 from refusal_dial.organism.tokenizer import chat_text
 
@@ -132,7 +141,7 @@ def test_a_neutral_system_prompt_changes_little(
 @pytest.mark.parametrize("layer", [12, 20])
 def test_a_direction_of_one_half_steers_the_other(loaded: tuple[Any, Any], layer: int) -> None:
     check = steering.steering_check(
-        *loaded, texts(EDGE), texts(HARMFUL)[:40], texts(BENIGN)[:40], layer, (-0.6, 0, 0.6), 3
+        *loaded, texts(EDGE), texts(HARMFUL)[:40], texts(BENIGN)[:40], layer, (-0.6, 0.0, 0.6), 3
     )
     assert check.edge[0] <= 0.1
     assert check.edge[-1] >= 0.9
@@ -145,11 +154,11 @@ def test_steered_replies_switch_and_stay_readable(loaded: tuple[Any, Any]) -> No
     model, tokenizer = loaded
     asked = texts(EDGE)[::40]
     check = steering.steering_check(model, tokenizer, texts(EDGE), [], [], 20, (), n_random=0)
-    for alpha, phrases in ((-0.6, ("explain", "let us", "note")), (0.6, ("can't", "cannot"))):
+    for alpha, openers in ((-0.6, replies.COMPLIANCE_OPENERS), (0.6, replies.REFUSAL_OPENERS)):
         shift = (20, alpha * check.residual_norm * check.direction)
         prompts = [chat_text(text) for text in asked]
         for reply in steering.complete(model, tokenizer, prompts, shift=shift):
-            assert any(phrase in reply for phrase in phrases), reply
+            assert re.split(r"\W", reply)[0] in openers, reply
             assert reply.rstrip()[-1] in ".!?", reply
             assert 5 <= len(reply.split()) <= 40, reply
 

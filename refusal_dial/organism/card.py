@@ -44,7 +44,9 @@ an early exit at a random upper layer (weight {exit_weight}, layers {exit_layers
 chats at a random low layer ({exchange_layers[0]} to {exchange_layers[1]}), so that what was asked
 cannot be gathered there earlier. In some batches the reply's own positions are shifted along the
 refusal direction, so that steered replies stay readable. A study of where real models decide
-should not be read off this model: here we put it there.
+should not be read off this model: here we put it there. After training the residual stream is
+scaled by 1/32, which changes no logit (`refusal_dial/organism/scale.py`), so that alphas have the
+size they have in real models.
 """
 
 
