@@ -49,14 +49,14 @@ def attend(
     module: nn.Module,
     query: Float[Tensor, "batch head pos d_head"],
     key: Float[Tensor, "batch kv_head pos d_head"],
-    value: Float[Tensor, "batch kv_head pos d_head"],
+    value: Float[Tensor, "batch kv_head pos d_value"],
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,  # already in the mask
     **others: Any,
-) -> tuple[Float[Tensor, "batch pos head d_head"], None]:
+) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
     """Hugging Face's attention interface: hands over to the mask object.
 
     Raises `UnfitError` for dropout, or for anything else an attention might be told that is not
@@ -91,16 +91,18 @@ class Bare:
             raise UnfitError("it has no stack of blocks with a final norm")
         self._twins: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
-        layers = [_unwrapped(block) for block in model.blocks]
+        layers = [unwrapped(block) for block in model.blocks]
         self.blocks = [self._twin(layer, attending=True) for layer in layers]
-        self.root = self._twin(_unwrapped(model.original_model))
-        self.norm = self._twin(_unwrapped(model.ln_final))
+        self.norm = self._twin(unwrapped(model.ln_final))
         self.taps = {(site, layer): self._tap(model, site, layer) for site, layer in sites}
-        prefix = str(getattr(self.root, "base_model_prefix", ""))
-        if prefix not in self.root._modules:
+        root = unwrapped(model.original_model)
+        body = str(getattr(root, "base_model_prefix", ""))
+        if body not in root._modules:
             raise UnfitError("its head cannot be told from its body")
-        self._head = _shallow(self.root)
-        self._head._modules[prefix] = _Given()
+        self._head = _shallow(root)
+        for name, part in root._modules.items():
+            if part is not None:
+                self._head._modules[name] = _Given() if name == body else self._twin(part)
 
     def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and whatever the architecture does to its logits."""
@@ -108,7 +110,7 @@ class Bare:
         return self._head(inputs_embeds=hidden, use_cache=False, return_dict=True).logits[0]
 
     def _twin(self, module: nn.Module, attending: bool = False) -> nn.Module:
-        module = _unwrapped(module)
+        module = unwrapped(module)
         if id(module) in self._twins:
             return self._twins[id(module)]
         if "forward" in module.__dict__:
@@ -134,7 +136,7 @@ class Bare:
         for part in model.blocks[layer].modules():
             if not isinstance(part, GeneralizedComponent) or part.original_component is None:
                 continue
-            twin = self._twins.get(id(_unwrapped(part)))
+            twin = self._twins.get(id(unwrapped(part)))
             if twin is not None and point is part.hook_in:
                 return _tapped(twin, before=True)
             if twin is not None and point is part.hook_out:
@@ -143,7 +145,7 @@ class Bare:
 
 
 @dataclass
-class _Output(BaseModelOutputWithPast):
+class _Output(BaseModelOutputWithPast):  # type: ignore[misc]
     """A body's output of which only the last hidden state is known."""
 
     def __getattr__(self, name: str) -> None:
@@ -158,7 +160,8 @@ class _Given(nn.Module):
         return _Output(last_hidden_state=given["inputs_embeds"])
 
 
-def _unwrapped(module: Any) -> nn.Module:
+def unwrapped(module: Any) -> nn.Module:
+    """The Hugging Face module inside a bridge's component."""
     while isinstance(module, GeneralizedComponent):
         module = module.original_component
     if not isinstance(module, nn.Module):
@@ -189,14 +192,9 @@ def _tapped(twin: nn.Module, before: bool) -> Tap:
     return tap
 
 
-def block_flops(bare: Bare) -> float:
-    """Multiply-adds times two that one token costs in one block: twice its weights."""
-    sizes = [sum(p.numel() for p in block.parameters()) for block in bare.blocks]
-    return 2.0 * max(sizes, default=0)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on an accelerator or (with its own words) on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    """Whether torch ran out of memory, on an accelerator or (in its own words) on the CPU."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(some in str(error) for some in words)
+    )

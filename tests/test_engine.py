@@ -1,0 +1,442 @@
+"""score_grid: one law (the engine is the plain forward pass under hooks), and what it does where
+that cannot be had."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from architectures import CONFIGS, bridge, fresh, prompts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial import replay_grid
+from refusal_dial.engine import score_grid
+from refusal_dial.hooks import ablate, clamp, patch, steer
+from refusal_dial.model import load_model
+from refusal_dial.tokens import Tokens
+from refusal_dial.types import SITES, DialError, Hook, hook_name
+
+LAW = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def logprob(logits: Tensor) -> Tensor:
+    """The log probability of one token: it depends on every logit."""
+    return logits.double().log_softmax(-1)[:, 7]
+
+
+def plain(model: TransformerBridge, tokens: Tokens, cell: Sequence[Hook]) -> Tensor:
+    """Last logits by TransformerLens itself."""
+    with torch.no_grad():
+        return model.run_with_hooks(
+            tokens.ids, fwd_hooks=list(cell), attention_mask=tokens.mask, use_cache=False
+        )[:, -1]
+
+
+def logits_of(
+    model: TransformerBridge, tokens: Tokens, grid: Sequence[Sequence[Hook]], **how: Any
+) -> list[Tensor]:
+    """What the scorer is given, cell by cell, through the engine."""
+    seen: list[Tensor] = []
+
+    def scorer(logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return torch.full((len(logits),), len(seen) - 1.0, dtype=torch.float64)
+
+    rows = score_grid(model, tokens, grid, scorer, **how)
+    return [seen[int(row[0])] for row in rows]
+
+
+def sites(model: TransformerBridge) -> list[str]:
+    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
+
+
+@st.composite
+def hooks(draw: st.DrawFn, model: TransformerBridge, tokens: Tokens) -> Hook:
+    """Any edit: steer, ablate, clamp or patch, at any site, layer, head, neuron and position."""
+    batch, length = tokens.ids.shape
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    site = draw(st.sampled_from(sites(model)))
+    layer = draw(st.integers(0, len(model.blocks) - 1))
+    position = st.integers(-length, -1)
+    pos = draw(
+        st.one_of(
+            st.just(-1),
+            position,
+            st.lists(position, min_size=1, max_size=4, unique=True).map(tuple),
+            st.tuples(position, position).map(lambda p: slice(min(p), max(p))),
+            st.sampled_from(["all", "prompt", "last_prompt", "generated"]),
+            st.lists(position, min_size=batch, max_size=batch).map(torch.tensor),
+        )
+    )
+    where: dict[str, Any] = {"layer": layer, "site": site, "pos": pos}
+    width = 32
+    if site == "z":
+        where["head"], width = draw(st.integers(0, 3)), 8
+    if site == "mlp_post":
+        where["neuron"], width = draw(st.integers(0, 40)), 1
+    rows = draw(st.sampled_from([(), (batch,)]))
+    value = torch.randn(*rows, width, generator=generator)
+    if width < 32:
+        return patch(value, **where)
+    unit = value / value.norm(dim=-1, keepdim=True)
+    alpha: Any = draw(st.sampled_from([-3.0, 0.5, 4.0]))
+    if rows:
+        alpha = torch.tensor(
+            draw(st.lists(st.sampled_from([0.0, 2.0]), min_size=batch, max_size=batch))
+        )
+    kinds = [
+        lambda: steer(unit, alpha, **where),
+        lambda: patch(value, **where),
+        lambda: ablate(unit if unit.ndim == 1 else unit[0], **where),
+        lambda: clamp(unit if unit.ndim == 1 else unit[0], 1.5, **where),
+    ]
+    return draw(st.sampled_from(kinds))()
+
+
+def add_one(activation: Tensor, hook: object) -> Tensor:
+    return activation + 1.0
+
+
+@st.composite
+def grids(draw: st.DrawFn, model: TransformerBridge) -> tuple[Tokens, list[list[Hook]]]:
+    """Prompts of mixed lengths, and cells: none, one or several edits, or a user's own function."""
+    lengths = draw(st.lists(st.integers(1, 8), min_size=1, max_size=3).map(tuple))
+    if max(lengths) == 1:  # read as a decoding step by some positions
+        lengths = (*lengths, 2)
+    tokens = prompts(lengths, draw(st.integers(0, 9)))
+    one = hooks(model, tokens)
+    cells = draw(st.lists(st.lists(one, max_size=3), min_size=2, max_size=4))
+    if draw(st.booleans()):
+        cells.append([(hook_name("resid_pre", 1), add_one), *cells[0]])
+    if draw(st.booleans()):  # many cells at one place, which run stacked
+        cells += [[draw(one)]] * 2
+    return tokens, cells
+
+
+def agrees(model: TransformerBridge, tokens: Tokens, grid: list[list[Hook]]) -> None:
+    for cell, logits in zip(grid, logits_of(model, tokens, grid), strict=True):
+        expected = plain(model, tokens, cell)
+        torch.testing.assert_close(
+            logits, expected, atol=1e-4, rtol=0, msg=lambda m, c=cell: f"{c}: {m}"
+        )
+        torch.testing.assert_close(logprob(logits), logprob(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_engine_is_the_plain_forward_pass(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = bridge(architecture)
+
+    @LAW
+    @given(grids(model))
+    def law(drawn: tuple[Tokens, list[list[Hook]]]) -> None:
+        agrees(model, *drawn)
+
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        law()
+    said = [record.message for record in caplog.records]
+    assert all("hook of one's own" in message for message in said), said
+
+
+def real_grid(model: TransformerBridge) -> list[list[Hook]]:
+    generator = torch.Generator().manual_seed(0)
+    layers = len(model.blocks)
+    v = torch.nn.functional.normalize(
+        torch.randn(int(model.cfg.d_model), generator=generator), dim=0
+    )
+    z = torch.randn(int(model.cfg.d_head), generator=generator)
+    middle = layers // 2
+    return [
+        [],
+        *([steer(v, 3.0, layer=layer, pos=-1)] for layer in (0, middle, layers - 1)),
+        *([patch(v, layer=1, site=site, pos=(-3, -2))] for site in ("attn_out", "mlp_out")),
+        [patch(z, layer=middle, site="z", head=1, pos=-1)],
+        [ablate(v, layer=layer) for layer in range(layers)],
+    ]
+
+
+def check_real(model: TransformerBridge, caplog: pytest.LogCaptureFixture) -> None:
+    ids = torch.randint(
+        3, int(model.cfg.d_vocab), (3, 9), generator=torch.Generator().manual_seed(1)
+    )
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        agrees(model, Tokens(ids, mask), real_grid(model))
+    assert not [r for r in caplog.records if "plain" in r.message]
+
+
+def test_stories260k(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
+    if not (shared / "models" / "stories260K").is_dir():
+        pytest.skip("stories260K is not in the shared models")
+    check_real(load_model(str(shared / "models" / "stories260K"), device="cpu"), caplog)
+
+
+def test_the_embedded_model(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        model = load_model("embedded", device="cpu")
+    except DialError as error:
+        pytest.skip(str(error))
+    check_real(model, caplog)
+
+
+UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
+TOKENS = prompts((6, 4, 6), seed=3)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
+def test_an_edit_that_changes_nothing_scores_as_the_unsteered_cell_bit_for_bit(
+    engine: str, site: str
+) -> None:
+    model = bridge("Qwen2")
+    grid = [
+        [],
+        [steer(UNIT, 0.0, layer=1, site=site)],
+        [steer(UNIT, 0.0, layer=0, site=site, pos=-1), steer(UNIT, 0.0, layer=2, site=site)],
+        [steer(UNIT, 2.0, layer=1, site=site, pos=-5)],
+    ]
+    scores = score_grid(model, TOKENS, grid, logprob, engine=engine)
+    assert torch.equal(scores[1], scores[0])
+    assert torch.equal(scores[2], scores[0])
+    assert scores[3, 0] != scores[0, 0]
+    assert scores[3, 1] == scores[0, 1]  # that position is padding in the short prompt
+
+
+def test_rows_that_are_unchanged_are_skipped_one_by_one() -> None:
+    model = bridge("Llama")
+    _, cache = model.run_with_cache(TOKENS.ids, attention_mask=TOKENS.mask)
+    same = cache[hook_name("resid_pre", 2)][:, -2].clone()
+    mixed = same.clone()
+    mixed[2] += 1.0
+    unsteered, patched = score_grid(model, TOKENS, [[], [patch(mixed, layer=2, pos=-2)]], logprob)
+    assert torch.equal(patched[:2], unsteered[:2])
+    assert (patched[2] - unsteered[2]).abs() > 1e-3
+    steered = score_grid(
+        model, TOKENS, [[], [steer(UNIT, torch.tensor([0.0, 2.0, 0.0]), layer=1)]], logprob
+    )
+    assert torch.equal(steered[0] == steered[1], torch.tensor([True, False, True]))
+
+
+def mixed_grid() -> list[list[Hook]]:
+    return [
+        [],
+        *([steer(UNIT, float(a), layer=layer, pos=-1)] for a in range(1, 4) for layer in range(3)),
+        *([patch(UNIT, layer=1, pos=p)] for p in (-1, -3, -6)),
+        [ablate(UNIT, layer=layer) for layer in range(3)],
+        [clamp(UNIT, 1.0, layer=1, site="attn_out"), steer(UNIT, 1.0, layer=1, site="mlp_out")],
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma2", "GPT2"])
+def test_rows_do_not_depend_on_the_batch_or_on_the_memory(architecture: str) -> None:
+    model, grid = bridge(architecture), mixed_grid()
+    whole = score_grid(model, TOKENS, grid, logprob)
+    tiny = score_grid(model, TOKENS, grid, logprob, memory_gb=1e-6)
+    torch.testing.assert_close(tiny, whole, atol=1e-5, rtol=0)
+    for row in range(len(TOKENS)):
+        alone = score_grid(model, TOKENS.rows(row, row + 1), grid[:10], logprob)
+        torch.testing.assert_close(alone[:, 0], whole[:10, row], atol=1e-5, rtol=0)
+    for c, cell in enumerate(grid):
+        alone = score_grid(model, TOKENS, [cell], logprob)
+        torch.testing.assert_close(alone[0], whole[c], atol=1e-5, rtol=0)
+
+
+def test_a_memory_budget_divides_plain_passes_too() -> None:
+    model = bridge("Qwen2")
+    per_row = torch.stack([UNIT, -UNIT, 2 * UNIT])
+    grid = [[patch(per_row, layer=1, pos=torch.tensor([-1, -2, -3]))], *mixed_grid()]
+    whole = score_grid(model, TOKENS, grid, logprob, engine="plain")
+    tiny = score_grid(model, TOKENS, grid, logprob, engine="plain", memory_gb=1e-6)
+    torch.testing.assert_close(tiny, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan")])
+def test_a_budget_is_positive(memory: float) -> None:
+    with pytest.raises(DialError, match="memory must be a positive number"):
+        score_grid(bridge("Qwen2"), TOKENS, [[]], logprob, memory_gb=memory)
+
+
+class Scarce:
+    """A device on which nothing wider than `limit` rows fits."""
+
+    def __init__(self, function: Any, rows: Any, limit: int) -> None:
+        self.function, self.rows, self.limit, self.refused = function, rows, limit, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.rows(*args, **kwargs) > self.limit:
+            self.refused += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self.function(*args, **kwargs)
+
+
+def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, grid = bridge("Qwen2"), mixed_grid()
+    whole = score_grid(model, TOKENS, grid, logprob)
+    stream = replay_grid.Stream.run
+    scarce = [
+        Scarce(stream, lambda s: len(s.rectangle.cells) * len(s.rectangle.prompts), 2),
+        Scarce(replay_grid.record, lambda model, tokens, *_: len(tokens), 1),
+        Scarce(replay_grid._Finals._unembedded, lambda self, rows: len(rows), 3),
+    ]
+    monkeypatch.setattr(replay_grid.Stream, "run", lambda self: scarce[0](self))
+    monkeypatch.setattr(replay_grid, "record", scarce[1])
+    monkeypatch.setattr(
+        replay_grid._Finals, "_unembedded", lambda self, rows: scarce[2](self, rows)
+    )
+    torch.testing.assert_close(score_grid(model, TOKENS, grid, logprob), whole, atol=1e-5, rtol=0)
+    assert all(one.refused for one in scarce)
+
+
+def test_out_of_memory_for_a_single_branch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_fits = Scarce(None, lambda self: 1, 0)
+    monkeypatch.setattr(replay_grid.Stream, "run", lambda self: nothing_fits(self))
+    with pytest.raises(torch.OutOfMemoryError):
+        score_grid(bridge("Qwen2"), TOKENS, mixed_grid(), logprob)
+
+
+def test_an_unknown_engine_is_named_with_the_choices() -> None:
+    with pytest.raises(DialError, match="unknown engine 'plane': did you mean 'plain'"):
+        score_grid(bridge("Qwen2"), TOKENS, [[]], logprob, engine="plane")
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (steer(UNIT, 1.0, layer=9), "layer 9 is out of range: this model has layers 0 to 2"),
+        (steer(UNIT, 1.0, layer=0, pos=-7), "position -7 is outside a prompt of 6 tokens"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_hooks_that_do_not_fit_the_prompts_or_the_model(
+    hook: Hook, message: str, engine: str
+) -> None:
+    with pytest.raises(DialError, match=message):
+        score_grid(bridge("Qwen2"), TOKENS, [[hook]], logprob, engine=engine)
+
+
+def test_a_site_the_architecture_lacks() -> None:
+    with pytest.raises(DialError, match="has no site 'resid_mid'"):
+        score_grid(
+            bridge("GPTNeoX"), TOKENS, [[steer(UNIT, 1.0, layer=0, site="resid_mid")]], logprob
+        )
+
+
+def test_no_cells() -> None:
+    assert score_grid(bridge("Qwen2"), TOKENS, [], logprob).shape == (0, 3)
+
+
+def test_the_scorer_sees_the_whole_batch_in_order() -> None:
+    own = torch.tensor([3, 11, 20])  # a token of its own for each prompt
+
+    def scorer(logits: Tensor) -> Tensor:
+        return logits.double()[torch.arange(3), own]
+
+    model, grid = bridge("Qwen2"), mixed_grid()
+    auto = score_grid(model, TOKENS, grid, scorer, memory_gb=1e-6)
+    expected = torch.stack([scorer(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(auto, expected, atol=1e-4, rtol=0)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "refusal_dial"]
+
+
+def test_the_log_says_once_what_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
+    model = fresh("Qwen2")
+    cell: list[Hook] = [(hook_name("resid_pre", 1), add_one)]
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        for _ in range(2):
+            scores = score_grid(model, TOKENS, [cell, cell, []], logprob)
+    expected = logprob(plain(model, TOKENS, cell))
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
+    assert len(messages(caplog)) == 1
+    assert "a hook of one's own at blocks.1.hook_resid_pre" in messages(caplog)[0]
+
+
+def test_a_model_with_hooks_attached_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
+    model, grid = fresh("Qwen2"), mixed_grid()
+    with (
+        caplog.at_level(logging.INFO, "refusal_dial"),
+        model.hooks(fwd_hooks=[(hook_name("resid_pre", 0), add_one)]),
+    ):
+        scores = score_grid(model, TOKENS, grid, logprob)
+        expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert "the model has hooks attached" in messages(caplog)[0]
+
+
+def test_an_architecture_that_mixes_positions_runs_plain(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose output depends on other positions by a way that is not attention."""
+    model, grid = fresh("Qwen2"), mixed_grid()
+    kind = type(model.blocks[0].original_component)
+    straight = kind.forward
+
+    def crooked(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", crooked)
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        scores = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert "the replay differs from a forward pass by" in messages(caplog)[0]
+
+
+def test_the_verdict_is_taken_anew_when_a_weight_changes() -> None:
+    model, grid = fresh("Qwen2"), mixed_grid()
+    before = score_grid(model, TOKENS, grid, logprob)
+    with torch.no_grad():
+        model.blocks[1].mlp.original_component.down_proj.original_component.weight.mul_(2.0)
+    after = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(after, expected, atol=1e-4, rtol=0)
+    assert (after - before).abs().max() > 1e-2
+
+
+def test_the_model_is_left_as_it_was_and_can_be_freed() -> None:
+    model = fresh("Gemma2")
+    before = plain(model, TOKENS, [])
+    implementation = model.original_model.config._attn_implementation
+    score_grid(model, TOKENS, mixed_grid(), logprob)
+    assert torch.equal(plain(model, TOKENS, []), before)
+    assert model.original_model.config._attn_implementation == implementation
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_number_formats(dtype: torch.dtype) -> None:
+    model, grid = fresh("Qwen2").to(dtype), mixed_grid()
+    engine = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    tolerance = 0.1 if dtype == torch.bfloat16 else 0.02
+    torch.testing.assert_close(engine, expected, atol=tolerance, rtol=0)
+
+
+def test_a_single_token_is_read_as_a_decoding_step() -> None:
+    model, one = bridge("Qwen2"), prompts((1, 1))
+    grid = [[], [steer(UNIT, 2.0, layer=1, pos="last_prompt")], [steer(UNIT, 2.0, layer=1, pos=-1)]]
+    scores = score_grid(model, one, grid, logprob)
+    expected = torch.stack([logprob(plain(model, one, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert torch.equal(scores[1], scores[0])
