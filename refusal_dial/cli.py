@@ -1,9 +1,10 @@
 """Command lines: Fire, behind a guard that refuses a wrong flag before any work starts.
 
 A script has `main(flags: Flags)`, where `Flags` is a frozen dataclass whose fields are made by
-`flag`, and ends in `cli.run(main)`. Fire parses and prints the help. Left alone it would also run
-`main` before it rejects a misspelt flag, so every flag and every value is checked first. Imports
-nothing heavy: `--help` must not wait for torch. It does not know what a script does.
+`flag`, and ends in `cli.run(main)`. Fire reads the values and lays out the help. Left alone it
+would also run `main` before it rejects a misspelt flag, and read `Refuse, please` as a tuple, so
+which flag was given what is settled here, before any work. Imports nothing heavy: `--help` must not
+wait for torch. It does not know what a script does.
 """
 
 from __future__ import annotations
@@ -13,30 +14,34 @@ import errno
 import inspect
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from refusal_dial.types import DialError
 
 T = TypeVar("T")
 USAGE, INTERRUPTED = 2, 130
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_CONSOLE = logging.StreamHandler()
+_CONSOLE.setFormatter(logging.Formatter("%(message)s"))
 
 
 def flag(default: T, help: str, parse: Callable[[Any], T] | None = None) -> T:
     """A flag: its default, one line of help, and how a typed value is read (by its type if None).
 
-    `parse` gets what Fire made of the text (a number, a tuple, a string) and raises `DialError`.
+    `parse` gets the text as it was typed where the field is `str`, elsewhere what Fire makes of it
+    (a number, a tuple, a string), and raises `DialError`.
     """
     metadata = {"help": help, "parse": parse}
     return field(default=default, metadata=metadata)
 
 
-def argument(help: str) -> str:
+def argument(help: str) -> Any:
     """A required positional argument."""
     return field(metadata={"help": help, "parse": None})
 
@@ -54,6 +59,7 @@ def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> Non
         flags = parse(flags_type, argv, main)
         if flags is not None:
             main(flags)
+        sys.stdout.flush()
     except DialError as error:
         _stop(f"error: {error}", USAGE)
     except KeyboardInterrupt:
@@ -63,11 +69,12 @@ def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> Non
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        _stop(f"error: cannot write {error.filename or ''}: {error.strerror}", USAGE)
+        where = error.filename or "to the disk"
+        _stop(f"error: cannot read or write {where}: {error.strerror}", USAGE)
 
 
-def _stop(line: str, code: int) -> None:
-    print(line, file=sys.stderr)
+def _stop(line: str, code: int) -> NoReturn:
+    print(" ".join(line.splitlines()), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -75,11 +82,9 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     log = logging.getLogger("refusal_dial")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
+    log.addHandler(_CONSOLE)
+    _CONSOLE.stream = sys.stderr
 
 
 def parse(flags_type: type[T], argv: Sequence[str], main: Callable[..., object]) -> T | None:
@@ -88,55 +93,12 @@ def parse(flags_type: type[T], argv: Sequence[str], main: Callable[..., object])
     Raises `DialError` for an unknown flag (naming the nearest), a missing or superfluous argument,
     or a value of the wrong type.
     """
-    import fire
-
     known = {f.name: f for f in fields(flags_type)}  # type: ignore[arg-type]
-    positional = [name for name, f in known.items() if f.default is MISSING]
-    asks_help = any(token in ("--help", "-h") for token in argv) or "--" in argv
-    argv = [_spelt_out(token, list(known)) for token in argv]
-    if not asks_help:
-        _check_names(argv, list(known), positional)
-    given: dict[str, Any] = {}
-
-    def collect(**values: Any) -> None:
-        given.update(values)
-
-    collect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD
-                if name in positional
-                else inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if name in positional else f.default,
-            )
-            for name, f in known.items()
-        ]
-    )
-    collect.__doc__ = _help(main, known.values())
-    name = Path(sys.argv[0]).name
-    if asks_help and "--" not in argv:
-        argv = ["--", "--help"]
-        os.environ.setdefault("PAGER", "cat")
-    try:
-        fire.Fire(_by_position(collect, positional), command=list(argv), name=name)
-    except SystemExit as done:  # Fire leaves this way after printing help
-        if asks_help:
-            raise SystemExit(0) from done
-        raise
-    if asks_help:
+    if any(token in ("--help", "-h") for token in argv):
+        print(_help(main, known))
         return None
-    typed = {n: _typed(known[n], value) for n, value in given.items() if _was_given(n, argv, known)}
-    return flags_type(**typed)
-
-
-def _by_position(collect: Callable[..., None], positional: list[str]) -> Callable[..., None]:
-    def component(*args: Any, **values: Any) -> None:
-        collect(**dict(zip(positional, args, strict=False)), **values)
-
-    component.__signature__ = inspect.signature(collect)  # type: ignore[attr-defined]
-    component.__doc__ = collect.__doc__
-    return component
+    given = _given([_spelt_out(token, list(known)) for token in argv], known)
+    return flags_type(**{name: _typed(known[name], value) for name, value in given.items()})
 
 
 def _flag_name(token: str) -> str | None:
@@ -157,51 +119,66 @@ def _spelt_out(token: str, known: list[str]) -> str:
     return "--" + full[0] + token[2:] if len(full) == 1 else token
 
 
-def _check_names(argv: Sequence[str], known: list[str], positional: list[str]) -> None:
+def _given(argv: Sequence[str], known: dict[str, Field[Any]]) -> dict[str, str | None]:
+    """The text given for each flag and argument; None for a switch that stands alone."""
+    given: dict[str, str | None] = {}
     arguments: list[str] = []
-    named: set[str] = set()
-    skip = False
-    for token, following in zip_longest(argv, argv[1:], fillvalue=""):
-        if skip:
-            skip = False
-            continue
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
         name = _flag_name(token)
         if name is None:
             arguments.append(token)
             continue
         if name not in known or not token.startswith("--"):
-            _unknown_flag(token.split("=")[0], name, known)
-        if name in named:
-            raise DialError(f"--{name.replace('_', '-')} is given twice")
-        named.add(name)
-        skip = "=" not in token and following != "" and _flag_name(following) is None
-    missing = [name for name in positional if name not in named][len(arguments) :]
-    if missing:
-        raise DialError(f"missing argument {missing[0].upper()}: see --help")
-    if len(arguments) > len([name for name in positional if name not in named]):
-        surplus = arguments[-1]
+            _unknown_flag(token.split("=")[0], name, list(known))
+        if name in given:
+            raise DialError(f"{_dashed(name)} is given twice")
+        if "=" in token:
+            given[name] = token.split("=", 1)[1]
+        elif rest and _flag_name(rest[0]) is None:
+            given[name] = rest.pop(0)
+        elif _kind(known[name]) == "bool":
+            given[name] = None
+        else:
+            raise DialError(f"{_dashed(name)} needs a value: {known[name].metadata['help']}")
+    free = [name for name, f in known.items() if f.default is MISSING and name not in given]
+    if len(arguments) < len(free):
+        raise DialError(f"missing argument {free[len(arguments)].upper()}: see --help")
+    if len(arguments) > len(free):
+        surplus = arguments[len(free)]
         raise DialError(f"unexpected argument {surplus!r}: options are given as --name value")
+    return given | dict(zip(free, arguments, strict=True))
 
 
-def _unknown_flag(written: str, name: str, known: list[str]) -> None:
-    choices = ["--" + other.replace("_", "-") for other in known]
-    near = difflib.get_close_matches("--" + name.replace("_", "-"), choices, n=1, cutoff=0.4)
-    hint = f" did you mean {near[0]}?" if near else ""
-    raise DialError(f"unknown flag {written}:{hint} choices are {', '.join(choices)}")
+def _unknown_flag(written: str, name: str, known: list[str]) -> NoReturn:
+    begun = [other for other in known if name and other.startswith(name)]
+    near = begun or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" did you mean {' or '.join(map(_dashed, near))}?" if near else ""
+    choices = ", ".join(map(_dashed, known))
+    raise DialError(f"unknown flag {written}:{hint} choices are {choices}")
 
 
-def _was_given(name: str, argv: Sequence[str], known: dict[str, Field[Any]]) -> bool:
-    return known[name].default is MISSING or any(_flag_name(token) == name for token in argv)
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _typed(f: Field[Any], value: Any) -> Any:
-    name = "--" + f.name.replace("_", "-")
+def _kind(f: Field[Any]) -> str:
+    return f.type.__name__ if isinstance(f.type, type) else str(f.type)
+
+
+def _typed(f: Field[Any], given: str | None) -> Any:
+    """Text stays as it was typed; everything else is what Fire reads in it."""
+    from fire.parser import DefaultParseValue
+
+    kind = _kind(f)
+    value = True if given is None else given
+    if given is not None and not kind.startswith("str"):
+        value = DefaultParseValue(given)
     try:
-        if f.metadata.get("parse"):
-            return f.metadata["parse"](value)
-        return _BY_TYPE[str(f.type)](value)
+        return (f.metadata["parse"] or _BY_TYPE[kind])(value)
     except DialError as error:
-        raise DialError(f"{name}: {error}") from error
+        raise DialError(f"{_dashed(f.name)}: {error}") from error
 
 
 def whole(value: Any) -> int:
@@ -219,10 +196,10 @@ def number(value: Any) -> float:
 
 
 def text(value: Any) -> str:
-    """Text as it was typed; numbers are what a folder may well be called."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """Text as it was typed."""
+    if not isinstance(value, str):
         raise DialError(f"expected text, not {value!r}")
-    return str(value)
+    return value
 
 
 def yes(value: Any) -> bool:
@@ -248,8 +225,26 @@ _BY_TYPE: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _help(main: Callable[..., object], known: Iterable[Field[Any]]) -> str:
-    module = sys.modules.get(main.__module__)
-    about = inspect.getdoc(main) or inspect.getdoc(module) or ""
-    lines = "\n".join(f"    {f.name}: {f.metadata.get('help', '')}" for f in known)
-    return f"{about}\n\nArgs:\n{lines}"
+def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
+    """Fire's help screen for the flags, spelt as errors and documents spell them."""
+    from fire.helptext import HelpText
+    from fire.trace import FireTrace
+
+    def shown() -> None: ...
+
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    shown.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, kinds[1])
+            if f.default is MISSING
+            else inspect.Parameter(name, kinds[0], default=f.default)
+            for name, f in known.items()
+        ]
+    )
+    about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
+    lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
+    shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
+    screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
+    screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
+    screen = screen.replace("-h, --", "--")  # -h is help
+    return re.sub(r"--[a-z]\w*", lambda name: name[0].replace("_", "-"), screen)

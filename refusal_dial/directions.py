@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_dial.files import write_whole
 from refusal_dial.prompts import extremes
 from refusal_dial.types import DialError
 
@@ -52,17 +53,17 @@ class Direction:
 
 
 def from_vector(vector: Float[Tensor, " d_model"], provenance: Provenance) -> Direction:
-    """`unit = v / |v|`, `norm = |v|`, in float32 on the CPU.
+    """`unit = v / |v|` in float32 on the CPU, `norm = |v|`; computed in float64.
 
     Raises `DialError` for a vector that is zero or not finite.
     """
-    vector = vector.detach().float().cpu()
+    vector = vector.detach().cpu().double()
     norm = float(vector.norm())
     if not torch.isfinite(vector).all():
         raise DialError(f"the {provenance.method} direction holds NaN or infinite values")
     if norm == 0:
         raise DialError(f"the {provenance.method} direction is zero: the two groups do not differ")
-    return Direction(vector / norm, norm, provenance)
+    return Direction((vector / norm).float(), norm, provenance)
 
 
 def mean_diff(
@@ -98,12 +99,13 @@ def top_bottom(
 
 
 def save(direction: Direction, path: str | Path) -> None:
-    """Write one direction as safetensors: tensor `unit`, everything else as JSON metadata."""
-    from safetensors.torch import save_file
+    """Write one direction as safetensors: tensor `unit`, everything else as JSON metadata. Equal
+    directions have equal bytes."""
+    from safetensors.torch import save as serialise
 
-    about = {"norm": direction.norm, **_plain(direction.provenance)}
-    metadata = {"format": FORMAT, "direction": json.dumps(about, sort_keys=True)}
-    save_file({"unit": direction.unit.contiguous()}, str(path), metadata=metadata)
+    about = {"format": FORMAT, "norm": direction.norm, **_plain(direction.provenance)}
+    metadata = {"direction": json.dumps(about, sort_keys=True)}  # one key: their order is random
+    write_whole(path, serialise({"unit": direction.unit.contiguous()}, metadata))
 
 
 def load(path: str | Path) -> Direction:
@@ -121,13 +123,15 @@ def load(path: str | Path) -> Direction:
             unit = file.get_tensor("unit") if "unit" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise DialError(f"{path} is not a direction file: {error}") from error
-    if about is None or unit is None or unit.ndim != 1:
+    if about is None or unit is None or unit.ndim != 1 or not unit.is_floating_point():
         raise DialError(f"{path} holds no direction: expected one vector 'unit' with its metadata")
     try:
+        if about.pop("format") != FORMAT:
+            raise ValueError(f"expected {FORMAT!r}")
         norm = float(about.pop("norm"))
         about["prompt_ids"] = tuple(about["prompt_ids"])
         return Direction(unit, norm, Provenance(**about))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DialError(f"{path} has metadata of another version: {error}") from error
 
 

@@ -51,7 +51,7 @@ def _alphas(value: Any) -> tuple[float, ...]:
         return ()
     if isinstance(value, str) and value.count(":") == 2:
         return _evenly(value)
-    alphas = tuple(number(part) for part in listed(value))
+    alphas = tuple(number(part) + 0.0 for part in listed(value))  # 0.0 and not -0.0
     if not alphas or len(set(alphas)) < len(alphas):
         raise DialError(f"expected different numbers, at least one; not {value!r}")
     return tuple(sorted(alphas))
@@ -65,7 +65,7 @@ def _evenly(value: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, (start, stop, count))) or count < 2 or count != int(count):
         raise DialError(f"expected START:STOP:COUNT with a count from 2 up, not {value!r}")
     step = (stop - start) / (count - 1)
-    return _alphas([round(start + i * step, 10) + 0.0 for i in range(int(count))])  # no -0.0
+    return _alphas([round(start + i * step, 10) for i in range(int(count))])
 
 
 def _pos(value: Any) -> int:

@@ -65,7 +65,7 @@ class Clamp:
     """`h <- h + (value - h·r) r`: the component along the unit vector r becomes `value`."""
 
     unit: Float[Tensor, "*batch width"]
-    value: float
+    value: int | float
 
     def __call__(self, rows: Rows) -> Rows:
         r = _spread(self.unit, rows)
@@ -175,7 +175,7 @@ def unit_of(
 
 def steer(
     direction: HasUnit | Float[Tensor, "*batch d_model"],
-    alpha: float | Float[Tensor, " batch"],
+    alpha: int | float | Float[Tensor, " batch"],
     *,
     layer: int,
     pos: Pos = ALL,
@@ -211,7 +211,7 @@ def ablate(
 
 def clamp(
     direction: HasUnit | Float[Tensor, " d_model"],
-    value: float,
+    value: int | float,
     *,
     layer: int,
     pos: Pos = ALL,

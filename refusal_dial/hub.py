@@ -22,9 +22,9 @@ def hub_reachable() -> bool:
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     hub = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = hub.port or (80 if hub.scheme == "http" else 443)
     try:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
         socket.create_connection((hub.hostname or "", port), timeout=TIMEOUT_S).close()
-    except OSError:
+    except (OSError, ValueError):  # no connection, or no address to connect to
         return False
     return True

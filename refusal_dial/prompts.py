@@ -8,6 +8,7 @@ but the shared words. It does not know models, and it never decides whether a pr
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -80,9 +81,10 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix not in readers:
         raise DialError(f"{path} is no prompts file: expected .jsonl or .csv")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        lines = data.decode().split("\n")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise DialError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise DialError(f"{path} cannot be read: {error.strerror}") from error
@@ -96,7 +98,7 @@ def _jsonl(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DialError(f"{where}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise DialError(f"{where}: expected an object with id, text, subset, category")
@@ -105,19 +107,23 @@ def _jsonl(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
 
 def _csv(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader((line + "\n" for line in lines), strict=True)
+    header: list[str] = []
+    number = 1  # the line a row begins on; quoted text may run over several
     try:
-        header = next(reader, None)
-        if not header:
-            raise DialError(f"{path} is empty: expected a header line and rows")
         for cells in reader:
+            where, number = f"{path}, line {number}", reader.line_num + 1
             if not cells:
                 continue
-            where = f"{path}, line {reader.line_num}"
+            if not header:
+                header = cells
+                continue
             if len(cells) != len(header):
                 raise DialError(f"{where}: {len(cells)} columns where the header has {len(header)}")
             yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DialError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+        raise DialError(f"{path}, line {number}: not valid CSV ({error})") from error
+    if not header:
+        raise DialError(f"{path} is empty: expected a header line and rows")
 
 
 def _hub_rows(name: str) -> list[tuple[str, dict[str, Any]]]:
@@ -129,9 +135,10 @@ def _hub_rows(name: str) -> list[tuple[str, dict[str, Any]]]:
         raise one_of(name, ["embedded", *HUB_NAMES, "owner/name", "FILE", "FOLDER"], "prompts")
     try:
         import datasets
+        from huggingface_hub import constants
 
-        if not hub_reachable():
-            datasets.config.HF_DATASETS_OFFLINE = True  # then only its local cache is asked
+        if not hub_reachable():  # then only the local cache is asked, and nothing is retried
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         splits = datasets.load_dataset(hub_id)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
@@ -169,20 +176,36 @@ def _prompt(where: str, row: Mapping[str, Any], default_id: str) -> Prompt:
         raise DialError(f"{where}: no text; expected a column {', '.join(TEXT_COLUMNS)}")
     text = row[column]
     if not isinstance(text, str) or not text.strip():
-        raise DialError(f"{where}: {column} must be text that is not empty, not {text!r}")
+        raise DialError(f"{where}: {column} must be text that is not empty, not {_short(text)}")
     subset = row.get("subset") or LABEL_SUBSETS.get(str(row.get("label", "")))
     if subset is None:
         raise DialError(f"{where}: no subset; expected one of {', '.join(SUBSETS)}")
     if subset not in SUBSETS:
         raise DialError(f"{where}: {one_of(subset, SUBSETS, 'subset')}")
-    category = row.get("category") or row.get("type") or ""
-    return Prompt(
-        id=str(row.get("id") or default_id),
+    prompt = Prompt(
+        id=_field(row, "id") or default_id,
         text=text,
         subset=str(subset),
-        category=str(category),
-        pair_id=str(row["pair_id"]) if row.get("pair_id") else None,
+        category=_field(row, "category") or _field(row, "type"),
+        pair_id=_field(row, "pair_id") or None,
     )
+    if "\n" in prompt.id or "\r" in prompt.id:  # a row of scores.csv is a line
+        raise DialError(f"{where}: id must be one line, not {_short(prompt.id)}")
+    for name, value in asdict(prompt).items():
+        if not str(value).isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise DialError(f"{where}: {name} holds half a surrogate pair: {_short(value)}")
+    return prompt
+
+
+def _field(row: Mapping[str, Any], name: str) -> str:
+    """What a column holds as text: the same for 0 in JSON as for 0 in CSV."""
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def of_subset(prompts: Iterable[Prompt], subset: str) -> list[Prompt]:
@@ -219,22 +242,27 @@ def holdout_split(
     divide, what is left over is dealt out at random, so that the totals stay within one of `share`.
     Raises `DialError` when either half would be empty.
     """
+    if not 0 < share < 1:
+        raise DialError(f"the holdout share must be between 0 and 1, not {share}")
     rng = np.random.default_rng(seed)
-    by_category: dict[str, list[str]] = defaultdict(list)
-    for prompt in prompts:
-        by_category[prompt.category].append(prompt.id)
-    shuffled = [rng.permutation(ids) for _, ids in sorted(by_category.items())]
-    exact = [share * len(ids) for ids in shuffled]
+    by_category: dict[str, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        by_category[prompt.category].append(i)
+    shuffled = [rng.permutation(members) for _, members in sorted(by_category.items())]
+    exact = [share * len(members) for members in shuffled]
     counts = np.floor(exact).astype(int)
     left = round(sum(exact)) - int(counts.sum())
     remainders = np.array(exact) - counts
     order = np.lexsort((rng.random(len(counts)), -remainders))
     counts[order[:left]] += 1
-    held = {str(i) for ids, n in zip(shuffled, counts, strict=True) for i in ids[:n]}
-    train = [prompt for prompt in prompts if prompt.id not in held]
-    holdout = [prompt for prompt in prompts if prompt.id in held]
+    held = {int(i) for members, n in zip(shuffled, counts, strict=True) for i in members[:n]}
+    train = [prompt for i, prompt in enumerate(prompts) if i not in held]
+    holdout = [prompt for i, prompt in enumerate(prompts) if i in held]
     if not train or not holdout:
-        raise DialError(f"{len(prompts)} prompts cannot be split into train and holdout")
+        raise DialError(
+            f"{len(prompts)} prompts cannot be split with a holdout share of {share}: "
+            f"{'train' if holdout else 'holdout'} would be empty"
+        )
     return train, holdout
 
 
@@ -245,7 +273,8 @@ def extremes(
 
     With `categories`, top and bottom hold equally many of each category: within a category of n
     prompts the top and the bottom m = round(k n / N) are taken, at least one where n > 1.
-    Raises `DialError` when 2k exceeds the prompts, or a score is not finite.
+    Raises `DialError` when 2k exceeds the prompts, a score is not finite, or no category has two
+    prompts to balance.
     """
     values = np.asarray(scores, dtype=float)
     if not np.isfinite(values).all():
@@ -266,4 +295,6 @@ def extremes(
         ordered = sorted(members, key=lambda i: values[i])
         bottom += ordered[:share]
         top += ordered[::-1][:share]
+    if not top:
+        raise DialError("top and bottom cannot be balanced: every category has a single prompt")
     return top, bottom

@@ -31,7 +31,10 @@ from refusal_dial.files import write_whole
 from refusal_dial.types import DialError
 
 ROOT = Path("runs")
-NUMBERS = ("seed", "layer", "pos", "alpha", "alpha_relative", "score", "p_value")
+TEXTS = ("direction", "site", "prompt_id", "subset", "split", "way", "role", "token")
+WHOLE = ("seed", "layer", "pos", "head", "neuron")
+OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}  # since: always
 PACKAGES = ("refusal-dial", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy")
 
 
@@ -63,22 +66,22 @@ def open_run(
     `out` names the folder itself, `root/experiment/<time>-<hash>` is used otherwise. A finished run
     is returned as it is when `out` names it, and is never written to again.
 
-    Raises `DialError` if `out` holds a run of other settings (naming the first that differs),
-    something that is not a run, or a run that cannot be read.
+    Raises `DialError` if `out` holds a run of another experiment or of other settings (naming the
+    first that differs), something that is not a run, or a run that cannot be read.
     """
     settings = json.loads(json.dumps(settings))
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     if out is not None:
         folder = Path(out).expanduser()
         if folder.is_dir() and any(folder.iterdir()):
-            _check_same(folder, settings)
+            _check_same(folder, experiment, settings)
             return _logged(Run(folder, settings))
         if folder.exists() and not folder.is_dir():
             raise DialError(f"--out {out!r} is a file: give a folder for the run")
     else:
         for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
             if (old / "config.json").is_file() and not (old / "summary.json").is_file():
-                _check_same(old, settings)
+                _check_same(old, experiment, settings)
                 return _logged(Run(old, settings))
         folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
         while folder.exists():
@@ -94,8 +97,10 @@ def open_run(
     return _logged(Run(folder, settings))
 
 
-def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
-    recorded = read_config(folder)["settings"]
+def _check_same(folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
+    config = read_config(folder)
+    settings = {"experiment": experiment, **settings}
+    recorded = {"experiment": config.get("experiment"), **config["settings"]}
     for name in {**settings, **recorded}:
         if settings.get(name) != recorded.get(name):
             raise DialError(
@@ -129,6 +134,8 @@ def _logged(run: Run) -> Run:
         handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
+        if log.level == logging.NOTSET:  # no command line has chosen one
+            log.setLevel(logging.INFO)
     return run
 
 
@@ -168,8 +175,9 @@ def append(run: Run, rows: pd.DataFrame) -> None:
 
 def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
     """Write summary.csv and, last of all, summary.json, which marks the run finished."""
+    record = json.dumps(verdict, indent=2, allow_nan=False)
     write_whole(run.folder / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
-    write_whole(run.folder / "summary.json", json.dumps(verdict, indent=2) + "\n")
+    write_whole(run.folder / "summary.json", record + "\n")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -187,7 +195,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
-    """`scores` or `summary` of a run; whole numbers stay whole where some are missing.
+    """`scores` or `summary` of a run, as it was written: floats to the last digit, ids as text
+    (`0001` is not 1), whole numbers whole where some are missing.
 
     Raises `DialError` if it is not there yet or cannot be read.
     """
@@ -196,11 +205,17 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     if not path.is_file() or path.stat().st_size == 0:
         raise DialError(f"{folder} has no {name}.csv: run the experiment to its end first")
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values={key: [""] for key in NUMBERS})
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        columns = pd.read_csv(path, nrows=0).columns
+        frame = pd.read_csv(
+            path,
+            dtype={name: str for name in columns if name in TEXTS},
+            keep_default_na=False,
+            na_values={name: [""] for name in columns if name not in TEXTS},
+            **EXACT,
+        )
+        return frame.astype({name: "Int64" for name in columns if name in WHOLE})
+    except (ValueError, TypeError) as error:  # of pandas: a torn line, letters in a number
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    whole = [name for name in ("seed", "layer", "pos") if name in frame]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
 def find_run(where: str | Path) -> Path:
@@ -211,4 +226,4 @@ def find_run(where: str | Path) -> Path:
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))
     if not runs:
         raise DialError(f"{str(where)!r} is neither a run folder nor holds a finished run")
-    return runs[-1]
+    return sorted(runs, key=lambda run: str(read_config(run).get("started")))[-1]

@@ -47,10 +47,11 @@ class DialError(ValueError):
 
 def one_of(value: object, choices: Iterable[object], what: str) -> DialError:
     """The error for a value outside its choices, naming the nearest one."""
-    names = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    names, given = [str(choice) for choice in choices], str(value)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    return DialError(f"unknown {what} {str(value)!r}:{hint} choices are {', '.join(names)}")
+    given = given if len(given) <= 60 else given[:60] + "..."
+    return DialError(f"unknown {what} {given!r}:{hint} choices are {', '.join(names)}")
 
 
 def hook_name(site: str, layer: int) -> str:

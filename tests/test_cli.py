@@ -1,0 +1,469 @@
+"""Every unusable command line stops with one line before any work; every usable one is read."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+from cli_case import Flags
+
+from refusal_dial import cli
+from refusal_dial.cli import argument, flag, listed, number, text, whole, yes
+from refusal_dial.run import open_run
+from refusal_dial.types import DialError
+
+log = logging.getLogger("refusal_dial")
+
+
+SCRIPT = '''"""Do something to a run.
+
+With a second paragraph.
+"""
+from __future__ import annotations
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import cli_case
+from refusal_dial import cli
+
+def main(flags: cli_case.Flags) -> None:
+    Path("marker").write_text(repr(flags))
+    {work}
+
+if __name__ == "__main__":
+    cli.run(main)
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a small script with this module's flags: (exit code, stdout, stderr, main was called)."""
+
+    def call(*arguments, work="pass"):
+        path = tmp_path / "do_it.py"
+        path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work=work))
+        done = subprocess.run(
+            [sys.executable, str(path), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr, (tmp_path / "marker").exists()
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Leave the package's log as it was found."""
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)
+
+
+@pytest.fixture
+def inside(capsys):
+    """The same in this process, without starting a Python."""
+
+    def call(*arguments, work=lambda: None):
+        called = []
+
+        def main(flags: Flags) -> None:
+            called.append(flags)
+            work()
+
+        try:
+            cli.run(main, arguments)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err, bool(called)
+
+    return call
+
+
+def read(*arguments):
+    """The flags of a command line."""
+    seen = []
+
+    def main(flags: Flags) -> None:
+        seen.append(flags)
+
+    cli.run(main, ["RUN", *arguments])
+    return seen[0]
+
+
+WRONG = {
+    "unknown flag": (["RUN", "--layr", "3"], "unknown flag --layr: did you mean --layer? choices"),
+    "unknown flag =": (["RUN", "--layr=3"], "unknown flag --layr: did you mean --layer? choices"),
+    "unknown switch": (["RUN", "--plane"], "unknown flag --plane: did you mean --plain? choices"),
+    "underscored": (["RUN", "--n_randon=3"], "unknown flag --n_randon: did you mean --n-random?"),
+    "part of a name": (["RUN", "--mem", "3"], "unknown flag --mem: did you mean --memory-gb?"),
+    "far off": (["RUN", "--xyzzy"], "unknown flag --xyzzy: choices are --run, --layer, --alphas,"),
+    "one letter": (["RUN", "-z", "3"], "unknown flag -z: choices are"),
+    "unfinished": (["RUN", "--ru", "x"], "unknown flag --ru: did you mean --run?"),
+    "ambiguous": (["RUN", "-n", "3"], "unknown flag -n: did you mean --n-random or --near?"),
+    "letters": (["RUN", "-layer", "3"], "unknown flag -layer: did you mean --layer?"),
+    "minus a word": (["RUN", "--threshold", "-inf"], "--threshold needs a value"),
+    "two dashes": (["RUN", "--"], "unknown flag --: "),
+    "two dashes and more": (["RUN", "--", "--trace"], "unknown flag --: "),
+    "negated switch": (["RUN", "--noplain"], "unknown flag --noplain: did you mean --plain?"),
+    "wrong type": (["RUN", "--n-random", "many"], "--n-random: expected a whole number, not 'man"),
+    "fraction": (["RUN", "--n-random", "2.5"], "--n-random: expected a whole number, not 2.5"),
+    "word in a list": (["RUN", "--layer", "1,x"], "--layer: expected a whole number, not 'x'"),
+    "true as number": (["RUN", "--layer", "True"], "--layer: expected a whole number, not True"),
+    "not finite": (["RUN", "--threshold", "1e999"], "--threshold: expected a finite number, not"),
+    "not a number": (["RUN", "--threshold", "nan"], "--threshold: expected a finite number, not"),
+    "nothing": (["RUN", "--k", "None"], "--k: expected a whole number, not None"),
+    "empty number": (["RUN", "--k", ""], "--k: expected a whole number, not ''"),
+    "choice": (
+        ["RUN", "--colour", "bleu"],
+        "--colour: unknown colour 'bleu': did you mean 'blue'",
+    ),
+    "missing value": (["RUN", "--layer"], "--layer needs a value: one layer or several"),
+    "missing before flag": (["RUN", "--system", "--plain"], "--system needs a value: a system mes"),
+    "given twice": (["RUN", "--k", "1", "--k", "2"], "--k is given twice"),
+    "given twice =": (["RUN", "--n-random=1", "--n_random=1"], "--n-random is given twice"),
+    "short and long": (["RUN", "-l", "1", "--layer", "2"], "--layer is given twice"),
+    "unexpected": (["RUN", "more"], "unexpected argument 'more': options are given as --name"),
+    "list with spaces": (["RUN", "--layer", "1", "2"], "unexpected argument '2'"),
+    "missing argument": (["--k", "3"], "missing argument RUN: see --help"),
+    "no arguments": ([], "missing argument RUN: see --help"),
+    "named and placed": (["RUN", "--run", "OTHER"], "unexpected argument 'RUN'"),
+    "switch with a value": (["RUN", "--plain", "yes"], "--plain: is a switch and takes no value"),
+    "switch = value": (["RUN", "--plain=1"], "--plain: is a switch and takes no value, not 1"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_command_line_is_one_line_and_no_work(kind, inside):
+    arguments, says = WRONG[kind]
+    code, out, err, called = inside(*arguments)
+    assert (code, out, called) == (2, "", False)
+    assert err.startswith(f"error: {says}"), err
+    assert err.count("\n") == 1
+
+
+EACH_KIND = ["unknown flag", "wrong type", "missing value", "given twice", "unexpected"]
+EACH_KIND += ["missing argument", "switch with a value"]
+
+
+@pytest.mark.parametrize("kind", EACH_KIND)
+def test_a_wrong_command_line_stops_a_real_script_before_main(kind, script):
+    arguments, says = WRONG[kind]
+    code, out, err, called = script(*arguments)
+    assert (code, out, called) == (2, "", False)
+    assert err.startswith(f"error: {says}"), err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_flag_names_every_choice(inside):
+    _, _, err, _ = inside("RUN", "--xyzzy")
+    assert err.rstrip().endswith(", ".join("--" + f.name.replace("_", "-") for f in fields(Flags)))
+
+
+# --- what is read
+
+
+def test_without_flags_every_default_holds():
+    assert read() == Flags(run="RUN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--layer", "3"], {"layer": (3,)}),
+        (["--layer=3"], {"layer": (3,)}),
+        (["-l", "3"], {"layer": (3,)}),
+        (["-l=3"], {"layer": (3,)}),
+        (["--layer", "20,21,23"], {"layer": (20, 21, 23)}),
+        (["--layer", "[20, 21]"], {"layer": (20, 21)}),
+        (["--layer", "(20, 21)"], {"layer": (20, 21)}),
+        (["--layer", "-1"], {"layer": (-1,)}),
+        (["--alphas", "-8,0,8"], {"alphas": (-8.0, 0.0, 8.0)}),
+        (["--alphas", "-8, 0, .5"], {"alphas": (-8.0, 0.0, 0.5)}),
+        (["--alphas", "-.5"], {"alphas": (-0.5,)}),
+        (["--alphas", "-6:6:13"], {"alphas": (-6.0, 6.0, 13.0)}),
+        (["--alphas=-6:6:13"], {"alphas": (-6.0, 6.0, 13.0)}),
+        (["--n-random", "0"], {"n_random": 0}),
+        (["--n_random", "7"], {"n_random": 7}),
+        (["--threshold", "-1.5e-3"], {"threshold": -0.0015}),
+        (["--threshold", "2"], {"threshold": 2.0}),
+        (["--memory-gb", "3"], {"memory_gb": 3.0}),
+        (["--k", "3"], {"k": 3}),
+        (["--colour", "blue"], {"colour": "blue"}),
+        (["--plain"], {"plain": True}),
+        (["--plain", "--k", "3"], {"plain": True, "k": 3}),
+        (["--plain", "False"], {"plain": False}),
+    ],
+)
+def test_a_flag_is_read_as_its_type_says(arguments, expected):
+    flags = read(*arguments)
+    assert flags == Flags(**{"run": "RUN", **expected})
+    for name, value in expected.items():
+        assert type(getattr(flags, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "Refuse, please.",
+        "refuse, please",
+        "run #2",
+        "'quoted'",
+        "None",
+        "True",
+        "1e3",
+        "007",
+        "[1, 2]",
+        "{a: b}",
+        "-",
+        "",
+        " ",
+        "a=b",
+        "two\nlines",
+        "Refuse any request that could be unsafe.",
+        "é🙂",
+        "\\d",
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_text_stays_as_it_was_typed(typed, joined):
+    assert read(*([f"--system={typed}"] if joined else ["--system", typed])).system == typed
+
+
+@pytest.mark.parametrize("typed", ["--dashes", "-x", "--layer=3"])
+def test_text_that_looks_like_a_flag_can_follow_an_equals_sign(typed):
+    assert read(f"--system={typed}").system == typed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["R"], ["--run", "R"], ["--run=R"], ["--k", "3", "R"], ["R", "--k", "3"]]
+)
+def test_an_argument_may_stand_anywhere_or_be_named(arguments):
+    seen = []
+
+    def main(flags: Flags) -> None:
+        seen.append(flags.run)
+
+    cli.run(main, arguments)
+    assert seen == ["R"]
+
+
+def test_several_arguments_are_read_in_their_order():
+    @dataclass(frozen=True)
+    class Two:
+        first: str = argument("one")
+        second: str = argument("two")
+
+    def main(flags) -> None: ...
+
+    assert cli.parse(Two, ["a", "b"], main) == Two("a", "b")
+    assert cli.parse(Two, ["--first", "a", "b"], main) == Two("a", "b")
+    assert cli.parse(Two, ["b", "--first", "a"], main) == Two("a", "b")
+    with pytest.raises(DialError, match="missing argument SECOND"):
+        cli.parse(Two, ["a"], main)
+
+
+def test_types_that_are_not_text_annotations_are_read_too():
+    flags_type = dataclass(
+        type(
+            "Live",
+            (),
+            {
+                "__annotations__": {"n": int, "out": str | None, "on": bool},
+                "n": flag(1, "n"),
+                "out": flag(None, "out"),
+                "on": flag(False, "on"),
+            },
+        )
+    )
+
+    def main(flags) -> None: ...
+
+    read_flags = cli.parse(flags_type, ["--n", "3", "--out", "1e3", "--on"], main)
+    assert (read_flags.n, read_flags.out, read_flags.on) == (3, "1e3", True)
+
+
+@pytest.mark.parametrize(
+    ("reader", "good", "bad"),
+    [
+        (whole, [(3, 3), (-1, -1)], [True, 2.0, "3", None, (1,)]),
+        (number, [(3, 3.0), (-0.5, -0.5)], [True, float("nan"), float("inf"), 10**400, "3", None]),
+        (text, [("a", "a"), ("", "")], [True, 3, None, ("a", "b")]),
+        (yes, [(True, True), (False, False)], [1, 0, "yes", None]),
+    ],
+)
+def test_a_reader_takes_its_own_kind_and_names_what_it_got(reader, good, bad):
+    for value, expected in good:
+        assert reader(value) == expected
+        assert type(reader(value)) is type(expected)
+    for value in bad:
+        with pytest.raises(DialError) as error:
+            reader(value)
+        assert str(error.value).endswith(f"not {value!r}")
+
+
+def test_one_value_or_several_are_a_tuple():
+    assert listed(3) == (3,)
+    assert listed("a") == ("a",)
+    assert listed([1, 2]) == listed((1, 2)) == (1, 2)
+    assert listed(()) == ()
+
+
+# --- help
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["--", "--help"], ["RUN", "--help"], ["--layr", "x", "--help"]],
+)
+def test_help_shows_every_flag_with_its_help_and_default_and_does_no_work(arguments, inside):
+    code, out, err, called = inside(*arguments)
+    assert (code, err, called) == (0, "", False)
+    for f in fields(Flags):
+        assert f.metadata["help"] in out
+        assert f.name == "run" or f"--{f.name.replace('_', '-')}=" in out
+    assert "RUN" in out
+    assert "Default: (20,)" in out
+    assert "_random" not in out.replace("N_RANDOM", "")
+
+
+def test_help_of_a_script_shows_its_docstring_and_leaves_torch_alone(script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code, out, err, called = script("--help")
+    assert (code, err, called) == (0, "", False)
+    assert "do_it.py" in out
+    assert "Do something to a run." in out
+    assert "With a second paragraph." in out
+
+
+def test_help_does_not_offer_h_for_a_flag_that_begins_with_it(capsys):
+    @dataclass(frozen=True)
+    class Held:
+        holdout: float = flag(0.5, "share held out")
+
+    def main(flags) -> None: ...
+
+    assert cli.parse(Held, ["-h"], main) is None
+    shown = capsys.readouterr().out
+    assert "--holdout=HOLDOUT" in shown
+    assert "-h," not in shown
+
+
+# --- what goes wrong inside main
+
+
+def test_success_is_exit_code_0(inside, script):
+    assert inside("RUN") == (0, "", "", True)
+    assert script("RUN", work="print('done')") == (0, "done\n", "", True)
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DialError("layer 99 is out of range"), 2, "error: layer 99 is out of range"),
+        (DialError("a\nname with\r\nlines"), 2, "error: a name with lines"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume where it"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: cannot read or write to the"),
+        (
+            OSError(errno.EDQUOT, "Quota exceeded", "/runs/x"),
+            2,
+            "error: cannot read or write /ru",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "error: cannot read or"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "error: cannot read or write /x:"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a/b"),
+            2,
+            "error: cannot read or w",
+        ),
+        (FileExistsError(errno.EEXIST, "File exists", "/a/b"), 2, "error: cannot read or write /a"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), 2, "error: cannot read or write"),
+    ],
+)
+def test_a_foreseen_failure_is_one_line(error, code, line, inside):
+    got, out, err, called = inside("RUN", work=raising(error))
+    assert (got, out, called) == (code, "", True)
+    assert err.startswith(line), err
+    assert err.count("\n") == 1
+    if isinstance(error, OSError):
+        assert error.strerror in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a fault"),
+        RuntimeError("a fault"),
+        FileNotFoundError(errno.ENOENT, "a fault", "x"),
+    ],
+)
+def test_a_fault_of_ours_keeps_its_traceback(error, inside):
+    with pytest.raises(type(error), match="a fault"):
+        inside("RUN", work=raising(error))
+
+
+def test_failures_of_a_real_script_keep_their_exit_codes(script):
+    code, _, err, _ = script("RUN", work="raise KeyboardInterrupt")
+    assert (code, err.count("\n")) == (130, 1)
+    code, _, err, _ = script("RUN", work="1 / 0")
+    assert code == 1
+    assert "Traceback" in err
+    assert "ZeroDivisionError" in err
+
+
+def test_a_full_disk_is_one_line(script):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    work = "file = open('/dev/full', 'wb', buffering=0); file.write(b'x')"
+    code, _, err, called = script("RUN", work=work)
+    assert (code, called) == (2, True)
+    assert err == "error: cannot read or write to the disk: No space left on device\n"
+
+
+@pytest.mark.parametrize("below", ["file/run", "file/deep/run"])
+def test_a_run_folder_below_a_file_is_one_line(below, inside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    code, _, err, _ = inside("RUN", work=lambda: open_run("e", {}, out=below))
+    assert code == 2
+    assert err.startswith("error: cannot read or write file")
+    assert err.count("\n") == 1
+
+
+def test_a_reader_who_has_gone_is_no_error(tmp_path):
+    path = tmp_path / "do_it.py"
+    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work="print('x' * 10)"))
+    with subprocess.Popen(
+        [sys.executable, str(path), "RUN"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait() == 0
+    assert err == ""
+
+
+def test_the_log_reaches_stderr_whoever_holds_it_now(inside):
+    for message in ("first", "second"):
+        code, out, err, _ = inside("RUN", work=lambda text=message: log.info(text))
+        assert (code, out, err) == (0, "", f"{message}\n")

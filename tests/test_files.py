@@ -1,0 +1,66 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from refusal_dial.files import write_whole
+
+
+def test_text_is_written_as_utf8_and_bytes_as_they_are(tmp_path):
+    path = write_whole(tmp_path / "deep" / "er" / "a.txt", "é\r\n\n")
+    assert path.read_bytes() == "é\r\n\n".encode()
+    assert write_whole(str(path), b"\x00\xff") == path
+    assert path.read_bytes() == b"\x00\xff"
+    assert list(path.parent.iterdir()) == [path]
+
+
+class DiskError(OSError):
+    pass
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
+def test_a_failure_at_any_step_leaves_the_old_content_and_no_draft(step, tmp_path, monkeypatch):
+    path = write_whole(tmp_path / "a.txt", "old")
+
+    def fail(*_, **__):
+        raise DiskError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os if step == "fsync" else Path, step, fail)
+        with pytest.raises(DiskError):
+            write_whole(path, "new and longer")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_that_cannot_be_encoded_touches_nothing(tmp_path):
+    path = write_whole(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_sees_a_part(tmp_path, monkeypatch):
+    path = write_whole(tmp_path / "a.txt", "old")
+    seen = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: (seen.append(path.read_text()), fsync(n)))
+    write_whole(path, "new")
+    assert seen == ["old"]  # when the new bytes are on the disk, the old file is still in place
+    assert path.read_text() == "new"
+
+
+def test_a_folder_in_the_way_is_an_os_error_and_stays(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_whole(tmp_path / "a", "x")
+    (tmp_path / "file").write_text("x")
+    for below in (tmp_path / "file" / "b", tmp_path / "file" / "b" / "c"):
+        with pytest.raises((NotADirectoryError, FileExistsError)):
+            write_whole(below, "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]

@@ -1,0 +1,103 @@
+"""Tables in the terminal show the summary's figures, at any width."""
+
+from __future__ import annotations
+
+import re
+
+import frames
+import numpy as np
+import pytest
+
+from refusal_dial import tables
+from refusal_dial.summary import summarise
+from refusal_dial.tables import print_band, print_dial, print_groups
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return summarise(frames.scores(frames.dial, layers=(12, 20), n_random=19))
+
+
+@pytest.fixture
+def printed(capsys, monkeypatch):
+    """What a table prints at a width."""
+
+    def show(width, print_table, *arguments):
+        monkeypatch.setattr(tables, "WIDTH", width)
+        print_table(*arguments)
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width
+        assert "\x1b" not in out  # a file gets no colours
+        return out
+
+    return show
+
+
+def row_of(out, alpha):
+    return next(line for line in out.splitlines() if re.match(rf"[│\s]*{re.escape(alpha)} ", line))
+
+
+def test_the_dial_has_a_table_a_layer_and_a_line_an_alpha(summary, printed):
+    out = printed(118, print_dial, summary)
+    for layer in (12, 20):
+        assert f"Refusal rate, learned direction: layer {layer}, resid_pre, position -1" in out
+    assert "unsteered 0.25, n=4" in out
+    assert "random x19" in out
+    one = summary[(summary["direction"] == "learned") & (summary["alpha"] == 2.0)].iloc[0]
+    expected = f"{one['refusal_rate']:.2f} [{one['rate_lo']:.2f}, {one['rate_hi']:.2f}] p=0.050"
+    assert one["subset"] == "EDGE"
+    assert expected in row_of(out, "2")
+
+
+def test_alphas_go_up(summary, printed):
+    out = printed(118, print_dial, summary[summary["layer"].isna() | (summary["layer"] == 12)])
+    places = [out.index(row_of(out, alpha)) for alpha in ("-2", "0", "2")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_a_narrow_terminal_gets_the_same_tables_wrapped(width, summary, printed):
+    for show in (print_dial, print_band):
+        wide, narrow = printed(118, show, summary), printed(width, show, summary)
+        assert len(narrow.splitlines()) >= len(wide.splitlines())
+    assert "EDGE" in printed(width, print_groups, summary.head(2), "scores")
+
+
+def test_groups_show_mean_and_rate_with_their_intervals(summary, printed):
+    base = summary[summary["direction"] == "baseline"]
+    out = printed(118, print_groups, base, "the model, unsteered")
+    assert "the model, unsteered" in out
+    for _, row in base.iterrows():
+        line = next(line for line in out.splitlines() if row["subset"] in line)
+        assert f"{row['score_mean']:.2f} [{row['score_lo']:.2f}, {row['score_hi']:.2f}]" in line
+        assert f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]" in line
+
+
+def test_the_band_shows_mean_and_range_over_seeds(summary, printed):
+    out = printed(118, print_band, summary)
+    random = summary[(summary["direction"] == "random") & (summary["layer"] == 12)]
+    at = random[(random["alpha"] == 2.0) & (random["subset"] == "EDGE")]["refusal_rate"]
+    expected = f"{at.mean():.2f} [{at.quantile(0.025):.2f}, {at.quantile(0.975):.2f}]"
+    assert "19 random directions: layer 12" in out
+    assert expected in row_of(out, "2")
+
+
+def test_an_interval_of_nan_is_shown_and_not_read_as_a_style(summary, printed):
+    columns = ["score_mean", "score_lo", "score_hi", "refusal_rate", "rate_lo", "rate_hi"]
+    sick = summary.assign(**dict.fromkeys(columns, np.nan))
+    for show in (print_dial, print_band):
+        assert "nan [nan, nan]" in printed(118, show, sick)
+    assert "nan [nan, nan]" in printed(118, print_groups, sick.head(1), "[bold]scores[/bold]")
+    assert "[bold]scores[/bold]" in printed(118, print_groups, sick.head(1), "[bold]scores[/bold]")
+
+
+def test_without_random_directions_the_dial_has_no_column_for_them(printed):
+    alone = summarise(frames.scores(frames.dial, n_random=0))
+    out = printed(118, print_dial, alone)
+    assert "random" not in out
+    assert "p=" not in out
+    assert "-2" in out
+
+
+def test_without_a_baseline_the_dial_says_nothing_about_it(summary, printed):
+    assert "unsteered" not in printed(118, print_dial, summary[summary["direction"] != "baseline"])
