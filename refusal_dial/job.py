@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from refusal_dial import directions
 from refusal_dial.directions import Direction
 from refusal_dial.flags import StudyFlags
 from refusal_dial.model import identity
-from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_table
+from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_config, read_table
 from refusal_dial.study import Study, study_settings
 from refusal_dial.summary import summarise, verdict
 from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
@@ -25,6 +26,8 @@ from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
 log = logging.getLogger("refusal_dial")
 ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 ORDER += ["score", "alpha_relative"]
+Batches = Callable[[int], Iterator[pd.DataFrame]]
+Close = Callable[[pd.DataFrame], tuple[pd.DataFrame, Mapping[str, Any]]]
 
 
 def conduct(
@@ -40,30 +43,50 @@ def conduct(
     A finished run named by `--out` is read, not computed again.
     """
     run = open_run(experiment, study_settings(study, flags), flags.out)
+    if not run.finished:
+        for direction in learned:
+            suffix = f"_layer{direction.provenance.layer}" if len(learned) > 1 else ""
+            directions.save(direction, run.folder / f"direction{suffix}.safetensors")
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+
+    def batches(kept: int) -> Iterator[pd.DataFrame]:
+        computed = sweep_batches(study.model, study.tokens, rows, cells, study.scorer, budget, kept)
+        return (batch[ORDER] for batch in computed)
+
+    def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        summary = summarise(scores, flags.threshold, flags.seed)
+        return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
+
+    return carry_out(run, study, batch_sizes(len(rows), len(cells), budget), batches, close)
+
+
+def carry_out(
+    run: Run, study: Study, sizes: Sequence[int], batches: Batches, close: Close
+) -> tuple[Run, pd.DataFrame]:
+    """Append to the run what is left of its batches, and finish it; the run and its summary.
+
+    `sizes` are the rows of every batch in order, `batches(kept)` the batches after the first
+    `kept`. `close` turns all rows, as read back, into the summary and the verdict. A finished run
+    is read, and nothing of it is computed again.
+    """
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
         return run, read_table(run.folder, "summary")
-    for direction in learned:
-        suffix = f"_layer{direction.provenance.layer}" if len(learned) > 1 else ""
-        directions.save(direction, run.folder / f"direction{suffix}.safetensors")
     log.info("model: %s", identity(study.model))
     opening = " ".join(map(repr, study.refusal.refusal_texts))
     log.info("refusal tokens (%s): %s", study.refusal.source, opening)
-    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
-    sizes = batch_sizes(len(rows), len(cells), budget)
     kept = kept_batches(run, sizes)
-    batches = sweep_batches(study.model, study.tokens, rows, cells, study.scorer, budget, kept)
     with tqdm(
         total=sum(sizes),
         initial=sum(sizes[:kept]),
         unit="score",
-        desc=experiment,
+        desc=str(read_config(run.folder)["experiment"]),
         disable=None,
         file=sys.stderr,
     ) as bar:
-        for batch in batches:
-            append(run, batch[ORDER])
+        for batch in batches(kept):
+            append(run, batch)
             bar.update(len(batch))
-    summary = summarise(read_table(run.folder, "scores"), flags.threshold, flags.seed)
-    finish(run, summary, {"threshold": flags.threshold, "verdict": verdict(summary)})
+    summary, found = close(read_table(run.folder, "scores"))
+    finish(run, summary, found)
     return run, summary

@@ -1,0 +1,53 @@
+"""How much of activation patching can one gradient foretell, and where does it go wrong?
+
+The first-order estimate of every patch at once, from a forward and a backward pass: every site of
+every layer and every attention head, at the last position or (`--roles all`) at every role. Then
+the same cells are patched exactly, with their controls: the run says how well the ranks agree and
+where estimate and patch are furthest apart. `--refine N` patches only the N cells that the gradient
+finds strongest, which is what the gradient is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refusal_dial import cli
+from refusal_dial.cli import flag, whole
+from refusal_dial.flags import at_least
+from refusal_dial.patching_flags import PatchingFlags, choice
+
+
+@dataclass(frozen=True)
+class Flags(PatchingFlags):
+    """Which cells, and how many of them exactly."""
+
+    roles: str = flag("last", "last (position) or all", choice(("last", "all"), "roles"))
+    refine: int | None = flag(
+        None, "patch exactly only this many of the strongest cells; default all", at_least(1, whole)
+    )
+
+
+def main(flags: Flags) -> None:
+    from refusal_dial.patching_job import conduct_attribution
+    from refusal_dial.patching_tables import print_agreement, print_patching
+    from refusal_dial.places import LAST, lay_out
+    from refusal_dial.study import open_study
+
+    def layout(model: Any, pairs: Any) -> Sequence[Any]:
+        roles = (LAST,) if flags.roles == "last" else None
+        blocks = lay_out(model, pairs, layers=flags.layer, roles=roles)
+        return [*blocks, *lay_out(model, pairs, sites=("z",), layers=flags.layer, roles=roles)]
+
+    study = open_study(flags, flags.layer, "z")
+    experiment = "attribution_patching"
+    run, summary = conduct_attribution(experiment, study, flags, layout, flags.refine)
+    print_patching(summary, "", "", top=15)
+    print_agreement(summary)
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_patching.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

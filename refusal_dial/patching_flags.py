@@ -1,0 +1,45 @@
+"""The flags of the patching experiments, with their defaults and their help.
+
+This module reads text into values. It does not know what they do, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from refusal_dial.cli import flag, number, whole
+from refusal_dial.flags import StudyFlags, _choice, _layers, at_least
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "denoise": ("denoise",),
+    "noise": ("noise",),
+    "both": ("denoise", "noise"),
+}
+
+
+def choice(choices: tuple[str, ...], what: str) -> Any:
+    """A reader of one of these names."""
+    return _choice(choices, what)
+
+
+@dataclass(frozen=True)
+class PatchingFlags(StudyFlags):
+    """Which layers and pairs to patch, and which way round."""
+
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 20,21,23, or all", _layers)
+    way: str = flag(
+        "denoise",
+        "denoise (clean into corrupted), noise (corrupted into clean), or both",
+        choice(tuple(WAYS), "way"),
+    )
+    gap: float = flag(
+        1.0, "leave out pairs whose scores differ by less than this", at_least(0, number)
+    )
+    n_pairs: int | None = flag(
+        None, "matched pairs to use, drawn by seed; default all", at_least(1, whole)
+    )
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return WAYS[self.way]

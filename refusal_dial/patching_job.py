@@ -1,0 +1,127 @@
+"""A patching job: the study's matched pairs, patched at the places asked for, into a run.
+
+Knows the order of things: match, leave out pairs that tell nothing, lay out, patch, summarise. It
+has no hooks or statistics of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.attribution import attribution_batches, strongest
+from refusal_dial.job import carry_out
+from refusal_dial.pairs import Pairs, far_apart, match
+from refusal_dial.patching import Patching, patch_batches
+from refusal_dial.patching_flags import PatchingFlags
+from refusal_dial.patching_summary import agreement, patching_verdict, summarise_patching
+from refusal_dial.places import Place
+from refusal_dial.prompts import pairs as by_pair
+from refusal_dial.run import Run, open_run
+from refusal_dial.study import Study, study_settings
+from refusal_dial.sweep import Budget
+
+log = logging.getLogger("refusal_dial")
+Layout = Callable[[TransformerBridge, Pairs], Sequence[Place]]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The pairs to patch, and what became of the others."""
+
+    pairs: Pairs
+    counts: Mapping[str, int]
+
+
+def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
+    """The study's matched pairs whose scores differ by `--gap` or more, `--n-pairs` of them.
+
+    The log and `counts` say how many were left out, and in how many of those used the corrupted
+    prompt scores higher than the clean one (`inverted`).
+    """
+    pairs = match(
+        study.model, study.prompts, study.tokens, system=flags.system, chat=not flags.plain
+    )
+    place = {prompt.id: i for i, prompt in enumerate(study.prompts)}
+    rows = [[place[p.id] for p in members] for members in by_pair(study.prompts).values()]
+    clean, corrupted = study.scores[np.array(rows)].T
+    used = far_apart(clean, corrupted, flags.gap, flags.n_pairs, flags.seed)
+    counts = {
+        "matched": len(pairs),
+        "excluded": len(pairs) - len(far_apart(clean, corrupted, flags.gap)),
+        "used": len(used),
+        "inverted": int((clean[used] < corrupted[used]).sum()),
+    }
+    log.info(
+        "%d of %d matched pairs: %d differ in score by less than %g and are left out; "
+        "%d of those used score higher corrupted than clean",
+        *(counts["used"], counts["matched"], counts["excluded"], flags.gap, counts["inverted"]),
+    )
+    return Chosen(pairs.chosen(used), counts)
+
+
+def conduct_patching(
+    experiment: str, study: Study, flags: PatchingFlags, layout: Layout
+) -> tuple[Run, pd.DataFrame]:
+    """Patch the places of `layout` in the study's pairs into a run; the run and its summary.
+
+    A finished run named by `--out` is read, not computed again.
+    """
+    chosen = choose_pairs(study, flags)
+    run, patching = _open(experiment, study, flags, chosen, layout)
+    batches = partial(patch_batches, study.model, patching, study.scorer)
+    return carry_out(run, study, patching.sizes(), batches, partial(_close, flags, chosen))
+
+
+def conduct_attribution(
+    experiment: str, study: Study, flags: PatchingFlags, layout: Layout, refine: int | None = None
+) -> tuple[Run, pd.DataFrame]:
+    """The same from one gradient for all places, and by exact patches beside it: of all places, or
+    of the `refine` that the gradient finds strongest.
+
+    The gradient is cheap and decides what is patched, so a resumed run computes it again.
+    """
+    chosen = choose_pairs(study, flags)
+    run, patching = _open(experiment, study, flags, chosen, layout)
+    guesses, exact = [], patching
+    if not run.finished:
+        guesses = list(attribution_batches(study.model, patching, study.scorer))
+    if guesses and refine is not None:
+        exact = replace(patching, places=strongest(pd.concat(guesses), patching.places, refine))
+
+    def batches(kept: int) -> Iterator[pd.DataFrame]:
+        yield from guesses[kept:]
+        done = max(0, kept - len(guesses))
+        yield from patch_batches(study.model, exact, study.scorer, done)
+
+    sizes = [*map(len, guesses), *exact.sizes()]
+    return carry_out(run, study, sizes, batches, partial(_close, flags, chosen))
+
+
+def _open(
+    experiment: str, study: Study, flags: PatchingFlags, chosen: Chosen, layout: Layout
+) -> tuple[Run, Patching]:
+    places = layout(study.model, chosen.pairs)
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+    settings = study_settings(study, flags) | {"pairs": dict(chosen.counts)}
+    run = open_run(experiment, settings, flags.out)
+    return run, Patching(chosen.pairs, places, flags.ways, flags.seed, budget)
+
+
+def _close(
+    flags: PatchingFlags, chosen: Chosen, scores: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The summary of all rows, and the verdict with the count of pairs."""
+    summary = summarise_patching(scores, flags.threshold, flags.seed)
+    verdict = {"threshold": flags.threshold, "pairs": dict(chosen.counts)}
+    verdict["verdict"] = patching_verdict(summary)
+    if (summary["direction"] == "attribution").any():
+        verdict["agreement"] = agreement(summary)
+    return summary, verdict
