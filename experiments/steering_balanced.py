@@ -19,7 +19,7 @@ def main(flags: HoldoutFlags) -> None:
     from refusal_dial.run import read_table
     from refusal_dial.steering import learn, steering_cells
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial
+    from refusal_dial.tables import print_dial, print_verdict
 
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
     train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
@@ -30,7 +30,9 @@ def main(flags: HoldoutFlags) -> None:
     dump = run.folder / "examples.jsonl"
     if not dump.exists():
         write_whole(dump, examples(read_table(run.folder, "scores"), study.prompts))
-    print_dial(summary[summary["split"] == "holdout"])
+    held_out = summary[summary["split"] == "holdout"]
+    print_dial(held_out)
+    print_verdict(held_out)
     print(f"run: {run.folder}")
     print(f"examples: {dump}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")

@@ -19,7 +19,7 @@ def main(flags: HoldoutFlags) -> None:
     from refusal_dial.prompts import holdout_split, of_subset
     from refusal_dial.steering import learn, steering_cells
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial
+    from refusal_dial.tables import print_dial, print_verdict
 
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
     train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
@@ -27,7 +27,9 @@ def main(flags: HoldoutFlags) -> None:
     cells = steering_cells(study, flags, learned)
     rows = prompt_rows(study, train)
     run, summary = conduct("steering_holdout_control", study, flags, rows, cells, learned)
-    print_dial(summary[summary["split"] == "holdout"])
+    held_out = summary[summary["split"] == "holdout"]
+    print_dial(held_out)
+    print_verdict(held_out)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
 

@@ -33,6 +33,7 @@ from refusal_dial.sides import Rows, Side
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import hook_name
 
+FIRST = "hook_embed"  # without it the backward pass may end above the heads, whose hooks are views
 PROMPTS = 16
 """Prompts a backward pass: it holds every site at every position."""
 
@@ -93,7 +94,7 @@ def gradients(
                 _Masked(model, tokens.mask),
                 tokens.ids,
                 lambda logits: scorer(logits[:, -1]).sum(),
-                names_filter=sorted(set(names.values())),
+                names_filter=[FIRST, *set(names.values())],
             )
         at = where[part].to(tokens.ids.device)
         batch = torch.arange(len(at), device=at.device)[:, None]

@@ -72,7 +72,9 @@ def carry_out(
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
         return run, read_table(run.folder, "summary")
-    log.info("model: %s", identity(study.model))
+    who = identity(study.model)
+    log.info("model: %s (%s, revision %s)", who.name, who.architecture, who.revision)
+    log.info("device %s, dtype %s", who.device, who.dtype)
     opening = " ".join(map(repr, study.refusal.refusal_texts))
     log.info("refusal tokens (%s): %s", study.refusal.source, opening)
     kept = kept_batches(run, sizes)

@@ -62,7 +62,7 @@ def print_agreement(summary: pd.DataFrame) -> None:
 
 
 def _print_grid(patches: pd.DataFrame, rows: str, columns: str, title: str) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0, 0, 1))
+    table = Table(header_style="bold", padding=(0, 0, 0, 1))
     names, across = _in_order(patches[rows], rows), _in_order(patches[columns], columns)
     width = max(len(_label(patches, rows, name)) for name in names)
     across = _spread(across, max(2, (WIDTH - width - 6) // 6))
@@ -74,7 +74,7 @@ def _print_grid(patches: pd.DataFrame, rows: str, columns: str, title: str) -> N
         shown = [values[other].get(name, np.nan) for other in across]
         cells = ["" if np.isnan(value) else f"{100 * value:.0f}" for value in shown]
         table.add_row(_label(patches, rows, name), *cells)
-    _console().print(table)
+    _console().print(f"\n{title}", table, sep="\n")
 
 
 def _print_top(part: pd.DataFrame, top: int, title: str) -> None:
@@ -84,7 +84,7 @@ def _print_top(part: pd.DataFrame, top: int, title: str) -> None:
     shown = patches.loc[order].groupby("site", sort=False).head(each)
     shown = shown.sort_values("site", kind="stable")
     parts = [name for name in ("head", "neuron") if shown[name].notna().any()]
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for name in ("layer", "site", "role", *parts, "n", "moved", "same class", "random", "p"):
         table.add_column(name, justify="left" if name in ("site", "role") else "right")
     for _, row in shown.iterrows():
@@ -94,13 +94,13 @@ def _print_top(part: pd.DataFrame, top: int, title: str) -> None:
             str(row["layer"]),
             str(row["site"]),
             _label(patches, "role", row["role"]),
-            *(str(record[name]) for name in parts),
+            *(str(record.get(name, "")) for name in parts),
             str(row["n"]),
             f"{row['moved']:.2f} [{row['moved_lo']:.2f}, {row['moved_hi']:.2f}]",
             *controls,
             "" if record["p_value"] is None else f"{record['p_value']:.4f}",
         )
-    _console().print(table)
+    _console().print(f"\n{title}", table, sep="\n")
 
 
 def _beside(part: pd.DataFrame, row: pd.Series[Any], direction: str) -> pd.DataFrame:

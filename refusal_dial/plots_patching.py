@@ -69,7 +69,7 @@ def heatmaps(summary: pd.DataFrame, title: str, axis: str | None = None) -> go.F
     rows = distinct(table, ["way", *GROUP])
     kinds = [kind for kind in PANELS if (table["direction"] == kind).any()]
     names = _in_order(table, axis)
-    layers = sorted(table["layer"].unique())
+    layers = sorted(int(layer) for layer in table["layer"].unique())
     tall = max(120, 18 * len(names))
     figure = make_subplots(
         rows=len(rows),

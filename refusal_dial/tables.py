@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.summary import PLACE, distinct, prompt_groups, random_band
+from refusal_dial.summary import PLACE, distinct, prompt_groups, random_band, verdict
 
 WIDTH = 118
 
@@ -53,6 +53,32 @@ def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
     row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
     text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
     return text if pd.isna(row["p_value"]) else f"{text} p={row['p_value']:.3f}"
+
+
+def print_verdict(summary: pd.DataFrame) -> None:
+    """What the learned direction did to EDGE, a sentence per layer and split, controls included."""
+    for record in verdict(summary):
+        if record["subset"] != "EDGE":
+            continue
+        ends = " and ".join(_end(record[name]) for name in ("lowest", "highest"))
+        far = record["random_mean_off_baseline"]
+        control = "no random directions to compare with"
+        if far is not None:
+            control = f"the mean of the random directions stays within {far:.2f} of unsteered"
+        _console().print(
+            f"EDGE {record['split']}, layer {record['layer']}: refusal rate "
+            f"{_shown(record['baseline_rate'])} unsteered, {ends}; {control}.",
+            highlight=False,
+        )
+
+
+def _end(end: dict[str, Any]) -> str:
+    p = "" if end["p_value"] is None else f" (p = {end['p_value']:.3f})"
+    return f"{_shown(end['refusal_rate'])} at alpha {end['alpha']:g}{p}"
+
+
+def _shown(rate: float | None) -> str:
+    return "unknown" if rate is None else f"{rate:.2f}"
 
 
 def print_groups(summary: pd.DataFrame, title: str) -> None:

@@ -40,7 +40,7 @@ def nearly_the_same(architecture: str):
     r, d = (model.tokenizer.encode(letter)[0] for letter in "rd")
     weight = model.original_model.get_input_embeddings().weight
     noise = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
-    weight[r] = weight[d] + 0.004 * weight[d].norm() * noise / noise.norm()
+    weight[r] = weight[d] + 0.02 * weight[d].norm() * noise / noise.norm()
     return model, pairs_case.pairs(
         model, [("How to rob it?", "How to dob it?", "EDGE"), ("Get a rug", "Get a dug", "BENIGN")]
     )
@@ -55,8 +55,8 @@ def test_small_patches_are_foretold(architecture):
     guess = attributed(model, pairs, places).set_index(KEYS).reindex(exact.index)
     own = exact["corrupted"].where(exact.index.get_level_values("way") == "denoise", exact["clean"])
     moved, foretold = exact["score"] - own, guess["score"] - own
-    assert moved.abs().max() > 1e-3
-    assert (moved - foretold).abs().max() < 0.05 * moved.abs().max()
+    assert moved.abs().max() > 3e-4
+    assert (moved - foretold).abs().max() < 0.07 * moved.abs().max()
     begun = exact.index.get_level_values("role") == "before-1"
     assert (foretold[begun] == 0).all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -450,9 +451,11 @@ def test_a_run_folder_below_a_file_is_one_line(below, inside, tmp_path, monkeypa
 def test_a_reader_who_has_gone_is_no_error(tmp_path):
     path = tmp_path / "do_it.py"
     path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work="print('x' * 10)"))
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [sys.executable, str(path), "RUN"],
         cwd=tmp_path,
+        env=buffered,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 
 from refusal_dial import tables
 from refusal_dial.summary import summarise
-from refusal_dial.tables import print_band, print_dial, print_groups
+from refusal_dial.tables import print_band, print_dial, print_groups, print_verdict
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,17 @@ def test_the_dial_has_a_table_a_layer_and_a_line_an_alpha(summary, printed):
     expected = f"{one['refusal_rate']:.2f} [{one['rate_lo']:.2f}, {one['rate_hi']:.2f}] p=0.050"
     assert one["subset"] == "EDGE"
     assert expected in row_of(out, "2")
+
+
+def test_the_verdict_is_a_sentence_a_layer_about_edge_and_its_control(summary, printed):
+    out = " ".join(printed(118, print_verdict, summary).split())
+    for layer in (12, 20):
+        assert f"EDGE holdout, layer {layer}: refusal rate 0.25 unsteered" in out
+    assert "HARMFUL" not in out
+    assert "at alpha -2 (p = " in out
+    assert "the mean of the random directions stays within 0." in out
+    alone = printed(118, print_verdict, summary[summary["direction"] != "random"])
+    assert "no random directions to compare with" in " ".join(alone.split())
 
 
 def test_alphas_go_up(summary, printed):

@@ -1,0 +1,338 @@
+"""The patching scripts as people run them: the run they leave, resuming, mistakes, the result."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pairs_case
+import pandas as pd
+import pytest
+import tiny
+
+from refusal_dial import cli
+from refusal_dial.model import EMBEDDED, load_model
+from refusal_dial.pairs import far_apart
+from refusal_dial.patching import Patching, patched
+from refusal_dial.patching_rows import COLUMNS
+from refusal_dial.patching_summary import COLUMNS as SUMMARY_COLUMNS
+from refusal_dial.patching_summary import moved, summarise_patching
+from refusal_dial.places import by_role, lay_out
+from refusal_dial.run import read_config, read_table
+from refusal_dial.types import DialError
+
+ROOT = Path(__file__).parents[1]
+FILES = ("config.json", "scores.csv", "summary.csv", "summary.json", "log.txt")
+EXPERIMENTS = {
+    "patch_sites": {},
+    "patch_resid_pre": {"layer": (1,), "way": "noise"},
+    "patch_last_k": {"k": 2, "site": "mlp_out"},
+    "attribution_patching": {"refine": 5, "way": "both"},
+}
+
+
+def load(name: str) -> ModuleType:
+    folder = "scripts" if name.startswith("plot") else "experiments"
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory) -> str:
+    return pairs_case.write(tmp_path_factory.mktemp("prompts") / "pairs.jsonl")
+
+
+def small(name: str, model: Path, prompts: str, out: Path, **changes: Any) -> None:
+    """Run a script in this process on a tiny random model."""
+    module = load(name)
+    flags_type = next(
+        kind
+        for kind in (getattr(module, "Flags", None), getattr(module, "PatchingFlags", None))
+        if kind is not None
+    )
+    settings: dict[str, Any] = {"model": str(model), "prompts": prompts, "refusal_tokens": "I"}
+    settings |= {"device": "cpu", "gap": 0.0, "batch_size": 4, "out": str(out)}
+    settings |= EXPERIMENTS[name] | changes
+    known = {f.name for f in fields(flags_type)}
+    module.main(flags_type(**{k: v for k, v in settings.items() if k in known}))
+
+
+@pytest.fixture(scope="module")
+def runs(qwen_folder, prompts_file, tmp_path_factory) -> dict[str, Path]:
+    """One finished run of every experiment."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in EXPERIMENTS:
+        small(name, qwen_folder, prompts_file, root / name)
+    return {name: root / name for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_leaves_a_whole_run(runs, name):
+    for file in FILES:
+        assert (runs[name] / file).stat().st_size > 0, file
+    scores, summary = (read_table(runs[name], table) for table in ("scores", "summary"))
+    assert list(scores.columns) == COLUMNS
+    assert list(summary.columns) == SUMMARY_COLUMNS
+    settings = read_config(runs[name])["settings"]
+    assert settings["pairs"]["matched"] == settings["pairs"]["used"] == 6
+    assert {"patch", "same_class", "random"} <= set(scores["direction"])
+    verdict = json.loads((runs[name] / "summary.json").read_text())
+    assert verdict["pairs"] == settings["pairs"]
+    assert verdict["verdict"]
+    assert ("agreement" in verdict) == (name == "attribution_patching")
+
+
+def test_what_was_patched_is_what_was_asked_for(runs):
+    sites = read_table(runs["patch_sites"], "scores")
+    assert set(sites["site"]) == {"resid_pre", "resid_mid", "attn_out", "mlp_out"}
+    assert set(sites["role"]) == {"end-1"}
+    assert set(sites["layer"]) == {0, 1, 2}
+    roles = read_table(runs["patch_resid_pre"], "scores")
+    assert set(roles["layer"]) == {1}
+    assert set(roles["way"]) == {"noise"}
+    assert {"start+1", "before-1", "phrase-1", "after+1", "end-1"} <= set(roles["role"])
+    last = read_table(runs["patch_last_k"], "scores")
+    assert set(last["role"]) == {"end-2", "end-1", "end-2..end-1"}
+    assert set(last["site"]) == {"mlp_out"}
+    both = read_table(runs["attribution_patching"], "scores")
+    exact = both[both["direction"] == "patch"]
+    cells = ["layer", "site", "role", "head"]
+    assert exact.groupby(cells, dropna=False).ngroups == 5
+    guess = both[both["direction"] == "attribution"]
+    assert guess.groupby(cells, dropna=False).ngroups == 3 * 4 + 3 * 4
+    assert set(guess["site"]) == {"resid_pre", "resid_mid", "attn_out", "mlp_out", "z"}
+
+
+@pytest.mark.parametrize("name", ["patch_last_k", "attribution_patching"])
+@pytest.mark.parametrize("cut", [0.0, 0.5, 0.97])
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    runs, qwen_folder, prompts_file, tmp_path, name, cut
+):
+    out = tmp_path / "resumed"
+    out.mkdir()
+    whole = (runs[name] / "scores.csv").read_bytes()
+    (out / "config.json").write_bytes((runs[name] / "config.json").read_bytes())
+    (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
+    small(name, qwen_folder, prompts_file, out)
+    assert (out / "scores.csv").read_bytes() == whole
+    assert (out / "summary.csv").read_bytes() == (runs[name] / "summary.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["patch_sites", "attribution_patching"])
+def test_a_finished_run_is_read_and_not_computed(
+    runs, qwen_folder, prompts_file, name, capsys, monkeypatch
+):
+    from refusal_dial import patching_job
+
+    for function in ("patch_batches", "attribution_batches"):
+        monkeypatch.setattr(patching_job, function, lambda *_: pytest.fail("computed again"))
+    before = {path: path.read_bytes() for path in runs[name].iterdir()}
+    small(name, qwen_folder, prompts_file, runs[name])
+    assert "Cells that moved most" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in runs[name].iterdir()} == before
+
+
+def test_pairs_that_tell_nothing_are_left_out_and_counted(
+    runs, qwen_folder, prompts_file, tmp_path, caplog
+):
+    scores = read_table(runs["patch_sites"], "scores").drop_duplicates("prompt_id")
+    apart = (scores["clean"] - scores["corrupted"]).abs().sort_values()
+    gap = float(apart.iloc[1:3].mean())
+    out = tmp_path / "run"
+    with caplog.at_level("INFO", "refusal_dial"):
+        small("patch_sites", qwen_folder, prompts_file, out, layer=(0,), gap=gap)
+    counts = read_config(out)["settings"]["pairs"]
+    assert (counts["matched"], counts["excluded"], counts["used"]) == (6, 2, 4)
+    assert "4 of 6 matched pairs: 2 differ in score by less than" in caplog.text
+    left = read_table(out, "scores")["prompt_id"]
+    assert set(left) == set(scores["prompt_id"]) - set(scores["prompt_id"][apart.index[:2]])
+    some = tmp_path / "some"
+    small("patch_sites", qwen_folder, prompts_file, some, layer=(0,), n_pairs=3)
+    assert read_config(some)["settings"]["pairs"]["used"] == 3
+
+
+def test_heads_and_neurons(qwen_folder, prompts_file, tmp_path, capsys):
+    small("patch_sites", qwen_folder, prompts_file, tmp_path / "h", site="head", layer=(0, 2))
+    heads = read_table(tmp_path / "h", "summary")
+    assert set(heads["head"]) == {0, 1, 2, 3}
+    assert "layer \\ head" in capsys.readouterr().out
+    small(
+        "patch_sites", qwen_folder, prompts_file, tmp_path / "n", site="mlp_post", layer=(1,), n_pairs=2
+    )
+    neurons = read_table(tmp_path / "n", "summary")
+    assert set(neurons["neuron"]) == set(range(48))
+    plot = load("plot_patching")
+    for run in ("h", "n"):
+        plot.main(plot.Flags(run=str(tmp_path / run)))
+        assert "plotly" in (tmp_path / run / "patching.html").read_text()
+
+
+def test_plots_are_drawn_from_a_run_folder_alone(runs, tmp_path, capsys):
+    plot = load("plot_patching")
+    for name, run in runs.items():
+        alone = tmp_path / name
+        shutil.copytree(run, alone)
+        pages = []
+        for attempt in ("first.html", "again.html"):
+            plot.main(plot.Flags(run=str(alone), out=str(tmp_path / attempt)))
+            pages.append((tmp_path / attempt).read_text())
+        assert pages[0] == pages[1]
+        assert "n = 6 of 6 matched pairs" in pages[0]
+    assert f"figure: {(tmp_path / 'first.html').resolve()}" in capsys.readouterr().out
+
+
+def test_a_plot_of_another_experiment(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs["patch_sites"], other)
+    config = json.loads((other / "config.json").read_text())
+    del config["settings"]["pairs"]
+    (other / "config.json").write_text(json.dumps(config))
+    plot = load("plot_patching")
+    with pytest.raises(DialError, match="a run of patch_sites, which patched no pairs"):
+        plot.main(plot.Flags(run=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("patch_sites", {"site": "mlp_post"}, "neurons one by one: give --layer"),
+        ("patch_sites", {"layer": (7,)}, "layer 7 is out of range: this model has layers 0 to 2"),
+        ("patch_last_k", {"k": 99}, "k must be from 1 to the shortest prompt's"),
+        ("patch_resid_pre", {"gap": 99.0}, "none of 6 pairs differs in score by 99 or more"),
+    ],
+)
+def test_what_cannot_be_patched_is_one_line_and_no_run(
+    qwen_folder, prompts_file, tmp_path, name, changes, message
+):
+    with pytest.raises(DialError) as error:
+        small(name, qwen_folder, prompts_file, tmp_path / "run", **changes)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_the_site(prompts_file, tmp_path):
+    folder = tiny.folder("GPTNeoX", tmp_path / "model")
+    small("patch_sites", folder, prompts_file, tmp_path / "run", n_pairs=2, layer=(1,))
+    assert "GPTNeoXForCausalLM has no resid_mid: skipped" in (tmp_path / "run/log.txt").read_text()
+    with pytest.raises(DialError, match="GPTNeoXForCausalLM has no site 'resid_mid': it has"):
+        small("patch_sites", folder, prompts_file, tmp_path / "named", site="resid_mid")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("patch_sites", ("--site", "heads"), "unknown site 'heads': did you mean 'head'?"),
+        ("patch_resid_pre", ("--way", "back"), "unknown way 'back'"),
+        ("patch_last_k", ("--k", "0"), "--k: expected a number from 1 up"),
+        ("patch_sites", ("--gap", "-1"), "--gap: expected a number from 0 up"),
+        ("attribution_patching", ("--refine", "many"), "--refine: expected a whole number"),
+        ("attribution_patching", ("--n-pair", "3"), "did you mean --n-pairs?"),
+    ],
+)
+def test_a_wrong_value_stops_before_any_work(name, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(load(name).main, arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- on the embedded model ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The embedded model's prompts, scored."""
+    if not (EMBEDDED / "config.json").is_file():
+        pytest.skip("the embedded model is not there yet")
+    from refusal_dial.flags import StudyFlags
+    from refusal_dial.study import open_study
+
+    return open_study(StudyFlags(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def far(study):
+    """A few pairs that the model tells apart well."""
+    from refusal_dial.patching_flags import PatchingFlags
+    from refusal_dial.patching_job import choose_pairs
+
+    flags = PatchingFlags(device="cpu", gap=2.0, n_pairs=24)
+    return choose_pairs(study, flags).pairs
+
+
+def means(study, pairs, places) -> pd.DataFrame:
+    rows = patched(study.model, Patching(pairs, places), study.scorer)
+    return moved(summarise_patching(rows.assign(subset="ALL")))
+
+
+def test_the_effect_moves_from_the_phrase_to_the_last_position(study, far):
+    n = int(study.model.cfg.n_layers)
+    layers = (0, n // 4, n // 2, 3 * n // 4, n - 1)
+    roles = [role for role in far.roles() if role.startswith("phrase")][-3:]
+    summary = means(study, far, by_role(study.model, far, layers=layers, roles=[*roles, "end-1"]))
+    patches = summary[summary["direction"] == "patch"].pivot(
+        index="role", columns="layer", values="moved"
+    )
+    phrase, last = patches.drop("end-1").max(), patches.loc["end-1"]
+    assert phrase[0] > 0.5
+    assert last[0] == 0
+    assert (last[list(layers[2:])] > 0.5).all()
+    assert (phrase[list(layers[2:])] < 0.2).all()
+    assert last[n - 1] > 0.9
+    assert list(last) == sorted(last)
+    control = summary[summary["direction"] == "same_class"]["moved"]
+    assert control.abs().max() < 0.15
+
+
+def test_attention_carries_it_at_named_layers(study, far):
+    from refusal_dial.patching_summary import patching_verdict
+
+    places = lay_out(study.model, far, sites=("attn_out",))
+    record = patching_verdict(means(study, far, places))[0]
+    carried = [cell["layer"] for cell in record["carries"]]
+    assert carried
+    assert record["most"]["moved"] > 0.1
+    assert len(carried) < len(places)
+    assert abs(record["furthest_same_class"]["moved"]) < 0.1
+
+
+def test_both_engines_patch_the_embedded_model_alike(study, far):
+    from refusal_dial.sweep import Budget
+
+    pairs = far.chosen(range(4))
+    places = by_role(study.model, pairs, layers=(1,), roles=("phrase-1", "after+1", "end-1"))
+    tables = [
+        patched(study.model, Patching(pairs, places, budget=Budget(engine=engine)), study.scorer)
+        for engine in ("auto", "plain")
+    ]
+    assert (tables[0]["score"] - tables[1]["score"]).abs().max() < 1e-5
+
+
+def test_every_embedded_pair_has_one_phrase(study):
+    from refusal_dial.pairs import match
+
+    pairs = match(study.model, study.prompts, study.tokens)
+    for pair in pairs.items:
+        assert pair.where("phrase-1") is not None
+        assert pair.where("end-1") == (-1, -1)
+    place = {prompt.id: i for i, prompt in enumerate(study.prompts)}
+    clean = study.scores[[place[pair.clean.id] for pair in pairs.items]]
+    corrupted = study.scores[[place[pair.corrupted.id] for pair in pairs.items]]
+    assert len(far_apart(clean, corrupted, 1.0)) > 0.8 * len(pairs)
+    assert np.mean(clean > corrupted) > 0.9
+
+
+def test_the_model_of_the_last_tests_is_the_embedded_one(study):
+    assert load_model("embedded", device="cpu").cfg.n_layers == study.model.cfg.n_layers
