@@ -22,7 +22,7 @@ from refusal_dial.pairs import Pairs, far_apart, match
 from refusal_dial.patching import Patching, patch_batches
 from refusal_dial.patching_flags import PatchingFlags
 from refusal_dial.patching_summary import agreement, patching_verdict, summarise_patching
-from refusal_dial.places import Place
+from refusal_dial.places import Place, describe
 from refusal_dial.prompts import pairs as by_pair
 from refusal_dial.run import Run, open_run
 from refusal_dial.study import Study, study_settings
@@ -43,8 +43,8 @@ class Chosen:
 def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
     """The study's matched pairs whose scores differ by `--gap` or more, `--n-pairs` of them.
 
-    The log and `counts` say how many were left out, and in how many of those used the corrupted
-    prompt scores higher than the clean one (`inverted`).
+    `counts` says how many were left out, and in how many of those used the corrupted prompt scores
+    higher than the clean one (`inverted`).
     """
     pairs = match(
         study.model, study.prompts, study.tokens, system=flags.system, chat=not flags.plain
@@ -59,11 +59,6 @@ def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
         "used": len(used),
         "inverted": int((clean[used] < corrupted[used]).sum()),
     }
-    log.info(
-        "%d of %d matched pairs: %d differ in score by less than %g and are left out; "
-        "%d of those used score higher corrupted than clean",
-        *(counts["used"], counts["matched"], counts["excluded"], flags.gap, counts["inverted"]),
-    )
     return Chosen(pairs.chosen(used), counts)
 
 
@@ -110,8 +105,15 @@ def _open(
 ) -> tuple[Run, Patching]:
     places = layout(study.model, chosen.pairs)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
-    settings = study_settings(study, flags) | {"pairs": dict(chosen.counts)}
+    counts = dict(chosen.counts)
+    settings = study_settings(study, flags) | {"pairs": counts}
     run = open_run(experiment, settings, flags.out)
+    log.info(
+        "%d of %d matched pairs: %d differ in score by less than %g and are left out; "
+        "%d of those used score higher corrupted than clean",
+        *(counts["used"], counts["matched"], counts["excluded"], flags.gap, counts["inverted"]),
+    )
+    log.info("%s", describe(study.model, places))
     return run, Patching(chosen.pairs, places, flags.ways, flags.seed, budget)
 
 

@@ -6,7 +6,6 @@ module knows which sites a model has. It does not patch.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from refusal_dial.pairs import Pairs
 from refusal_dial.roles import role_order
 from refusal_dial.types import DialError, hook_name
 
-log = logging.getLogger("refusal_dial")
 BLOCK_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out")
 LAST = "end-1"
 
@@ -40,12 +38,21 @@ class Place:
 
 
 def sites_of(model: TransformerBridge) -> tuple[str, ...]:
-    """Those of `BLOCK_SITES` that this architecture has; the log names the others."""
-    lacking = [site for site in BLOCK_SITES if hook_name(site, 0) not in model.hook_dict]
-    if lacking:
+    """Those of `BLOCK_SITES` that this architecture has."""
+    return tuple(site for site in BLOCK_SITES if hook_name(site, 0) in model.hook_dict)
+
+
+def describe(model: TransformerBridge, places: Sequence[Place]) -> str:
+    """How many places, at which sites; and which sites were skipped where every one was meant."""
+    sites = list(dict.fromkeys(place.site for place in places))
+    layers = sorted({place.layer for place in places})
+    span = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+    text = f"{len(places)} places: {', '.join(sites)} in layers {span}"
+    lacking = [site for site in BLOCK_SITES if site not in sites_of(model)]
+    if lacking and set(sites) >= set(sites_of(model)):
         name = type(model.original_model).__name__
-        log.info("%s has no %s: skipped", name, " and no ".join(lacking))
-    return tuple(site for site in BLOCK_SITES if site not in lacking)
+        text += f"; {name} has no {' and no '.join(lacking)}: skipped"
+    return text
 
 
 def lay_out(
