@@ -16,7 +16,7 @@ from typing import Any
 from refusal_dial import cli
 from refusal_dial.cli import flag, whole
 from refusal_dial.flags import at_least
-from refusal_dial.patching_flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags, choice
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Flags(PatchingFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching_job import conduct_attribution
-    from refusal_dial.patching_tables import print_agreement, print_patching
-    from refusal_dial.places import LAST, lay_out
+    from refusal_dial.patching.job import conduct_attribution
+    from refusal_dial.patching.places import LAST, lay_out
+    from refusal_dial.patching.tables import print_agreement, print_patching
     from refusal_dial.study import open_study
 
     def layout(model: Any, pairs: Any) -> Sequence[Any]:

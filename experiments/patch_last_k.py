@@ -15,7 +15,7 @@ from functools import partial
 from refusal_dial import cli
 from refusal_dial.cli import flag, whole
 from refusal_dial.flags import at_least
-from refusal_dial.patching_flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags, choice
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -29,9 +29,9 @@ class Flags(PatchingFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching_job import conduct_patching
-    from refusal_dial.patching_tables import print_patching
-    from refusal_dial.places import last_k
+    from refusal_dial.patching.job import conduct_patching
+    from refusal_dial.patching.places import last_k
+    from refusal_dial.patching.tables import print_patching
     from refusal_dial.study import open_study
 
     study = open_study(flags, flags.layer, flags.site)

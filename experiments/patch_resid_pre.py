@@ -12,13 +12,13 @@ from __future__ import annotations
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.patching_flags import PatchingFlags
+from refusal_dial.patching.flags import PatchingFlags
 
 
 def main(flags: PatchingFlags) -> None:
-    from refusal_dial.patching_job import conduct_patching
-    from refusal_dial.patching_tables import print_patching
-    from refusal_dial.places import by_role
+    from refusal_dial.patching.job import conduct_patching
+    from refusal_dial.patching.places import by_role
+    from refusal_dial.patching.tables import print_patching
     from refusal_dial.study import open_study
 
     study = open_study(flags, flags.layer)

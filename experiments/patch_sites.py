@@ -15,7 +15,7 @@ from functools import partial
 
 from refusal_dial import cli
 from refusal_dial.cli import flag
-from refusal_dial.patching_flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags, choice
 
 SITES = ("all", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "mlp_post")
 
@@ -28,9 +28,9 @@ class Flags(PatchingFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching_job import conduct_patching
-    from refusal_dial.patching_tables import print_carriers, print_patching
-    from refusal_dial.places import lay_out
+    from refusal_dial.patching.job import conduct_patching
+    from refusal_dial.patching.places import lay_out
+    from refusal_dial.patching.tables import print_carriers, print_patching
     from refusal_dial.study import open_study
     from refusal_dial.types import DialError
 

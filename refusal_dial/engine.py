@@ -18,14 +18,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.bare import is_out_of_memory
-from refusal_dial.bulk import KNOWN, restrict
 from refusal_dial.hooks import Edit
-from refusal_dial.memory import Sizes, budget
 from refusal_dial.model import check_layers, check_site
-from refusal_dial.replay_grid import Replay
+from refusal_dial.replay.bare import is_out_of_memory
+from refusal_dial.replay.bulk import KNOWN, restrict
+from refusal_dial.replay.grid import Replay
+from refusal_dial.replay.memory import Sizes, budget
+from refusal_dial.replay.trial import misfit, say_once
 from refusal_dial.tokens import Tokens, last_logits
-from refusal_dial.trial import misfit, say_once
 from refusal_dial.types import Hook, hook_name, one_of
 
 log = logging.getLogger("refusal_dial")

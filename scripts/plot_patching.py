@@ -24,7 +24,7 @@ class Flags:
 
 def main(flags: Flags) -> None:
     from refusal_dial.files import write_whole
-    from refusal_dial.plots_patching import heatmaps, patching_title
+    from refusal_dial.patching.plots import heatmaps, patching_title
     from refusal_dial.run import find_run, read_config, read_table
     from refusal_dial.types import DialError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.pairs import Pairs, match
+from refusal_dial.patching.pairs import Pairs, match
 from refusal_dial.prompts import Prompt
 from refusal_dial.tokens import tokenize
 

@@ -9,12 +9,12 @@ import tiny
 import torch
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-from refusal_dial.attribution import attribution_batches, gradients, strongest
-from refusal_dial.pairs import unpadded
-from refusal_dial.patching import Patching, patched
-from refusal_dial.patching_rows import COLUMNS
-from refusal_dial.places import LAST, Place, last_k, lay_out
-from refusal_dial.sides import Side
+from refusal_dial.patching.attribution import attribution_batches, gradients, strongest
+from refusal_dial.patching.exact import Patching, patched
+from refusal_dial.patching.pairs import unpadded
+from refusal_dial.patching.places import LAST, Place, last_k, lay_out
+from refusal_dial.patching.rows import COLUMNS
+from refusal_dial.patching.sides import Side
 
 KEYS = ["way", "layer", "site", "role", "head", "neuron", "prompt_id"]
 

@@ -9,8 +9,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.pairs import far_apart, match, template_lengths, token_labels, unpadded
-from refusal_dial.roles import align, common_prefix, role_order
+from refusal_dial.patching.pairs import far_apart, match, template_lengths, token_labels, unpadded
+from refusal_dial.patching.roles import align, common_prefix, role_order
 from refusal_dial.tokens import tokenize
 from refusal_dial.types import DialError
 

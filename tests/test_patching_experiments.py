@@ -19,12 +19,12 @@ import tiny
 
 from refusal_dial import cli
 from refusal_dial.model import EMBEDDED
-from refusal_dial.pairs import far_apart
-from refusal_dial.patching import Patching, patched
-from refusal_dial.patching_rows import COLUMNS
-from refusal_dial.patching_summary import COLUMNS as SUMMARY_COLUMNS
-from refusal_dial.patching_summary import moved, summarise_patching
-from refusal_dial.places import by_role, lay_out
+from refusal_dial.patching.exact import Patching, patched
+from refusal_dial.patching.pairs import far_apart
+from refusal_dial.patching.places import by_role, lay_out
+from refusal_dial.patching.rows import COLUMNS
+from refusal_dial.patching.summary import COLUMNS as SUMMARY_COLUMNS
+from refusal_dial.patching.summary import moved, summarise_patching
 from refusal_dial.run import read_config, read_table
 from refusal_dial.types import DialError
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 def test_a_finished_run_is_read_and_not_computed(
     runs, qwen_folder, prompts_file, name, capsys, monkeypatch
 ):
-    from refusal_dial import patching_job
+    from refusal_dial.patching import job as patching_job
 
     for function in ("patch_batches", "attribution_batches"):
         monkeypatch.setattr(patching_job, function, lambda *_: pytest.fail("computed again"))
@@ -267,8 +267,8 @@ def study():
 @pytest.fixture(scope="module")
 def far(study):
     """A few pairs that the model tells apart well."""
-    from refusal_dial.patching_flags import PatchingFlags
-    from refusal_dial.patching_job import choose_pairs
+    from refusal_dial.patching.flags import PatchingFlags
+    from refusal_dial.patching.job import choose_pairs
 
     flags = PatchingFlags(device="cpu", gap=2.0, n_pairs=40)
     return choose_pairs(study, flags).pairs
@@ -298,7 +298,7 @@ def test_the_effect_moves_from_the_phrase_to_the_last_position(study, far):
 
 
 def test_attention_carries_it_at_named_layers(study, far):
-    from refusal_dial.patching_summary import patching_verdict
+    from refusal_dial.patching.summary import patching_verdict
 
     places = lay_out(study.model, far, sites=("attn_out",))
     record = patching_verdict(means(study, far, places))[0]
@@ -322,7 +322,7 @@ def test_both_engines_patch_the_embedded_model_alike(study, far):
 
 
 def test_every_embedded_pair_has_one_phrase(study):
-    from refusal_dial.pairs import match
+    from refusal_dial.patching.pairs import match
 
     pairs = match(study.model, study.prompts, study.tokens)
     for pair in pairs.items:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.patching_summary import (
+from refusal_dial.patching.summary import (
     COLUMNS,
     agreement,
     moved,
@@ -16,7 +16,7 @@ from refusal_dial.patching_summary import (
     sign_flip_p,
     summarise_patching,
 )
-from refusal_dial.patching_tables import print_agreement, print_carriers, print_patching
+from refusal_dial.patching.tables import print_agreement, print_carriers, print_patching
 from refusal_dial.stats import mean_interval
 from refusal_dial.summary import COLUMNS as CONTRACT
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
 
-from refusal_dial.bare import Bare, UnfitError, attend
-from refusal_dial.recording import record
+from refusal_dial.replay.bare import Bare, UnfitError, attend
+from refusal_dial.replay.recording import record
 from refusal_dial.tokens import last_logits
 from refusal_dial.types import hook_name
 

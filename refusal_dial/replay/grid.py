@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.bare import Bare, is_out_of_memory
 from refusal_dial.hooks import Edit
-from refusal_dial.memory import Sizes
-from refusal_dial.plan import NOTHING, Touch, changes, places, touches
-from refusal_dial.recording import record
-from refusal_dial.rectangles import Rectangle, rectangles
-from refusal_dial.replay import Stream
+from refusal_dial.replay.bare import Bare, is_out_of_memory
+from refusal_dial.replay.memory import Sizes
+from refusal_dial.replay.plan import NOTHING, Touch, changes, places, touches
+from refusal_dial.replay.recording import record
+from refusal_dial.replay.rectangles import Rectangle, rectangles
+from refusal_dial.replay.stream import Stream
 from refusal_dial.tokens import Tokens
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.attribution import attribution_batches, strongest
 from refusal_dial.job import carry_out
-from refusal_dial.pairs import Pairs, far_apart, match
-from refusal_dial.patching import Patching, patch_batches
-from refusal_dial.patching_flags import PatchingFlags
-from refusal_dial.patching_summary import agreement, patching_verdict, summarise_patching
-from refusal_dial.places import Place, describe
+from refusal_dial.patching.attribution import attribution_batches, strongest
+from refusal_dial.patching.exact import Patching, patch_batches
+from refusal_dial.patching.flags import PatchingFlags
+from refusal_dial.patching.pairs import Pairs, far_apart, match
+from refusal_dial.patching.places import Place, describe
+from refusal_dial.patching.summary import agreement, patching_verdict, summarise_patching
 from refusal_dial.prompts import pairs as by_pair
 from refusal_dial.run import Run, open_run
 from refusal_dial.study import Study, study_settings

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from refusal_dial.bare import UnfitError, unwrapped
-from refusal_dial.branches import Pair, causal_rows
+from refusal_dial.replay.bare import UnfitError, unwrapped
+from refusal_dial.replay.branches import Pair, causal_rows
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import hook_name
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from test_patching_summary import TABLE, rows
 
-from refusal_dial.patching_summary import moved, summarise_patching
-from refusal_dial.plots_patching import axis_of, heatmaps, patching_title
+from refusal_dial.patching.plots import axis_of, heatmaps, patching_title
+from refusal_dial.patching.summary import moved, summarise_patching
 from refusal_dial.types import DialError
 
 SUMMARY = summarise_patching(TABLE)

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refusal_dial.pairs import Pairs
-from refusal_dial.places import Place
+from refusal_dial.patching.pairs import Pairs
+from refusal_dial.patching.places import Place
 
 
 def donors(pairs: Pairs, roles: Sequence[str], side: int, seed: int) -> NDArray[np.int64]:

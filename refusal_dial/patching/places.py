@@ -13,8 +13,8 @@ from functools import partial
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.model import check_layers, check_site
-from refusal_dial.pairs import Pairs
-from refusal_dial.roles import role_order
+from refusal_dial.patching.pairs import Pairs
+from refusal_dial.patching.roles import role_order
 from refusal_dial.types import DialError, hook_name
 
 BLOCK_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out")

@@ -9,13 +9,13 @@ from architectures import bridge, prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.branches import Branches, KeysOnly, KeysTakenError
-from refusal_dial.bulk import alike, edited, restrict
 from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set, patch, steer
-from refusal_dial.memory import Sizes
-from refusal_dial.plan import NOTHING, changes, places, touches
-from refusal_dial.recording import record
-from refusal_dial.rectangles import rectangles
+from refusal_dial.replay.branches import Branches, KeysOnly, KeysTakenError
+from refusal_dial.replay.bulk import alike, edited, restrict
+from refusal_dial.replay.memory import Sizes
+from refusal_dial.replay.plan import NOTHING, changes, places, touches
+from refusal_dial.replay.recording import record
+from refusal_dial.replay.rectangles import rectangles
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 

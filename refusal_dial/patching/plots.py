@@ -15,9 +15,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_dial.patching_summary import moved
+from refusal_dial.patching.roles import role_order
+from refusal_dial.patching.summary import moved
 from refusal_dial.plots import _escaped, _styled
-from refusal_dial.roles import role_order
 from refusal_dial.summary import GROUP, distinct
 from refusal_dial.types import DialError, one_of
 

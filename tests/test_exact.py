@@ -12,13 +12,13 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial import patching
 from refusal_dial.hooks import patch
-from refusal_dial.pairs import Pairs
-from refusal_dial.patching import Patching, patch_batches, patched
-from refusal_dial.patching_controls import as_far, donors, unit_noise
-from refusal_dial.patching_rows import COLUMNS
-from refusal_dial.places import LAST, Place, by_role, describe, last_k, lay_out, sites_of
+from refusal_dial.patching import exact
+from refusal_dial.patching.controls import as_far, donors, unit_noise
+from refusal_dial.patching.exact import Patching, patch_batches, patched
+from refusal_dial.patching.pairs import Pairs
+from refusal_dial.patching.places import LAST, Place, by_role, describe, last_k, lay_out, sites_of
+from refusal_dial.patching.rows import COLUMNS
 from refusal_dial.sweep import Budget
 from refusal_dial.tokens import last_logits, tokenize
 from refusal_dial.types import DialError, hook_name
@@ -73,11 +73,11 @@ def test_patching_a_run_with_itself_changes_nothing(qwen, engine):
 
 def test_writing_a_runs_own_activation_by_a_hook_is_bit_equal(qwen, pairs):
     """The law above again, through the hooks themselves and not by leaving them out."""
-    side = patching.Side.of(pairs, ["phrase-1", LAST], 1)
+    side = exact.Side.of(pairs, ["phrase-1", LAST], 1)
     for site in ("resid_pre", "resid_mid", "attn_out", "mlp_out"):
         place = Place(1, site, (LAST,))
         own = side.read(qwen, [place])
-        hooks = patching._hooks(place, own, own.of(place), side.where[:, 1:])
+        hooks = exact._hooks(place, own, own.of(place), side.where[:, 1:])
         logits = last_logits(qwen, side.tokens, hooks)
         error = (logits - last_logits(qwen, side.tokens)).abs().max()
         assert error <= (1e-4 if site == "resid_mid" else 0)  # a difference and a sum
@@ -110,7 +110,7 @@ def test_a_patched_stream_between_attention_and_mlp_is_what_both_go_on_with(arch
     pairs = pairs_case.pairs(model)
     place, side, other = (
         Place(1, "resid_mid", (LAST,)),
-        *(patching.Side.of(pairs, [LAST], i) for i in (1, 0)),
+        *(exact.Side.of(pairs, [LAST], i) for i in (1, 0)),
     )
     own, far = side.read(model, [place]), other.read(model, [place]).of(place)
     seen = {}
@@ -120,7 +120,7 @@ def test_a_patched_stream_between_attention_and_mlp_is_what_both_go_on_with(arch
 
     names = [hook_name(site, 1) for site in ("resid_mid", "mlp_out", "resid_post")]
     reading = [(name, partial(keep, name=name)) for name in names]
-    last_logits(model, side.tokens, [*patching._hooks(place, own, far, side.where), *reading])
+    last_logits(model, side.tokens, [*exact._hooks(place, own, far, side.where), *reading])
     mid, mlp, post = (seen[name] for name in names)
     assert torch.allclose(mid, far[:, 0], atol=1e-4)
     assert torch.allclose(post - mlp, far[:, 0], atol=1e-4)
@@ -186,8 +186,8 @@ def test_rows_do_not_depend_on_the_batches_or_on_other_places(qwen, pairs, every
 
 
 def test_the_values_of_a_batch_are_held_in_parts(qwen, pairs, everywhere, table, monkeypatch):
-    monkeypatch.setattr(patching, "VALUES", 2 * 3 * 4 * 32 * len(pairs))
-    parts = list(patching._parts(qwen, everywhere, len(pairs)))
+    monkeypatch.setattr(exact, "VALUES", 2 * 3 * 4 * 32 * len(pairs))
+    parts = list(exact._parts(qwen, everywhere, len(pairs)))
     assert len(parts) > 3
     assert [place for part in parts for place in part] == everywhere
     scores = run(qwen, pairs, everywhere).set_index(KEYS)["score"]
@@ -271,7 +271,7 @@ def test_every_patch_is_that_of_its_pair_alone(qwen, pairs, everywhere, table):
 def test_several_positions_together_are_their_hooks_together(qwen, pairs, table):
     roles = ("end-3", "end-2", "end-1")
     rows = at(table, role="end-3..end-1", way="denoise", direction="patch")
-    sides = [patching.Side.of(pairs, roles, side) for side in (1, 0)]
+    sides = [exact.Side.of(pairs, roles, side) for side in (1, 0)]
     value = sides[1].read(qwen, [Place(2, "resid_pre", roles)]).of(Place(2, "resid_pre", roles))
     hooks = [patch(value[:, i], layer=2, pos=i - 3) for i in range(3)]
     want = pairs_case.scorer(last_logits(qwen, sides[0].tokens, hooks))

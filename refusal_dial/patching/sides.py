@@ -15,9 +15,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.activations import collect_rows
-from refusal_dial.pairs import Pairs, positions_of, unpadded
-from refusal_dial.places import Place
-from refusal_dial.roles import common_prefix
+from refusal_dial.patching.pairs import Pairs, positions_of, unpadded
+from refusal_dial.patching.places import Place
+from refusal_dial.patching.roles import common_prefix
 from refusal_dial.tokens import Tokens
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from refusal_dial.patching_summary import agreement, cell_record, moved, patching_verdict
-from refusal_dial.roles import role_order
+from refusal_dial.patching.roles import role_order
+from refusal_dial.patching.summary import agreement, cell_record, moved, patching_verdict
 from refusal_dial.summary import GROUP, distinct
 from refusal_dial.tables import WIDTH, _console
 

@@ -27,11 +27,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.engine import Scorer, score_grid
 from refusal_dial.hooks import patch
-from refusal_dial.pairs import Pairs
-from refusal_dial.patching_controls import as_far, donors, unit_noise
-from refusal_dial.patching_rows import CONTROLS, labelled, tidy
-from refusal_dial.places import Place
-from refusal_dial.sides import Rows, Side, alike
+from refusal_dial.patching.controls import as_far, donors, unit_noise
+from refusal_dial.patching.pairs import Pairs
+from refusal_dial.patching.places import Place
+from refusal_dial.patching.rows import CONTROLS, labelled, tidy
+from refusal_dial.patching.sides import Rows, Side, alike
 from refusal_dial.sweep import Budget
 from refusal_dial.types import Hook
 

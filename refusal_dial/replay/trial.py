@@ -17,13 +17,13 @@ import torch
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.bare import Bare, UnfitError, is_out_of_memory
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model import one_line
-from refusal_dial.plan import places, touches
-from refusal_dial.recording import record
-from refusal_dial.rectangles import Rectangle
-from refusal_dial.replay import Stream
+from refusal_dial.replay.bare import Bare, UnfitError, is_out_of_memory
+from refusal_dial.replay.plan import places, touches
+from refusal_dial.replay.recording import record
+from refusal_dial.replay.rectangles import Rectangle
+from refusal_dial.replay.stream import Stream
 from refusal_dial.tokens import Tokens, last_logits
 from refusal_dial.types import hook_name
 

@@ -14,8 +14,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refusal_dial.pairs import Pairs, token_labels
-from refusal_dial.places import Place
+from refusal_dial.patching.pairs import Pairs, token_labels
+from refusal_dial.patching.places import Place
 
 CONTROLS = ("same_class", "random")
 COLUMNS = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from refusal_dial.plan import NOTHING
+from refusal_dial.replay.plan import NOTHING
 
 Starts = Int[np.ndarray, "cell batch"]
 Within = Bool[np.ndarray, "cell batch"]

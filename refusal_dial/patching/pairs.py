@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.patching.roles import Positions, align, common_prefix, role_order
 from refusal_dial.prompts import Prompt, pairs
-from refusal_dial.roles import Positions, align, common_prefix, role_order
 from refusal_dial.tokens import Tokens, tokenize
 from refusal_dial.types import DialError
 

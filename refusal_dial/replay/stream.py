@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from refusal_dial.bare import Bare, UnfitError
-from refusal_dial.branches import Branches, KeysOnly, KeysTakenError, Pair
-from refusal_dial.bulk import edited, restricted
-from refusal_dial.plan import RESIDUAL, Touch
-from refusal_dial.recording import Recording, stream_of
-from refusal_dial.rectangles import Rectangle
+from refusal_dial.replay.bare import Bare, UnfitError
+from refusal_dial.replay.branches import Branches, KeysOnly, KeysTakenError, Pair
+from refusal_dial.replay.bulk import edited, restricted
+from refusal_dial.replay.plan import RESIDUAL, Touch
+from refusal_dial.replay.recording import Recording, stream_of
+from refusal_dial.replay.rectangles import Rectangle
 
 Entry = tuple[int, Touch]
 """A branch's number in its rectangle, and one edit of its cell."""

@@ -26,10 +26,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from refusal_dial.engine import Scorer, score_grid
-from refusal_dial.patching import WAYS, Patching, from_run
-from refusal_dial.patching_rows import labelled, tidy
-from refusal_dial.places import Place
-from refusal_dial.sides import Rows, Side
+from refusal_dial.patching.exact import WAYS, Patching, from_run
+from refusal_dial.patching.places import Place
+from refusal_dial.patching.rows import labelled, tidy
+from refusal_dial.patching.sides import Rows, Side
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import hook_name
 

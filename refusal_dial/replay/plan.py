@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal_dial.bulk import alike, edited
 from refusal_dial.hooks import Edit
-from refusal_dial.recording import Place, Recording
+from refusal_dial.replay.bulk import alike, edited
+from refusal_dial.replay.recording import Place, Recording
 from refusal_dial.types import positions
 
 STAGES = {
