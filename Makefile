@@ -11,7 +11,7 @@ demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python scripts/plot_holdout_random_controls.py runs/steering_holdout_control
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.model import load_model
 
 ROOT = Path(__file__).parents[1]
-torch.set_num_threads(2)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for scripts started as processes
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
