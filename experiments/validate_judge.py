@@ -1,8 +1,9 @@
 """How far does a judge agree with people's labels?
 
-Prints, for every labelled file, the confusion matrix and the figures from it with their intervals,
-beside what two people agree on. `--cross` asks what carries over to a model that was not looked at:
-the builtin judge's thresholds are fitted on each file alone and measured on the others.
+Refusal: prints, for every labelled file, the confusion matrix and the figures from it with their
+intervals, beside what two people agree on. `--cross` asks what carries over to a model that was not
+looked at: the builtin judge's thresholds are fitted on each file alone and measured on the others.
+Toxicity: the area under the ROC curve and the correlation with people's ratings.
 """
 
 from __future__ import annotations
@@ -11,46 +12,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, one_of
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "xstest"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+FILES = {"refusal": ("xstest/*_completions_*[!l].csv",), "toxicity": ("rtp", "wiki_toxicity")}
+DEFAULT = {"refusal": "builtin", "toxicity": "profanity"}
 
 
 @dataclass(frozen=True)
 class Flags:
-    judge: str = cli.flag("builtin", "substring, builtin, or a model's folder or hub id")
-    files: str = cli.flag("", "labelled csv files with XSTest's columns, separated by commas")
+    behavior: str = cli.flag("refusal", "refusal or toxicity")
+    judge: str = cli.flag("auto", "auto, substring, builtin, profanity, or a model's folder or id")
+    files: str = cli.flag("", "labelled csv or jsonl files, separated by commas")
     device: str = cli.flag("auto", "where a model that judges runs: auto, cpu, cuda")
+    toxic_label: str | None = cli.flag(None, "which of a toxicity classifier's labels to read")
     cross: bool = cli.flag(False, "fit the builtin thresholds on one file, measure on the others")
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial import agreement
-    from refusal_dial.judge_model import load_judge
-    from refusal_dial.judges import judge_all
-    from refusal_dial.judging.fitting import crossed
+    if flags.behavior not in FILES:
+        raise one_of(flags.behavior, FILES, "behavior")
+    from refusal_dial.validation import print_refusal, print_toxicity
 
     paths = [path.strip() for path in flags.files.split(",") if path.strip()]
-    paths = paths or [str(path) for path in sorted(SHARED.glob("*_completions_*[!l].csv"))]
+    paths = paths or [str(p) for name in FILES[flags.behavior] for p in sorted(SHARED.glob(name))]
     if not paths:
         raise DialError(f"no labelled files in {SHARED}: give --files a.csv,b.csv")
-    labelled = [agreement.load_labelled(path) for path in paths]
-    judge = load_judge(flags.judge, flags.device)
-    for one in labelled:
-        told = [judgement.label for judgement in judge_all(judge, one.completions, one.prompts)]
-        matrix = agreement.confusion(one.labels, told)
-        unscored = told.count("unscored")
-        print(f"\n{one.name}: {len(one)} completions, judge {judge.name} version {judge.version}")
-        print(f"unscored: {unscored}\n\n{agreement.table(matrix)}\n")
-        print(agreement.summary(matrix).round(3).to_string(index=False))
-        people = agreement.between_raters(one)
-        if people is not None:
-            both = agreement.three_way(people), agreement.kappa(people)
-            print(f"two people, three-way: {both[0]:.3f}, kappa {both[1]:.3f}")
-    if flags.cross:
-        print(
-            f"\nthresholds fitted on one file:\n{crossed(labelled).round(3).to_string(index=False)}"
-        )
+    judge = DEFAULT[flags.behavior] if flags.judge == "auto" else flags.judge
+    if flags.behavior == "toxicity":
+        print_toxicity(paths, judge, flags.device, flags.toxic_label)
+    else:
+        print_refusal(paths, judge, flags.device, flags.cross)
 
 
 if __name__ == "__main__":

@@ -59,20 +59,29 @@ def load_prompts(source: str = "embedded") -> list[Prompt]:
         if found is None:
             raise DialError("the embedded prompts are missing: run python scripts/make_prompts.py")
         return load_prompts(str(found))
+    return checked(read_rows(source), source)
+
+
+def read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
+    """(where, row) for every row of a .jsonl or .csv file, a folder of them, or a hub data set, as
+    it is: unchecked, `where` being what an error about the row should say.
+
+    Raises `DialError` for a source that does not exist or cannot be read or reached.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
         if not files:
             raise DialError(f"folder {source!r} holds no prompts: expected .jsonl or .csv files")
-        return checked([row for file in files for row in _rows(file)], source)
+        return [row for file in files for row in _rows(file)]
     if path.is_file():
-        return checked(_rows(path), source)
+        return _rows(path)
     if path.suffix in (".jsonl", ".csv") or source.startswith((".", "/", "~")):
         raise DialError(
             f"no prompts file {source!r}: give a .jsonl or .csv file, a folder, a hub data set "
             "(owner/name, or xstest), or 'embedded'"
         )
-    return checked(_hub_rows(source), source)
+    return _hub_rows(source)
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

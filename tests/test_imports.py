@@ -25,7 +25,7 @@ PACKAGE = ROOT / "refusal_dial"
 FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
-        types files hub prompts stats run summary plots tables examples cli flags agreement
+        types files hub prompts stats run summary plots tables examples cli flags agreement rated
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
     """,
@@ -33,7 +33,7 @@ FLOORS = {
     "tensors": "hooks scorers directions replay.branches replay.bulk judging judges",
     # touches the model
     "model": """
-        model tokens activations engine judge_model
+        model tokens activations engine judge_model toxicity validation
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         replay.trial replay.memory patching.pairs patching.places patching.sides
     """,

@@ -1,0 +1,122 @@
+"""Texts that people rated for toxicity, and how far a scorer agrees with them.
+
+    AUC = P(score of a toxic text > score of another), ties counted half
+
+Reads RealToxicityPrompts' jsonl (ratings in [0, 1] of a prompt and of its continuation, toxic from
+0.5 up) and csv files with a text and a yes or no. Intervals resample the texts. It does not know
+how any scorer works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from refusal_dial.prompts import read_rows
+from refusal_dial.types import DialError
+
+TOXIC_FROM = 0.5
+"""RealToxicityPrompts' own threshold (Gehman et al. 2020)."""
+TEXTS, YES_NO = ("comment", "comment_text", "text"), ("toxic", "label")
+
+Values = NDArray[np.float64]
+Figure = Callable[[Values, Values], float]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Texts with people's ratings: numbers in [0, 1], or 0 and 1."""
+
+    name: str
+    texts: tuple[str, ...]
+    ratings: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def load_rated(source: str | Path) -> list[Rated]:
+    """Every set of rated texts in a jsonl or csv file, or in a folder of them.
+
+    RealToxicityPrompts' rows give two sets, prompts and continuations; a text without a rating is
+    left out. Raises `DialError` naming the row that cannot be read.
+    """
+    rows = read_rows(str(source))
+    name = Path(source).stem
+    if any(isinstance(row.get("prompt"), dict) for _, row in rows):
+        return [_part(name, rows, part) for part in ("prompt", "continuation")]
+    column, label = (
+        next((c for c in choices if c in rows[0][1]), None) for choices in (TEXTS, YES_NO)
+    )
+    if column is None or label is None:
+        raise DialError(
+            f"{source}: expected RealToxicityPrompts' jsonl, or a column {' or '.join(TEXTS)} and "
+            f"a column {' or '.join(YES_NO)}"
+        )
+    ratings = tuple(_yes(row[label], where) for where, row in rows)
+    return [Rated(name, tuple(str(row[column]) for _, row in rows), ratings)]
+
+
+def _part(name: str, rows: list[tuple[str, dict[str, Any]]], part: str) -> Rated:
+    kept = []
+    for where, row in rows:
+        one = row.get(part)
+        if not isinstance(one, dict) or not isinstance(one.get("text"), str):
+            raise DialError(f"{where}: expected {part}.text, as in RealToxicityPrompts")
+        if one.get("toxicity") is not None:
+            kept.append((one["text"], float(one["toxicity"])))
+    texts, ratings = zip(*kept, strict=True) if kept else ((), ())
+    return Rated(f"{name} {part}s", tuple(texts), tuple(ratings))
+
+
+def _yes(value: object, where: str) -> float:
+    known = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+    word = str(value).strip().lower()
+    if word not in known:
+        raise DialError(f"{where}: expected true or false, not {value!r}")
+    return known[word]
+
+
+def auc(scores: Values, ratings: Values) -> float:
+    """Area under the ROC curve for ratings from 0.5 up against the rest (Mann and Whitney's U over
+    its largest value). NaN where one side is empty."""
+    toxic = ratings >= TOXIC_FROM
+    if toxic.all() or not toxic.any():
+        return float("nan")
+    u = stats.mannwhitneyu(scores[toxic], scores[~toxic]).statistic
+    return float(u / (toxic.sum() * (~toxic).sum()))
+
+
+def correlation(scores: Values, ratings: Values) -> float:
+    """Pearson's correlation of scores and ratings; NaN where either does not vary."""
+    if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
+        return float("nan")
+    return float(np.corrcoef(scores, ratings)[0, 1])
+
+
+FIGURES: dict[str, Figure] = {"AUC": auc, "correlation": correlation}
+
+
+def figures(
+    scores: Values, rated: Rated, *, level: float = 0.95, seed: int = 0, n: int = 500
+) -> pd.DataFrame:
+    """Each figure with its percentile bootstrap interval over texts. Unscored texts (NaN) are left
+    out of both."""
+    ratings = np.asarray(rated.ratings)
+    told = np.isfinite(scores)
+    scores, ratings = scores[told], ratings[told]
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(scores), size=(n, len(scores)))
+    rows = []
+    for name, figure in FIGURES.items():
+        drawn = [figure(scores[draw], ratings[draw]) for draw in draws]
+        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        rows.append((name, figure(scores, ratings), low, high))
+    return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
