@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refusal_dial.activations import collect as collect
+    from refusal_dial.conditional import steer_if as steer_if
     from refusal_dial.directions import Direction as Direction
     from refusal_dial.hooks import ablate as ablate
     from refusal_dial.hooks import clamp as clamp
@@ -28,6 +29,7 @@ _HOMES = {
     "clamp": "hooks",
     "patch": "hooks",
     "steer": "hooks",
+    "steer_if": "conditional",
     "load_model": "model",
     "tokenize": "tokens",
     "load_prompts": "prompts",

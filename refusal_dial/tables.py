@@ -120,3 +120,25 @@ def print_band(summary: pd.DataFrame) -> None:
 def _console() -> Console:
     width = None if Console().is_terminal else WIDTH
     return Console(width=width, markup=False, emoji=False)  # [nan, nan] is an interval, no style
+
+
+def print_trade_off(table: pd.DataFrame) -> None:
+    """A table per layer: gain where it is wanted and cost where it is not by alpha, for steering
+    always, behind the detector, and behind random detectors (mean over their seeds)."""
+    for layer, part in table.groupby("layer", sort=False):
+        title = f"Gain on wanted prompts (score), cost on spared ones (rate): layer {layer}"
+        shown = Table(title=title, title_justify="left", header_style="bold")
+        for name in ("alpha", "always: gain", "cost", "conditional: kept", "paid"):
+            shown.add_column(name, justify="right")
+        shown.add_column("random\nkept", justify="right")
+        for alpha, cells in part.groupby("alpha"):
+            always, gated = (cells[cells["direction"] == n] for n in ("learned", "conditional"))
+            random = cells[cells["direction"] == "random_detector"]
+            line = [_with_interval(always.iloc[0], name) for name in ("gain", "cost")]
+            line += [_with_interval(gated.iloc[0], name) for name in ("kept", "paid")]
+            shown.add_row(f"{alpha:.3g}", *line, f"{random['kept'].mean():.2f}")
+        _console().print(shown)
+
+
+def _with_interval(row: pd.Series[Any], name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name}_lo']:.2f}, {row[f'{name}_hi']:.2f}]"

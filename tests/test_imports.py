@@ -26,11 +26,12 @@ FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
         types files hub prompts stats run summary plots tables examples cli flags agreement rated
+        trade_off trade_off_plot
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
     """,
     # arithmetic on tensors, and on texts: knows no model
-    "tensors": "hooks scorers directions replay.branches replay.bulk judging judges",
+    "tensors": "hooks conditional scorers directions replay.branches replay.bulk judging judges",
     # touches the model
     "model": """
         model tokens activations engine judge_model toxicity validation
@@ -39,7 +40,7 @@ FLOORS = {
     """,
     # puts a question to it
     "questions": """
-        study sweep steering controls job
+        study sweep steering conditioning controls job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,
 }

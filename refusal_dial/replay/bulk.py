@@ -3,8 +3,9 @@
     edited[c, b] = operation_c(rows[c, b])
 
 Alike operations are stacked into one with an operand a row, so the formula stays the one in
-`hooks`. This module knows the four operations of `hooks` and what their operands mean (one vector,
-one a batch row, one a batch row and position). It does not know where the rows come from.
+`hooks`. This module knows the operations of `hooks` and `conditional`, and what their operands mean
+(one vector, one a batch row, one a batch row and position). It does not know where the rows come
+from.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refusal_dial.conditional import AddIf
 from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set
 
-KNOWN = (Add, Project, Clamp, Set)
+KNOWN = (Add, AddIf, Project, Clamp, Set)
 """Operations that treat each batch row by itself, with operands whose axes are known."""
 
 

@@ -1,0 +1,57 @@
+"""Does steering only the prompts that a detector fires on keep what steering buys on HARMFUL, and
+leave EDGE alone?
+
+Every subset is cut in three. On the first part the refusal direction is learned (top-scored minus
+bottom-scored EDGE prompts) and the detector (HARMFUL minus EDGE, at the same place); on the second
+the detector's threshold is set for the stated rate of false positives on EDGE; the third is
+reported. Beside it: steering always, and steering behind random detectors of the same rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refusal_dial import cli
+from refusal_dial.cli import flag
+from refusal_dial.flags import SteeringFlags, _alphas, _share
+
+UP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+@dataclass(frozen=True)
+class Flags(SteeringFlags):
+    """How often the detector may fire on what it should pass by."""
+
+    rate: float = flag(0.3, "rate of false positives on EDGE that the threshold is set for", _share)
+    alphas: tuple[float, ...] = flag(UP, "multiples of the mean residual norm", _alphas)
+    alpha_unit: str = flag("residual", "residual (multiples of the mean norm) or absolute")
+
+
+def main(flags: Flags) -> None:
+    from refusal_dial.conditioning import conditional_cells, detectors, parts_of, three_parts
+    from refusal_dial.job import conduct
+    from refusal_dial.prompts import of_subset
+    from refusal_dial.run import read_table
+    from refusal_dial.steering import learn
+    from refusal_dial.study import open_study, prompt_rows
+    from refusal_dial.tables import print_trade_off
+    from refusal_dial.trade_off import trade_off
+
+    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    edge = three_parts(of_subset(study.prompts, "EDGE"), flags.seed)
+    harm = three_parts(of_subset(study.prompts, "HARMFUL"), flags.seed)
+    learned = learn(study, flags, edge[0])
+    watching = detectors(study, learned, harm[0], edge[0], edge[1], flags.rate)
+    cells = conditional_cells(study, flags, learned, watching, edge[1])
+    rows = prompt_rows(study)
+    rows["split"] = parts_of(study.prompts, [*edge[0], *harm[0]], [*edge[1], *harm[1]])
+    run, _ = conduct("conditional_steering", study, flags, rows, cells, learned)
+    scores = read_table(run.folder, "scores")
+    held_out = scores[scores["split"] == "holdout"]
+    print_trade_off(trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=flags.threshold))
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_trade_off.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,74 @@
+"""Steering behind a detector on the embedded model, as the script runs it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refusal_dial.conditioning import three_parts
+from refusal_dial.prompts import Prompt
+from refusal_dial.run import find_run, read_table
+from refusal_dial.trade_off import trade_off
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> dict:
+    return runpy.run_path(str(ROOT / name))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One alpha, one layer, two random detectors, every other prompt."""
+    folder = tmp_path_factory.mktemp("conditional")
+    lines = (ROOT / "data/prompts.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "pair_id": None} for line in lines[::2]]
+    (folder / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = f"--alphas 0.3 --n-random 2 --device cpu --prompts {folder}/some.jsonl"
+    command = [sys.executable, str(ROOT / "experiments/conditional_steering.py"), *flags.split()]
+    done = subprocess.run(
+        [*command, "--out", str(folder / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "conditional: kept" in done.stdout
+    return folder / "run"
+
+
+def test_the_three_parts_share_every_category_and_no_prompt():
+    prompts = [Prompt(f"{c}{i}", "x", "EDGE", c) for c in "ab" for i in range(9)]
+    parts = three_parts(prompts, 0)
+    assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in prompts)
+    for part in parts:
+        assert [p.category for p in part].count("a") == 3
+
+
+def test_the_detector_keeps_the_gain_and_spares_the_rest(run):
+    scores = read_table(run, "scores")
+    held_out = scores[scores["split"] == "holdout"]
+    table = trade_off(held_out, wanted="HARMFUL", spared="EDGE").set_index("direction")
+    assert table.loc["learned", "cost_lo"] > 0.2
+    assert table.loc["conditional", "kept"] >= 0.9
+    assert table.loc["conditional", "paid_hi"] <= 0.2
+    assert (table.loc["random_detector", "kept"] < table.loc["conditional", "kept_lo"]).all()
+
+
+def test_only_prompts_that_fire_move_at_all(run):
+    scores = read_table(run, "scores").set_index(["direction", "prompt_id"])["score"]
+    moved = scores.loc["conditional"] != scores.loc["baseline"].loc[scores.loc["conditional"].index]
+    where = read_table(run, "scores").drop_duplicates("prompt_id").set_index("prompt_id")
+    calibrated = where[(where["subset"] == "EDGE") & (where["split"] == "validation")].index
+    assert moved[calibrated].mean() <= 0.3
+    assert not moved.all()
+
+
+def test_the_table_and_the_figure_come_from_the_run_alone(run, capsys):
+    script("scripts/plot_trade_off.py")["main"](
+        script("scripts/plot_trade_off.py")["Flags"](run=str(run))
+    )
+    assert "trade_off.html" in capsys.readouterr().out
+    assert "behind the detector" in (find_run(run) / "trade_off.html").read_text()
