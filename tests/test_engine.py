@@ -3,15 +3,14 @@ that cannot be had."""
 
 from __future__ import annotations
 
-import gc
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
+from grids import TOKENS, UNIT, add_one, logprob, messages, mixed_grid, plain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +19,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.engine import score_grid
 from refusal_dial.hooks import ablate, clamp, patch, steer
 from refusal_dial.model import load_model
-from refusal_dial.replay import grid as replay_grid
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import SITES, DialError, Hook, hook_name
 
@@ -30,19 +28,6 @@ LAW = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-
-
-def logprob(logits: Tensor) -> Tensor:
-    """The log probability of one token: it depends on every logit."""
-    return logits.double().log_softmax(-1)[:, 7]
-
-
-def plain(model: TransformerBridge, tokens: Tokens, cell: Sequence[Hook]) -> Tensor:
-    """Last logits by TransformerLens itself."""
-    with torch.no_grad():
-        return model.run_with_hooks(
-            tokens.ids, fwd_hooks=list(cell), attention_mask=tokens.mask, use_cache=False
-        )[:, -1]
 
 
 def logits_of(
@@ -104,10 +89,6 @@ def hooks(draw: st.DrawFn, model: TransformerBridge, tokens: Tokens) -> Hook:
         lambda: clamp(unit if unit.ndim == 1 else unit[0], 1.5, **where),
     ]
     return draw(st.sampled_from(kinds))()
-
-
-def add_one(activation: Tensor, hook: object) -> Tensor:
-    return activation + 1.0
 
 
 @st.composite
@@ -194,10 +175,6 @@ def test_the_embedded_model(caplog: pytest.LogCaptureFixture) -> None:
     check_real(model, caplog)
 
 
-UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
-TOKENS = prompts((6, 4, 6), seed=3)
-
-
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 def test_an_edit_that_changes_nothing_scores_as_the_unsteered_cell_bit_for_bit(
@@ -215,98 +192,6 @@ def test_an_edit_that_changes_nothing_scores_as_the_unsteered_cell_bit_for_bit(
     assert torch.equal(scores[2], scores[0])
     assert scores[3, 0] != scores[0, 0]
     assert scores[3, 1] == scores[0, 1]  # that position is padding in the short prompt
-
-
-def test_rows_that_are_unchanged_are_skipped_one_by_one() -> None:
-    model = bridge("Llama")
-    _, cache = model.run_with_cache(TOKENS.ids, attention_mask=TOKENS.mask)
-    same = cache[hook_name("resid_pre", 2)][:, -2].clone()
-    mixed = same.clone()
-    mixed[2] += 1.0
-    unsteered, patched = score_grid(model, TOKENS, [[], [patch(mixed, layer=2, pos=-2)]], logprob)
-    assert torch.equal(patched[:2], unsteered[:2])
-    assert (patched[2] - unsteered[2]).abs() > 1e-3
-    steered = score_grid(
-        model, TOKENS, [[], [steer(UNIT, torch.tensor([0.0, 2.0, 0.0]), layer=1)]], logprob
-    )
-    assert torch.equal(steered[0] == steered[1], torch.tensor([True, False, True]))
-
-
-def mixed_grid() -> list[list[Hook]]:
-    return [
-        [],
-        *([steer(UNIT, float(a), layer=layer, pos=-1)] for a in range(1, 4) for layer in range(3)),
-        *([patch(UNIT, layer=1, pos=p)] for p in (-1, -3, -6)),
-        [ablate(UNIT, layer=layer) for layer in range(3)],
-        [clamp(UNIT, 1.0, layer=1, site="attn_out"), steer(UNIT, 1.0, layer=1, site="mlp_out")],
-    ]
-
-
-@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma2", "GPT2"])
-def test_rows_do_not_depend_on_the_batch_or_on_the_memory(architecture: str) -> None:
-    model, grid = bridge(architecture), mixed_grid()
-    whole = score_grid(model, TOKENS, grid, logprob)
-    tiny = score_grid(model, TOKENS, grid, logprob, memory_gb=1e-6)
-    torch.testing.assert_close(tiny, whole, atol=1e-5, rtol=0)
-    for row in range(len(TOKENS)):
-        alone = score_grid(model, TOKENS.rows(row, row + 1), grid[:10], logprob)
-        torch.testing.assert_close(alone[:, 0], whole[:10, row], atol=1e-5, rtol=0)
-    for c, cell in enumerate(grid):
-        alone = score_grid(model, TOKENS, [cell], logprob)
-        torch.testing.assert_close(alone[0], whole[c], atol=1e-5, rtol=0)
-
-
-def test_a_memory_budget_divides_plain_passes_too() -> None:
-    model = bridge("Qwen2")
-    per_row = torch.stack([UNIT, -UNIT, 2 * UNIT])
-    grid = [[patch(per_row, layer=1, pos=torch.tensor([-1, -2, -3]))], *mixed_grid()]
-    whole = score_grid(model, TOKENS, grid, logprob, engine="plain")
-    tiny = score_grid(model, TOKENS, grid, logprob, engine="plain", memory_gb=1e-6)
-    torch.testing.assert_close(tiny, whole, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan")])
-def test_a_budget_is_positive(memory: float) -> None:
-    with pytest.raises(DialError, match="memory must be a positive number"):
-        score_grid(bridge("Qwen2"), TOKENS, [[]], logprob, memory_gb=memory)
-
-
-class Scarce:
-    """A device on which nothing wider than `limit` rows fits."""
-
-    def __init__(self, function: Any, rows: Any, limit: int) -> None:
-        self.function, self.rows, self.limit, self.refused = function, rows, limit, 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.rows(*args, **kwargs) > self.limit:
-            self.refused += 1
-            raise torch.OutOfMemoryError("out of memory")
-        return self.function(*args, **kwargs)
-
-
-def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, grid = bridge("Qwen2"), mixed_grid()
-    whole = score_grid(model, TOKENS, grid, logprob)
-    stream = replay_grid.Stream.run
-    scarce = [
-        Scarce(stream, lambda s: len(s.rectangle.cells) * len(s.rectangle.prompts), 2),
-        Scarce(replay_grid.record, lambda model, tokens, *_: len(tokens), 1),
-        Scarce(replay_grid._Finals._unembedded, lambda self, rows: len(rows), 3),
-    ]
-    monkeypatch.setattr(replay_grid.Stream, "run", lambda self: scarce[0](self))
-    monkeypatch.setattr(replay_grid, "record", scarce[1])
-    monkeypatch.setattr(
-        replay_grid._Finals, "_unembedded", lambda self, rows: scarce[2](self, rows)
-    )
-    torch.testing.assert_close(score_grid(model, TOKENS, grid, logprob), whole, atol=1e-5, rtol=0)
-    assert all(one.refused for one in scarce)
-
-
-def test_out_of_memory_for_a_single_branch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing_fits = Scarce(None, lambda self: 1, 0)
-    monkeypatch.setattr(replay_grid.Stream, "run", lambda self: nothing_fits(self))
-    with pytest.raises(torch.OutOfMemoryError):
-        score_grid(bridge("Qwen2"), TOKENS, mixed_grid(), logprob)
 
 
 def test_an_unknown_engine_is_named_with_the_choices() -> None:
@@ -340,22 +225,6 @@ def test_no_cells() -> None:
     assert score_grid(bridge("Qwen2"), TOKENS, [], logprob).shape == (0, 3)
 
 
-def test_the_scorer_sees_the_whole_batch_in_order() -> None:
-    own = torch.tensor([3, 11, 20])  # a token of its own for each prompt
-
-    def scorer(logits: Tensor) -> Tensor:
-        return logits.double()[torch.arange(3), own]
-
-    model, grid = bridge("Qwen2"), mixed_grid()
-    auto = score_grid(model, TOKENS, grid, scorer, memory_gb=1e-6)
-    expected = torch.stack([scorer(plain(model, TOKENS, cell)) for cell in grid])
-    torch.testing.assert_close(auto, expected, atol=1e-4, rtol=0)
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "refusal_dial"]
-
-
 def test_the_log_says_once_what_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
     model = fresh("Qwen2")
     cell: list[Hook] = [(hook_name("resid_pre", 1), add_one)]
@@ -366,62 +235,6 @@ def test_the_log_says_once_what_runs_plain(caplog: pytest.LogCaptureFixture) -> 
     torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
     assert len(messages(caplog)) == 1
     assert "a hook of one's own at blocks.1.hook_resid_pre" in messages(caplog)[0]
-
-
-def test_a_model_with_hooks_attached_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
-    model, grid = fresh("Qwen2"), mixed_grid()
-    with (
-        caplog.at_level(logging.INFO, "refusal_dial"),
-        model.hooks(fwd_hooks=[(hook_name("resid_pre", 0), add_one)]),
-    ):
-        scores = score_grid(model, TOKENS, grid, logprob)
-        expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
-    assert "the model has hooks attached" in messages(caplog)[0]
-
-
-def test_an_architecture_that_mixes_positions_runs_plain(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A block whose output depends on other positions by a way that is not attention."""
-    model, grid = fresh("Qwen2"), mixed_grid()
-    kind = type(model.blocks[0].original_component)
-    straight = kind.forward
-
-    def crooked(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "forward", crooked)
-    with caplog.at_level(logging.INFO, "refusal_dial"):
-        scores = score_grid(model, TOKENS, grid, logprob)
-    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
-    assert "the replay differs from a forward pass by" in messages(caplog)[0]
-
-
-def test_the_verdict_is_taken_anew_when_a_weight_changes() -> None:
-    model, grid = fresh("Qwen2"), mixed_grid()
-    before = score_grid(model, TOKENS, grid, logprob)
-    with torch.no_grad():
-        model.blocks[1].mlp.original_component.down_proj.original_component.weight.mul_(2.0)
-    after = score_grid(model, TOKENS, grid, logprob)
-    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
-    torch.testing.assert_close(after, expected, atol=1e-4, rtol=0)
-    assert (after - before).abs().max() > 1e-2
-
-
-def test_the_model_is_left_as_it_was_and_can_be_freed() -> None:
-    model = fresh("Gemma2")
-    before = plain(model, TOKENS, [])
-    implementation = model.original_model.config._attn_implementation
-    score_grid(model, TOKENS, mixed_grid(), logprob)
-    assert torch.equal(plain(model, TOKENS, []), before)
-    assert model.original_model.config._attn_implementation == implementation
-    assert not any(point.fwd_hooks for point in model.hook_dict.values())
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -47,7 +47,7 @@ def describe(model: TransformerBridge, places: Sequence[Place]) -> str:
     sites = list(dict.fromkeys(place.site for place in places))
     layers = sorted({place.layer for place in places})
     span = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
-    text = f"{len(places)} places: {', '.join(sites)} in layers {span}"
+    text = f"{len(places)} place{'s' * (len(places) > 1)}: {', '.join(sites)} in layers {span}"
     lacking = [site for site in BLOCK_SITES if site not in sites_of(model)]
     if lacking and set(sites) >= set(sites_of(model)):
         name = type(model.original_model).__name__

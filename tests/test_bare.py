@@ -1,0 +1,82 @@
+"""A bare model is the model: its head, its weights, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from architectures import CONFIGS, bridge, fresh, prompts
+from grids import TOKENS, logprob, mixed_grid, plain
+
+from refusal_dial.engine import score_grid
+from refusal_dial.replay.bare import Bare, UnfitError, attend
+from refusal_dial.tokens import last_logits
+from refusal_dial.types import hook_name
+
+PROMPTS = prompts((7, 4, 6), seed=1)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_head_is_the_models_own(architecture: str) -> None:
+    """Final norm, unembedding, biases and soft caps, on residual streams of any size."""
+    model = bridge(architecture)
+    bare, last = Bare(model), len(model.blocks) - 1
+    residual = 5 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+
+    def put(activation: torch.Tensor, hook: object) -> torch.Tensor:
+        activation = activation.clone()
+        activation[:, -1] = residual
+        return activation
+
+    with torch.no_grad():
+        close(
+            bare.logits(residual),
+            last_logits(model, PROMPTS, [(hook_name("resid_post", last), put)]),
+        )
+
+
+def test_a_bare_model_shares_its_weights_and_leaves_the_bridge_alone() -> None:
+    model, residual = fresh("Phi3"), torch.randn(3, 32)
+    before = last_logits(model, PROMPTS)
+    bare = Bare(model, [("z", 1)])
+    mine = {id(p) for block in bare.blocks for p in block.parameters()}
+    assert mine <= {id(p) for p in model.parameters()}
+    logits = bare.logits(residual)
+    bare.taps["z", 1].see = lambda z: z * 0
+    assert torch.equal(last_logits(model, PROMPTS), before)
+    with torch.no_grad():
+        model.original_model.lm_head.original_component.weight.mul_(2.0)
+    close(bare.logits(residual), 2 * logits)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    model = fresh("Qwen2")
+    with pytest.raises(UnfitError, match="its attention takes s_aux"):
+        attend(torch.nn.Identity(), *torch.ones(3, 1, 1, 1, 4), None, s_aux=torch.ones(1))
+    with pytest.raises(UnfitError, match="its attention takes dropout"):
+        attend(torch.nn.Identity(), *torch.ones(3, 1, 1, 1, 4), None, dropout=0.1)
+    with pytest.raises(UnfitError, match="its resid_mid is not the input or output of one of"):
+        Bare(bridge("GPTNeoX"), [("resid_mid", 0)])
+    model.blocks[0].original_component.forward = lambda *a, **k: None
+    with pytest.raises(UnfitError, match="managed by another library"):
+        Bare(model)
+
+
+def test_the_model_is_left_as_it_was_and_can_be_freed() -> None:
+    model = fresh("Gemma2")
+    before = plain(model, TOKENS, [])
+    implementation = model.original_model.config._attn_implementation
+    score_grid(model, TOKENS, mixed_grid(), logprob)
+    assert torch.equal(plain(model, TOKENS, []), before)
+    assert model.original_model.config._attn_implementation == implementation
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,57 @@
+"""What the replay cannot do exactly runs plain, and the log says why."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from architectures import fresh
+from grids import TOKENS, add_one, logprob, messages, mixed_grid, plain
+from torch import Tensor
+
+from refusal_dial.engine import score_grid
+from refusal_dial.types import hook_name
+
+
+def test_a_model_with_hooks_attached_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
+    model, grid = fresh("Qwen2"), mixed_grid()
+    with (
+        caplog.at_level(logging.INFO, "refusal_dial"),
+        model.hooks(fwd_hooks=[(hook_name("resid_pre", 0), add_one)]),
+    ):
+        scores = score_grid(model, TOKENS, grid, logprob)
+        expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert "the model has hooks attached" in messages(caplog)[0]
+
+
+def test_an_architecture_that_mixes_positions_runs_plain(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose output depends on other positions by a way that is not attention."""
+    model, grid = fresh("Qwen2"), mixed_grid()
+    kind = type(model.blocks[0].original_component)
+    straight = kind.forward
+
+    def crooked(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", crooked)
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        scores = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert "the replay differs from a forward pass by" in messages(caplog)[0]
+
+
+def test_the_verdict_is_taken_anew_when_a_weight_changes() -> None:
+    model, grid = fresh("Qwen2"), mixed_grid()
+    before = score_grid(model, TOKENS, grid, logprob)
+    with torch.no_grad():
+        model.blocks[1].mlp.original_component.down_proj.original_component.weight.mul_(2.0)
+    after = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(after, expected, atol=1e-4, rtol=0)
+    assert (after - before).abs().max() > 1e-2
