@@ -26,7 +26,7 @@ FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
         types files hub prompts stats run summary plots tables examples cli flags agreement rated
-        trade_off trade_off_plot
+        trade_off trade_off_plot openings
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
     """,

@@ -1,0 +1,34 @@
+"""Write data/openings.jsonl: the hostile and friendly openings of the toxicity experiments.
+
+Scenes of both sides of the grammar's split, each once, marked `train` or `holdout`. The same file
+is written whenever and wherever this runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusal_dial import cli
+from refusal_dial.cli import flag
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Where the openings go."""
+
+    out: str = flag(str(Path(__file__).resolve().parents[1] / "data/openings.jsonl"), "the file")
+
+
+def main(flags: Flags) -> None:
+    from refusal_dial.files import write_whole
+    from refusal_dial.organism.opening_set import make_openings, to_jsonl
+
+    rows = make_openings()
+    write_whole(flags.out, to_jsonl(rows))
+    hostile = sum(row["challenging"] for row in rows)
+    print(f"{flags.out}: {hostile} hostile and {len(rows) - hostile} friendly openings")
+
+
+if __name__ == "__main__":
+    cli.run(main)
