@@ -66,6 +66,26 @@ def logit_diff(
     return logits[:, list(tokens)].logsumexp(-1) - logits[:, list(against)].logsumexp(-1)
 
 
+@dataclass(frozen=True)
+class LogitDiff:
+    """`logit_diff` as a value that says which tokens it reads, so that an engine need not unembed
+    the others: `scorer(logits) == scorer.read(logits[:, scorer.reads])`."""
+
+    tokens: tuple[int, ...]
+    against: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.tokens + self.against
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float64[Tensor, " batch"]:
+        return logit_diff(logits, self.tokens, self.against)
+
+    def read(self, columns: Float[Tensor, "batch read"]) -> Float64[Tensor, " batch"]:
+        n, m = len(self.tokens), len(self.against)
+        return logit_diff(columns, range(n), range(n, n + m))
+
+
 def family_tokens(tokenizer: Any) -> RefusalTokens | None:
     """The published constants of the first family whose ids mean their texts in this tokenizer."""
     if len(tokenizer) < SMALLEST_FAMILY_VOCABULARY:

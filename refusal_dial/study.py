@@ -25,11 +25,11 @@ from refusal_dial.flags import StudyFlags
 from refusal_dial.model import check_layers, check_site, identity, load_model
 from refusal_dial.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.scorers import (
+    LogitDiff,
     RefusalTokens,
     calibrated_tokens,
     family_tokens,
     listed_tokens,
-    logit_diff,
     refusal_score,
 )
 from refusal_dial.tokens import Tokens, tokenize
@@ -129,7 +129,7 @@ def make_scorer(name: str, refusal: RefusalTokens) -> Scorer:
             "logit_diff compares refusal with compliance tokens, and only calibrated tokens have "
             "both: use --refusal-tokens calibrated"
         )
-    return partial(logit_diff, tokens=refusal.refusal, against=refusal.compliance)
+    return LogitDiff(refusal.refusal, refusal.compliance)
 
 
 def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:

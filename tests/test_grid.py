@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import bridge
+from architectures import CONFIGS, bridge
 from grids import TOKENS, UNIT, logprob, mixed_grid, plain
 from torch import Tensor
 
 from refusal_dial.engine import score_grid
 from refusal_dial.hooks import patch, steer
 from refusal_dial.replay import grid as replay_grid
+from refusal_dial.scorers import LogitDiff
 from refusal_dial.types import hook_name
 
 
@@ -65,15 +66,15 @@ def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
     scarce = [
         Scarce(stream, lambda s: len(s.rectangle.cells) * len(s.rectangle.prompts), 2),
         Scarce(replay_grid.record, lambda model, tokens, *_: len(tokens), 1),
-        Scarce(replay_grid._Finals._unembedded, lambda self, rows: len(rows), 3),
+        Scarce(replay_grid.Bare.logits, lambda self, residual: len(residual), 3),
     ]
     monkeypatch.setattr(replay_grid.Stream, "run", lambda self: scarce[0](self))
     monkeypatch.setattr(replay_grid, "record", scarce[1])
     monkeypatch.setattr(
-        replay_grid._Finals, "_unembedded", lambda self, rows: scarce[2](self, rows)
+        replay_grid.Bare, "logits", lambda self, residual: scarce[2](self, residual)
     )
     torch.testing.assert_close(score_grid(model, TOKENS, grid, logprob), whole, atol=1e-5, rtol=0)
-    assert all(one.refused for one in scarce)
+    assert [one.refused > 0 for one in scarce] == [True] * 3
 
 
 def test_out_of_memory_for_a_single_branch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +94,27 @@ def test_the_scorer_sees_the_whole_batch_in_order() -> None:
     auto = score_grid(model, TOKENS, grid, scorer, memory_gb=1e-6)
     expected = torch.stack([scorer(plain(model, TOKENS, cell)) for cell in grid])
     torch.testing.assert_close(auto, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_scorer_that_says_what_it_reads_is_given_no_more(architecture: str) -> None:
+    model, seen = bridge(architecture), []
+    grid = [
+        [],
+        [steer(UNIT, 2.0, layer=1)],
+        [patch(UNIT, layer=1, pos=-3)],
+        [ablate(UNIT, layer=0)],
+    ]
+
+    class Watched(LogitDiff):
+        def read(self, columns: Tensor) -> Tensor:
+            seen.append(columns.shape[-1])
+            return super().read(columns)
+
+    scorer = Watched((7, 3), (5, 40, 11))
+    scores = score_grid(model, TOKENS, grid, scorer)
+    assert set(seen) == {5}
+    expected = torch.stack([scorer(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+    again = score_grid(model, TOKENS, [[], [steer(UNIT, 0.0, layer=1)]], scorer)
+    assert torch.equal(again[0], again[1])

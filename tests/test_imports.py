@@ -36,7 +36,7 @@ FLOORS = {
     "model": """
         model tokens activations engine judge_model toxicity validation
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
-        replay.trial replay.memory patching.pairs patching.places patching.sides
+        replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,
     # puts a question to it
     "questions": """

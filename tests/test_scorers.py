@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from refusal_dial.scorers import (
     FAMILIES,
     SMALLEST_FAMILY_VOCABULARY,
+    LogitDiff,
     RefusalTokens,
     calibrated_tokens,
     family_tokens,
@@ -300,3 +301,12 @@ def test_a_model_that_never_complies_still_has_refusal_tokens():
     found = calibrated_tokens(tiny.tokenizer(), harmful, openings(40, 1, I=0.1, base=0.9 / 258))
     assert found.refusal_texts == ("I",)
     assert found.compliance == ()
+
+
+def test_a_logit_difference_says_which_tokens_it_reads():
+    scorer, logits = LogitDiff((3, 1), (4,)), torch.randn(5, 8)
+    assert torch.equal(scorer(logits), logit_diff(logits, (3, 1), (4,)))
+    assert torch.equal(scorer.read(logits[:, list(scorer.reads)]), scorer(logits))
+    unread = logits.clone()
+    unread[:, [0, 2, 5, 6, 7]] = float("nan")
+    assert torch.equal(scorer(unread), scorer(logits))

@@ -13,9 +13,9 @@ This module knows how a bridge is put together. It does not know what is compute
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -108,6 +108,21 @@ class Bare:
         """Final norm, unembedding and whatever the architecture does to its logits."""
         hidden = self.norm(residual[None])
         return self._head(inputs_embeds=hidden, use_cache=False, return_dict=True).logits[0]
+
+    def narrow(self, tokens: Sequence[int]) -> bool:
+        """From now on `logits` has the columns of these tokens alone. False, and nothing changes,
+        where the unembedding is not one linear map."""
+        linear = [name for name, part in self._head._modules.items() if type(part) is nn.Linear]
+        if len(linear) != 1:
+            return False
+        part = _shallow(cast(nn.Module, self._head._modules[linear[0]]))
+        for table in ("_parameters", "_buffers"):  # TransformerLens adds a bias as a buffer
+            part.__dict__[table] = {
+                name: None if weight is None else weight[list(tokens)]
+                for name, weight in part.__dict__[table].items()
+            }
+        self._head._modules[linear[0]] = part
+        return True
 
     def _twin(self, module: nn.Module, attending: bool = False) -> nn.Module:
         module = unwrapped(module)

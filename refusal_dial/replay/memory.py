@@ -19,6 +19,8 @@ UNTOLD = 4 * GIGABYTE
 """The budget where the machine does not say what is free, and the most taken unasked on a CPU."""
 CACHED = 96 * 2**20
 """On a CPU a stream's activations in one block stay within this many bytes: more is no faster."""
+ROWS = 128
+"""So many rows of logits at once are worth reading the unembedding for."""
 START = {"cpu": 4e7, "cuda": 4e10, "mps": 4e9}
 """Floating-point operations a device would do in the time that starting one block takes."""
 
@@ -104,7 +106,7 @@ class Sizes:
     def rows(self, room: int) -> int:
         """The most rows of logits to make at once."""
         if self.device.type == "cpu":
-            room = min(room, CACHED)
+            room = min(room, max(CACHED, ROWS * self.row()))
         return max(1, room // self.row())
 
     def spare(self) -> float:

@@ -97,6 +97,9 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
         area = Rectangle(first, tuple(range(batch)), (0, 1), (0, edit.layer), used)
         final = Stream(bare, recording, area, cells, rows).run()
         off += [bare.logits(final[:, cell]) - plain[cell] for cell in (0, 1)]
+    ids = [0, plain[1].shape[-1] - 1]
+    if bare.narrow(ids):
+        off.append(bare.logits(final[:, 1]) - plain[1][:, ids])
     return (
         max(float(one.float().abs().max()) for one in off),
         max(float(one.float().abs().max()) for one in plain),
