@@ -11,7 +11,7 @@ from grids import TOKENS, UNIT, logprob, mixed_grid, plain
 from torch import Tensor
 
 from refusal_dial.engine import score_grid
-from refusal_dial.hooks import patch, steer
+from refusal_dial.hooks import ablate, patch, steer
 from refusal_dial.replay import grid as replay_grid
 from refusal_dial.scorers import LogitDiff
 from refusal_dial.types import hook_name
