@@ -62,9 +62,9 @@ def load_model(
     Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
     cannot be reached, an unknown device or dtype.
     """
-    where, why = _device(device)
-    number, why_number = _dtype(dtype, where)
-    source = _source(name)
+    where, why = device_of(device)
+    number, why_number = dtype_of(dtype, where)
+    source = source_of(name)
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
     quiet_transformers()
     try:
@@ -101,7 +101,8 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _device(device: str) -> tuple[str, str]:
+def device_of(device: str) -> tuple[str, str]:
+    """The device that a flag means, and why. Raises `DialError` for one that is not usable."""
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda", "a CUDA device is available"
@@ -120,7 +121,8 @@ def _device(device: str) -> tuple[str, str]:
     return device, "asked for"
 
 
-def _dtype(dtype: str, device: str) -> tuple[torch.dtype, str]:
+def dtype_of(dtype: str, device: str) -> tuple[torch.dtype, str]:
+    """The number format that a flag means on a device, and why."""
     if dtype == "auto":
         kind = device.split(":")[0]
         return {
@@ -132,7 +134,7 @@ def _dtype(dtype: str, device: str) -> tuple[torch.dtype, str]:
     return DTYPES[dtype], "asked for"
 
 
-def _source(name: str) -> str:
+def source_of(name: str) -> str:
     """The folder or hub id behind a name, checked without loading anything."""
     if name == "embedded":
         if not (EMBEDDED / "config.json").is_file():

@@ -34,7 +34,7 @@ FLOORS = {
     "tensors": "hooks conditional scorers directions replay.branches replay.bulk judging judges",
     # touches the model
     "model": """
-        model tokens activations engine judge_model toxicity validation
+        model tokens activations engine judge_model toxicity validation doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,

@@ -78,12 +78,12 @@ def test_device_and_dtype_are_chosen_with_a_reason(monkeypatch, qwen_folder, cap
     assert "(" in caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert model._device("auto")[0] == "mps"
-    assert model._dtype("auto", "mps")[0] == torch.float16
+    assert model.device_of("auto")[0] == "mps"
+    assert model.dtype_of("auto", "mps")[0] == torch.float16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert model._device("auto")[0] == "cuda"
-    assert model._dtype("auto", "cuda")[0] == torch.bfloat16
-    assert model._dtype("auto", "cpu")[0] == torch.float32
+    assert model.device_of("auto")[0] == "cuda"
+    assert model.dtype_of("auto", "cuda")[0] == torch.bfloat16
+    assert model.dtype_of("auto", "cpu")[0] == torch.float32
 
 
 def test_an_unreachable_hub_gives_one_line_with_the_remedy(monkeypatch, tmp_path):

@@ -1,0 +1,111 @@
+"""The doctor: what it says of a machine that is ready, and of each thing that is not."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from refusal_dial import doctor
+from refusal_dial.doctor import examine, parameters
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "doctor.py"
+
+
+def found(name: str, **more: str) -> dict[str, doctor.Finding]:
+    return {one.check: one for one in examine(name, device="cpu", **more)}
+
+
+def test_the_embedded_model_can_start_and_the_exit_code_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--device", "cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "the run can start"
+    for check in ("python", "packages", "device", "disk", "weights", "memory", "model"):
+        assert any(line[6:].startswith(f"{check}:") for line in lines), check
+    assert any("4 tokens plain and steered" in line for line in lines)
+
+
+def test_a_model_that_is_not_there_cannot_start(tmp_path, capsys):
+    script = runpy.run_path(str(SCRIPT))
+    with pytest.raises(SystemExit) as stopped:
+        script["main"](script["Flags"](model=str(tmp_path / "none"), device="cpu"))
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().out
+    assert "fail  weights: no folder" in printed
+    assert "-> give a folder, or use --model embedded" in printed
+    assert "the run cannot start: 1 to mend" in printed
+
+
+def test_a_model_without_a_template_may_run_on_plain_text(tmp_path):
+    one = found(str(tiny.folder("Phi3", tmp_path / "phi", template=None)))
+    assert one["chat template"].verdict == "warn"
+    assert "--plain" in one["chat template"].remedy
+    assert one["generation"].verdict == "ok"
+
+
+def test_weights_with_nan_are_found_by_the_forward_pass(tmp_path):
+    folder = tiny.folder("Qwen2", tmp_path / "qwen")
+    model = tiny.hf_model("Qwen2")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(folder)
+    one = found(str(folder))
+    assert one["forward pass"].verdict == "fail"
+    assert "NaN or infinite logits" in one["forward pass"].said
+    assert "generation" not in one
+
+
+def test_a_model_larger_than_what_is_free_fails_before_it_is_loaded(qwen_folder, monkeypatch):
+    monkeypatch.setattr(doctor, "_free", lambda: 1000)
+    one = found(str(qwen_folder))
+    assert one["memory"].verdict == "fail"
+    assert "--dtype bfloat16 halves it" in one["memory"].remedy
+    assert "model" not in one
+    smaller = found(str(qwen_folder), dtype="bfloat16")["memory"]
+    assert "halves" not in smaller.remedy
+
+
+def test_parameters_are_counted_from_headers(qwen_folder, tmp_path):
+    own = sum(p.numel() for p in tiny.hf_model("Qwen2").parameters())
+    assert parameters(qwen_folder) == own
+    assert parameters(tmp_path) is None
+    (tmp_path / "broken.safetensors").write_bytes(b"none")
+    assert parameters(tmp_path) is None
+
+
+def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
+    least = {"torch": (99, 0), "no-such-package": (1, 0)}
+    monkeypatch.setattr(doctor, "LEAST", least)
+    findings = [one for one in islice(examine("embedded"), 3) if one.check == "packages"]
+    assert [one.verdict for one in findings] == ["fail", "fail"]
+    assert findings[0].remedy == "pip install 'torch>=99.0'"
+    assert "is not installed" in findings[1].said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [({"device": "gpu"}, "unknown device 'gpu'"), ({"dtype": "int8"}, "dtype")]
+)
+def test_a_device_or_format_that_is_not_there(flags, said):
+    last = list(examine("embedded", **({"device": "cpu"} | flags)))[-1]
+    assert (last.check, last.verdict) == ("device", "fail")
+    assert said in last.said
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "DISK_GB", 1e9)
+    one = next(f for f in examine("embedded", out=tmp_path / "new") if f.check == "disk")
+    assert one.verdict == "fail"
+    assert "give another --out" in one.remedy
