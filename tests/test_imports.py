@@ -31,10 +31,12 @@ FLOORS = {
         replay
     """,
     # arithmetic on tensors, and on texts: knows no model
-    "tensors": "hooks conditional scorers directions replay.branches replay.bulk judging judges",
+    "tensors": """
+        hooks conditional scorers directions replay.branches replay.bulk row_hooks judging judges
+    """,
     # touches the model
     "model": """
-        model tokens activations engine judge_model toxicity validation doctor
+        model tokens activations engine generate judge_model toxicity validation doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,

@@ -1,0 +1,270 @@
+"""Generation under hooks: what a model says, for every cell of a grid, in one batch.
+
+Rows of a batch are cells times prompts times samples. Where no hook touches the prompt before its
+last token, the prompt is read once for all cells. Decoding is cached, and a row that has ended
+leaves the batch. Hooks see the prompt first and then one new token a call (`types.positions` says
+what each `pos` means there).
+
+A sampled token depends on the logits of its own row and on a random number that belongs to the
+prompt, the sample and the step: neither the batch nor the cell plays a part. So completions are
+paired over cells, and a cell that does nothing says what the unsteered model says.
+
+This module does not know what the words mean, and does not write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from refusal_dial.hooks import Edit
+from refusal_dial.model import check_layers, check_site
+from refusal_dial.row_hooks import at_the_last_token, is_known, leaves_the_rest_alone, row_hooks
+from refusal_dial.tokens import Tokens
+from refusal_dial.types import DialError, Hook
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens. Temperature 0 is greedy: the most likely token, and one sample."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    seed: int = 0
+    rows: int = 256  # of a batch, at most
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("samples", 1), ("rows", 1)):
+            if getattr(self, name) < least:
+                raise DialError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise DialError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DialError(f"top_p must be over 0 and at most 1, not {self.top_p}")
+        if self.temperature == 0 and self.samples > 1:
+            raise DialError("greedy decoding has one sample: give a temperature for several")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one cell's model said to one prompt. `stop` is "end" (an end token), "length", or "nan"
+    where the logits were not numbers: then the completion is what came before."""
+
+    cell: int
+    prompt: int
+    sample: int
+    text: str
+    ids: tuple[int, ...]
+    stop: str
+
+
+def generate(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    decoding: Decoding = Decoding(),
+    *,
+    keys: Sequence[str] | None = None,
+) -> list[Completion]:
+    """Completions of every prompt under every cell's hooks: by cell, then prompt, then sample.
+
+    `keys` name the prompts for their random numbers (their ids, say); the default is their tokens.
+
+    Raises `DialError` for a layer or site the model lacks, or a prompt that leaves no room for a
+    new token in the model's context.
+    """
+    edits = [f for cell in grid for _, f in cell if isinstance(f, Edit)]
+    check_layers(model, {edit.layer for edit in edits})
+    for site in sorted({edit.site for edit in edits}):
+        check_site(model, site)
+    room = int(model.cfg.n_ctx) - tokens.ids.shape[1]
+    if room < 1:
+        raise DialError(
+            f"a prompt of {tokens.ids.shape[1]} tokens leaves no room in a context of "
+            f"{int(model.cfg.n_ctx)}: shorten it"
+        )
+    draws = _draws(tokens, decoding, keys)
+    found = [c for part in _parts(tokens, grid, decoding) for c in _generate(model, part, draws)]
+    return sorted(found, key=lambda one: (one.cell, one.prompt, one.sample))
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Some prompts under some cells; `prompts` are their numbers in the whole."""
+
+    tokens: Tokens
+    prompts: Int[Tensor, " prompt"]
+    grid: Sequence[Sequence[Hook]]
+    first: int  # the number of the first cell
+    decoding: Decoding
+
+
+def _parts(tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding) -> Iterator[_Batch]:
+    """Batches of at most `decoding.rows` rows; hooks that are not edits see all prompts at once."""
+    n = len(tokens)
+    whole = not all(is_known(hook) for cell in grid for hook in cell)
+    size = n if whole else max(1, min(n, decoding.rows // decoding.samples))
+    cells = max(1, decoding.rows // (size * decoding.samples))
+    for start in range(0, n, size):
+        some = torch.arange(start, min(start + size, n))
+        for first in range(0, len(grid), cells):
+            mine = grid[first : first + cells]
+            yield _Batch(tokens.rows(start, start + size), some, mine, first, decoding)
+
+
+@torch.no_grad()
+def _generate(
+    model: TransformerBridge, part: _Batch, draws: Float64[Tensor, "prompt sample step"] | None
+) -> Iterator[Completion]:
+    """Decode one batch. Rows leave as they end, unless a hook is not an edit."""
+    decoding, samples = part.decoding, part.decoding.samples
+    device, grid = part.tokens.ids.device, part.grid
+    row = torch.arange(len(part.prompts) * len(grid) * samples)
+    prompts, cells, sample = (
+        row // (len(grid) * samples),
+        row // samples % len(grid),
+        row % samples,
+    )
+    fixed = not all(is_known(hook) for cell in grid for hook in cell)
+    ends = torch.tensor(end_tokens(model), device=device)
+    mask, state, logits = _prefill(model, part, prompts, cells)
+    alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
+    hooks = row_hooks(grid, cells, part.prompts[prompts])
+    for step in range(decoding.max_new_tokens):
+        u = None if draws is None else draws[part.prompts[prompts[alive]], sample[alive], step]
+        broken = ~torch.isfinite(logits).all(-1)
+        token = choose(torch.where(broken[:, None], 0.0, logits), decoding, u)
+        ended = torch.isin(token, ends) | broken
+        for r, t, bad, end in zip(
+            *(x.tolist() for x in (alive, token, broken, ended)), strict=True
+        ):
+            if r in stops:
+                continue
+            if end:
+                stops[r] = "nan" if bad else "end"
+            else:
+                said[r].append(t)
+        if len(stops) == len(row) or step + 1 == decoding.max_new_tokens:
+            break
+        if not fixed and bool(ended.any()):
+            keep = (~ended).nonzero().flatten()
+            alive, token, mask = alive[keep.cpu()], token[keep], mask[keep]
+            state.batch_select_indices(keep)
+            hooks = row_hooks(grid, cells[alive], part.prompts[prompts[alive]])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        with model.hooks(fwd_hooks=hooks):
+            logits = _forward(model, token[:, None], mask, state)
+    for r in row.tolist():
+        text = str(model.tokenizer.decode(said[r], skip_special_tokens=True))
+        yield Completion(
+            part.first + int(cells[r]),
+            int(part.prompts[prompts[r]]),
+            int(sample[r]),
+            text,
+            tuple(said[r]),
+            stops.get(r, "length"),
+        )
+
+
+def _prefill(
+    model: TransformerBridge,
+    part: _Batch,
+    prompts: Int[Tensor, " row"],
+    cells: Int[Tensor, " row"],
+) -> tuple[Int[Tensor, "row pos"], DynamicCache, Float[Tensor, "row d_vocab"]]:
+    """(mask, cache, logits at the last prompt token) of every row.
+
+    Where only the last prompt token is edited, what stands before it is read once a prompt.
+    """
+    index = prompts.to(part.tokens.ids.device)
+    ids, mask = part.tokens.ids, part.tokens.mask
+    if ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
+        state = _cache(model)
+        _forward(model, ids[:, :-1], mask[:, :-1], state)
+        state.batch_select_indices(index)
+        hooks = row_hooks(at_the_last_token(part.grid), cells, part.prompts[prompts])
+        ids = ids[:, -1:]
+    else:
+        state, hooks = _cache(model), row_hooks(part.grid, cells, part.prompts[prompts])
+    with model.hooks(fwd_hooks=hooks):
+        return mask[index], state, _forward(model, ids[index], mask[index], state)
+
+
+def _cache(model: TransformerBridge) -> DynamicCache:
+    return DynamicCache(config=model.original_model.config)
+
+
+def _forward(
+    model: TransformerBridge,
+    ids: Int[Tensor, "row new"],
+    mask: Int[Tensor, "row pos"],
+    cache: DynamicCache,
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at the last position; the cache grows by `ids`."""
+    where = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return model.original_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=where,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+
+
+def end_tokens(model: TransformerBridge) -> list[int]:
+    """Every end token of the model's generation config, the tokenizer's where it names none."""
+    config = getattr(model.original_model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def choose(
+    logits: Float[Tensor, "row d_vocab"],
+    decoding: Decoding,
+    u: Float64[Tensor, " row"] | None,
+) -> Int[Tensor, " row"]:
+    """The next token of every row: the first of the likeliest whose summed probability exceeds
+    u times that of the nucleus, the smallest set of likeliest tokens that holds `top_p`."""
+    if u is None:
+        return logits.argmax(-1)
+    p, order = (
+        (logits.double() / decoding.temperature).softmax(-1).sort(descending=True, stable=True)
+    )
+    total = p.cumsum(-1)
+    size = (total < decoding.top_p).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+    aim = u.to(total.device)[:, None] * total.gather(1, size)
+    return order.gather(1, (total <= aim).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1))[:, 0]
+
+
+def _draws(
+    tokens: Tokens, decoding: Decoding, keys: Sequence[str] | None
+) -> Float64[Tensor, "prompt sample step"] | None:
+    """A number in [0, 1) for every prompt, sample and step; None for greedy decoding."""
+    if decoding.temperature == 0:
+        return None
+    if keys is None:
+        keys = [
+            str(row[mask.bool()].tolist())
+            for row, mask in zip(tokens.ids, tokens.mask, strict=True)
+        ]
+    found = []
+    for key in keys:
+        for sample in range(decoding.samples):
+            word = hashlib.sha256(f"{decoding.seed} {sample} {key}".encode()).digest()[:8]
+            generator = torch.Generator().manual_seed(int.from_bytes(word) % 2**63)
+            found.append(
+                torch.rand(decoding.max_new_tokens, generator=generator, dtype=torch.float64)
+            )
+    return torch.stack(found).reshape(len(keys), decoding.samples, -1)
