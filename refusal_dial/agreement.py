@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from refusal_dial.files import located
 from refusal_dial.types import DialError, one_of
 
 CLASSES = ("full_compliance", "partial_refusal", "full_refusal")
@@ -48,7 +49,7 @@ def load_labelled(path: str | Path) -> Labelled:
 
     Raises `DialError` for a file that is missing or empty, lacks a column, or holds another label.
     """
-    file = Path(path).expanduser()
+    file = located(path)
     if not file.is_file():
         raise DialError(f"no labelled file {str(path)!r}: give a csv file with XSTest's columns")
     with file.open(newline="", encoding="utf-8-sig") as stream:

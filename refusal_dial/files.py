@@ -8,6 +8,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from refusal_dial.types import DialError
+
+
+def located(path: str | Path) -> Path:
+    """The path with `~` and `~user` filled in. Raises `DialError` for a user who has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DialError(f"{str(path)!r}: there is no such user's home folder here") from error
+
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:
     """Replace `path` by `content` in one step: a reader, or a crash, sees the old or the new."""

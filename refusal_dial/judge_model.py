@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refusal_dial.files import located
 from refusal_dial.hub import hub_reachable
 from refusal_dial.judges import (
     BUILTIN,
@@ -95,7 +96,7 @@ def model_judge(
 
 
 def _is_classifier(source: str, revision: str | None) -> bool:
-    folder = Path(source).expanduser()
+    folder = located(source)
     if folder.is_dir():
         file = folder / "config.json"
         if not file.is_file():
@@ -129,7 +130,7 @@ def _classifier(
     from refusal_dial.model import one_line, quiet_transformers
 
     quiet_transformers()
-    offline = not Path(source).expanduser().is_dir() and not hub_reachable()
+    offline = not located(source).is_dir() and not hub_reachable()
     where: dict[str, Any] = {"revision": revision, "local_files_only": offline}
     try:
         model = AutoModelForSequenceClassification.from_pretrained(source, **where).eval()
@@ -162,7 +163,7 @@ def _classifier(
         return out
 
     commit = getattr(model.config, "_commit_hash", None)
-    return Judge(source, str(commit or _fingerprint(Path(source).expanduser())), decide)
+    return Judge(source, str(commit or _fingerprint(located(source))), decide)
 
 
 def _meanings(

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.files import located
 from refusal_dial.hub import hub_reachable
 from refusal_dial.types import SITES, DialError, hook_name, one_of
 
@@ -143,7 +144,7 @@ def source_of(name: str) -> str:
                 "make it with python scripts/train_embedded_model.py"
             )
         return str(EMBEDDED)
-    folder = Path(name).expanduser()
+    folder = located(name)
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")

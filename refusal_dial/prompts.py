@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from refusal_dial.files import located
 from refusal_dial.types import DialError, one_of
 
 SUBSETS = ("HARMFUL", "EDGE", "BENIGN")
@@ -68,7 +69,7 @@ def read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
 
     Raises `DialError` for a source that does not exist or cannot be read or reached.
     """
-    path = Path(source).expanduser()
+    path = located(source)
     if path.is_dir():
         files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
         if not files:
@@ -125,6 +126,9 @@ def _csv(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if not header:
                 header = cells
+                twice = sorted({name for name in cells if cells.count(name) > 1})
+                if twice:
+                    raise DialError(f"{where}: the header names {twice[0]!r} twice")
                 continue
             if len(cells) != len(header):
                 raise DialError(f"{where}: {len(cells)} columns where the header has {len(header)}")

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pandas as pd
 
-from refusal_dial.files import write_whole
+from refusal_dial.files import located, write_whole
 from refusal_dial.types import DialError
 
+log = logging.getLogger("refusal_dial")
 ROOT = Path("runs")
 TEXTS = ("direction", "site", "prompt_id", "subset", "split", "way", "role", "token")
 WHOLE = ("seed", "layer", "pos", "head", "neuron")
@@ -72,17 +73,15 @@ def open_run(
     settings = json.loads(json.dumps(settings))
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     if out is not None:
-        folder = Path(out).expanduser()
+        folder = located(out)
         if folder.is_dir() and any(folder.iterdir()):
-            _check_same(folder, experiment, settings)
-            return _logged(Run(folder, settings))
+            return _resumed(folder, experiment, settings)
         if folder.exists() and not folder.is_dir():
             raise DialError(f"--out {out!r} is a file: give a folder for the run")
     else:
         for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
             if (old / "config.json").is_file() and not (old / "summary.json").is_file():
-                _check_same(old, experiment, settings)
-                return _logged(Run(old, settings))
+                return _resumed(old, experiment, settings)
         folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
         while folder.exists():
             folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
@@ -95,6 +94,17 @@ def open_run(
     }
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return _logged(Run(folder, settings))
+
+
+def _resumed(folder: Path, experiment: str, settings: Mapping[str, Any]) -> Run:
+    """The run in this folder. Its log says where packages have changed since it was begun."""
+    _check_same(folder, experiment, settings)
+    run = _logged(Run(folder, settings))
+    before, now = dict(read_config(folder).get("versions") or {}), _versions()
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+    if changed and not run.finished:
+        log.warning("begun with other versions: %s", ", ".join(changed))
+    return run
 
 
 def _check_same(folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
@@ -126,17 +136,37 @@ def _versions() -> dict[str, str]:
 
 def _logged(run: Run) -> Run:
     """From here on the package's log goes to the run's log.txt too."""
-    log = logging.getLogger("refusal_dial")
     for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
         log.removeHandler(handler)
         handler.close()
     if not run.finished:
         handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+        _claim(handler, run.folder)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         if log.level == logging.NOTSET:  # no command line has chosen one
             log.setLevel(logging.INFO)
     return run
+
+
+def _claim(handler: logging.FileHandler, folder: Path) -> None:
+    """Hold the run's log while this process writes to the run; a second process is refused.
+
+    The operating system lets go when the process ends, however it ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(cast(TextIO, handler.stream), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handler.close()
+        raise DialError(
+            f"{folder} is being written by another process: wait for it, or choose another --out"
+        ) from error
+    except OSError:  # a file system without locks
+        log.info("no lock on %s: see that no other process writes to it", folder)
 
 
 def kept_batches(run: Run, sizes: Sequence[int]) -> int:
@@ -159,7 +189,7 @@ def kept_batches(run: Run, sizes: Sequence[int]) -> int:
     with run.scores.open("rb+") as file:
         file.truncate(end)
     if kept:
-        logging.getLogger("refusal_dial").info("resumed after %d rows in %s", rows, run.scores)
+        log.info("resumed after %d rows in %s", rows, run.scores)
     return kept
 
 
@@ -220,7 +250,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
 
 def find_run(where: str | Path) -> Path:
     """A run folder, or the newest finished run in an experiment's folder."""
-    folder = Path(where).expanduser()
+    folder = located(where)
     if (folder / "config.json").is_file():
         return folder
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))

@@ -117,7 +117,7 @@ def refusal_tokens(
             )
         return calibrated_tokens(tokenizer, logits[groups[0]], logits[groups[1]])
     words = [part.strip() for part in wanted.split(",") if part.strip()]
-    return listed_tokens(tokenizer, [int(w) if w.isdigit() else w for w in words])
+    return listed_tokens(tokenizer, [int(w) if w.isdecimal() and w.isascii() else w for w in words])
 
 
 def make_scorer(name: str, refusal: RefusalTokens) -> Scorer:

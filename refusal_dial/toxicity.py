@@ -19,12 +19,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_dial.files import located
 from refusal_dial.hub import hub_reachable
 from refusal_dial.types import DialError
 
@@ -132,7 +132,7 @@ def _classifier(
     from refusal_dial.model import one_line, quiet_transformers
 
     quiet_transformers()
-    folder = Path(source).expanduser()
+    folder = located(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DialError(f"folder {source!r} holds no classifier: config.json is not in it")
     offline = not folder.is_dir() and not hub_reachable()

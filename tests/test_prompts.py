@@ -532,3 +532,10 @@ def test_categories_of_single_prompts_cannot_be_balanced():
 
 def test_the_subsets_are_the_three_of_the_contract():
     assert SUBSETS == ("HARMFUL", "EDGE", "BENIGN")
+
+
+def test_a_csv_header_that_names_a_column_twice(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("id,text,subset,text\n1,a,EDGE,b\n")
+    with pytest.raises(DialError, match="line 1: the header names 'text' twice"):
+        load_prompts(str(path))

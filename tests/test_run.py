@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 import sys
 import warnings
 
@@ -469,3 +470,40 @@ def test_a_nan_is_no_number_in_json_and_not_written_silently(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         finish(run, frame(1), {"rate": math.nan})
     assert not run.finished
+
+
+def test_a_second_process_on_one_run_is_refused(tmp_path):
+    out = str(tmp_path / "run")
+    run = open_run("a", {"x": 1}, out)
+    script = (
+        "import sys\n"
+        "from refusal_dial.run import open_run\n"
+        "from refusal_dial.types import DialError\n"
+        "try: open_run('a', {'x': 1}, sys.argv[1])\n"
+        "except DialError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, out], capture_output=True, text=True, check=True
+    )
+    assert f"{out} is being written by another process: wait for it" in done.stdout
+    assert open_run("a", {"x": 1}, out).folder == run.folder  # this process goes on
+    finish(run, pd.DataFrame({"n": [1]}), {})
+    done = subprocess.run(
+        [sys.executable, "-c", script, out], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""  # a finished run may be read
+
+
+def test_a_home_that_is_nobodys(tmp_path):
+    with pytest.raises(DialError, match="'~nobody-at-all/run': there is no such user's home"):
+        open_run("a", {}, "~nobody-at-all/run")
+
+
+def test_a_run_resumed_with_other_packages_says_so(tmp_path, caplog):
+    out = tmp_path / "run"
+    open_run("a", {}, str(out))
+    config = json.loads((out / "config.json").read_text())
+    config["versions"]["torch"] = "1.0"
+    (out / "config.json").write_text(json.dumps(config))
+    open_run("a", {}, str(out))
+    assert "begun with other versions: torch 1.0 -> " in (out / "log.txt").read_text()

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from refusal_dial.flags import StudyFlags
+from refusal_dial.model import load_model
 from refusal_dial.scorers import refusal_score
-from refusal_dial.study import make_scorer, open_study, prompt_rows, study_settings
+from refusal_dial.study import (
+    make_scorer,
+    open_study,
+    prompt_rows,
+    refusal_tokens,
+    study_settings,
+)
 from refusal_dial.tokens import last_logits, tokenize
 from refusal_dial.types import DialError
 
@@ -102,3 +109,9 @@ def test_the_embedded_model_calibrates_to_words_that_open_a_refusal(embedded):
     assert by_subset["HARMFUL"] > by_subset["EDGE"] > by_subset["BENIGN"]
     both = make_scorer("logit_diff", study.refusal)(torch.zeros(1, len(study.model.tokenizer)))
     assert torch.isfinite(both).all()
+
+
+def test_digits_of_other_scripts_are_words_not_ids(qwen_folder):
+    model = load_model(str(qwen_folder), device="cpu")
+    found = refusal_tokens("²", model.tokenizer, (), torch.zeros(0, 4))
+    assert found.refusal == (model.tokenizer.encode("²", add_special_tokens=False)[0],)
