@@ -175,6 +175,29 @@ def _generate(
         )
 
 
+@torch.no_grad()
+def follow(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook], said: Sequence[Sequence[int]]
+) -> Iterator[Float[Tensor, "batch d_vocab"]]:
+    """Logits before each token of replies that are given: step k is what the model under `hooks`
+    would say after the prompt and the first k tokens of `said`, one step more than the longest.
+
+    Decoding is cached, so every `pos` means what it means in `generate`. Rows that are over go on
+    with their last token, and mean nothing.
+    """
+    batch = torch.arange(len(tokens))
+    part = _Batch(tokens, batch, [list(hooks)], 0, Decoding(rows=len(tokens)))
+    mask, state, logits = _prefill(model, part, batch, torch.zeros_like(batch))
+    yield logits
+    mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
+    for step in range(max(map(len, said), default=0)):
+        token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in said])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        with model.hooks(fwd_hooks=mine):
+            logits = _forward(model, token.to(mask.device)[:, None], mask, state)
+        yield logits
+
+
 def _prefill(
     model: TransformerBridge,
     part: _Batch,
