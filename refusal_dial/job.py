@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 from tqdm import tqdm
+from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import directions
 from refusal_dial.directions import Direction
@@ -28,6 +29,17 @@ ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "sub
 ORDER += ["score", "alpha_relative"]
 Batches = Callable[[int], Iterator[pd.DataFrame]]
 Close = Callable[[pd.DataFrame], tuple[pd.DataFrame, Mapping[str, Any]]]
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """What a job is carried out on: a model, and what the log says about how it is read."""
+
+    @property
+    def model(self) -> TransformerBridge: ...
+
+    @property
+    def about(self) -> tuple[str, ...]: ...
 
 
 def conduct(
@@ -61,7 +73,7 @@ def conduct(
 
 
 def carry_out(
-    run: Run, study: Study, sizes: Sequence[int], batches: Batches, close: Close
+    run: Run, study: Opened, sizes: Sequence[int], batches: Batches, close: Close
 ) -> tuple[Run, pd.DataFrame]:
     """Append to the run what is left of its batches, and finish it; the run and its summary.
 
@@ -75,8 +87,8 @@ def carry_out(
     who = identity(study.model)
     log.info("model: %s (%s, revision %s)", who.name, who.architecture, who.revision)
     log.info("device %s, dtype %s", who.device, who.dtype)
-    opening = " ".join(map(repr, study.refusal.refusal_texts))
-    log.info("refusal tokens (%s): %s", study.refusal.source, opening)
+    for line in study.about:
+        log.info("%s", line)
     kept = kept_batches(run, sizes)
     with tqdm(
         total=sum(sizes),

@@ -49,6 +49,12 @@ class Study:
     layers: tuple[int, ...]
     activations: Float[Tensor, "layer prompt d_model"]
 
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What a run's log says of how the model is read."""
+        opening = " ".join(map(repr, self.refusal.refusal_texts))
+        return (f"refusal tokens ({self.refusal.source}): {opening}",)
+
     def rows(self, chosen: Sequence[Prompt]) -> list[int]:
         """Where the chosen prompts stand in `prompts`."""
         place = {prompt.id: i for i, prompt in enumerate(self.prompts)}

@@ -27,6 +27,8 @@ FLOORS = {
     "ground": """
         types files hub prompts stats run summary plots tables examples cli flags agreement rated
         trade_off trade_off_plot openings
+        continuation continuation.flags continuation.summary continuation.layers
+        continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
     """,
@@ -43,6 +45,7 @@ FLOORS = {
     # puts a question to it
     "questions": """
         study sweep steering conditioning controls job
+        continuation.opened continuation.cells continuation.spoken continuation.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,
 }

@@ -1,0 +1,35 @@
+"""At which layer does the direction lower toxicity most, and does that hold on other openings?
+
+Steers every layer in turn at the same alphas. The best layer is chosen on one half of the openings
+and reported on the other, with its paired interval and a p-value corrected over all layers.
+`--load-existing RUN` reads a finished run of this script or of toxicity_steering, without a model.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.continuation.flags import LayerFlags
+
+
+def main(flags: LayerFlags) -> None:
+    from refusal_dial.continuation.layers import best_layer, by_group, by_layer
+    from refusal_dial.continuation.tables import print_layers
+    from refusal_dial.openings import CHALLENGING
+    from refusal_dial.run import find_run, read_table
+
+    if flags.load_existing is not None:
+        folder = find_run(flags.load_existing)
+        summary = read_table(folder, "summary")
+    else:
+        from refusal_dial.continuation.job import conduct_continuations
+
+        run, summary = conduct_continuations("analyze_layers", flags)
+        folder = run.folder
+    layers = by_layer(summary, CHALLENGING)
+    print_layers(layers, by_group(layers), best_layer(layers))
+    print(f"run: {folder}")
+    print(f"plot it: python scripts/plot_toxicity.py {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,28 @@
+"""Does a direction away from hostile openings lower the toxicity of what the model says, more than
+random directions do, and without harm to benign openings?
+
+The direction is the mean activation of benign openings minus that of challenging ones, pooled over
+their last tokens, from openings that are not measured. Completions are sampled with the same random
+numbers under every alpha, so differences are paired and alpha 0 is the baseline. Beside the score:
+random directions and directions from shuffled labels, as long at the same place, and how unlikely
+the unsteered model finds the text, since gibberish is not safe.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.continuation.flags import ContinuationFlags
+
+
+def main(flags: ContinuationFlags) -> None:
+    from refusal_dial.continuation.job import conduct_continuations
+    from refusal_dial.continuation.tables import print_said
+
+    run, summary = conduct_continuations("toxicity_steering", flags)
+    print_said(summary)
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_toxicity.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""The flags of the experiments on continuations, with their defaults and their help.
+
+This module reads text into values. It does not know what they do, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refusal_dial.cli import flag, number, whole
+from refusal_dial.flags import STEERABLE, _alphas, _choice, _layers, _pos, _seed, at_least
+
+UNITS = ("distance", "norm", "residual", "absolute")
+
+
+@dataclass(frozen=True)
+class ContinuationFlags:
+    """Openings, how they are continued, how that is scored, and what is steered."""
+
+    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    openings: str = flag("embedded", "'embedded', a .jsonl or a folder, rtp, or owner/name")
+    n: int = flag(50, "openings of each subset to measure on, at most", at_least(2, whole))
+    n_pairs: int = flag(20, "pairs of openings to learn from", at_least(1, whole))
+    scorer: str = flag("profanity", "profanity, or a text classifier's folder or hub id")
+    toxic_label: str | None = flag(None, "which of a classifier's labels to read")
+    layer: tuple[int, ...] = flag((16,), "a layer, a list such as 12,16,20, or all", _layers)
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", _choice(STEERABLE, "site"))
+    pos: int = flag(-1, "-1: the last token of the opening and every new one", _pos)
+    pool: int = flag(32, "last tokens that an activation is the mean of", at_least(1, whole))
+    alphas: tuple[float, ...] = flag((-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT", _alphas)
+    alpha_unit: str = flag(
+        "distance",
+        "what alpha 1 is as long as: distance (of the two class means at the last token), norm "
+        "(of the pooled difference), residual (mean norm), or absolute",
+        _choice(UNITS, "unit"),
+    )
+    n_random: int = flag(10, "random directions a layer", at_least(0, whole))
+    n_shuffled: int = flag(5, "directions from shuffled labels a layer", at_least(0, whole))
+    samples: int = flag(4, "completions of each opening", at_least(1, whole))
+    max_new_tokens: int = flag(24, "tokens of a completion, at most", at_least(1, whole))
+    temperature: float = flag(0.7, "sampling temperature; 0 is greedy", at_least(0, number))
+    top_p: float = flag(0.9, "share of the probability to sample from", at_least(0.01, number))
+    seed: int = flag(0, "seed of openings, halves, samples and controls", _seed)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    batch_size: int = flag(16, "openings a batch", at_least(1, whole))
+    rows: int = flag(512, "completions made at once, at most", at_least(1, whole))
+    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+
+
+@dataclass(frozen=True)
+class LayerFlags(ContinuationFlags):
+    """The same over every layer, without controls, or from a run that is there already."""
+
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", _layers)
+    n_random: int = flag(0, "random directions a layer", at_least(0, whole))
+    n_shuffled: int = flag(0, "directions from shuffled labels a layer", at_least(0, whole))
+    samples: int = flag(2, "completions of each opening", at_least(1, whole))
+    load_existing: str | None = flag(None, "a finished run folder to read; no model is loaded")

@@ -1,0 +1,170 @@
+"""Figures of what was said: a run's summary and rows become plotly figures. No files, no torch.
+
+Draws means, differences and intervals that are there already.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_dial.continuation.layers import REPORT
+from refusal_dial.continuation.summary import CONTROLS
+from refusal_dial.plots import _styled
+from refusal_dial.types import DialError
+
+COLOURS = {"CHALLENGING": "#D55E00", "BENIGN": "#0072B2"}
+GREY = "#767676"
+
+
+def _whole(summary: pd.DataFrame) -> pd.DataFrame:
+    """All prompts where they are there together, else one part."""
+    rows = summary[summary["split"] == "all"]
+    return rows if len(rows) else summary
+
+
+def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
+    """Mean score against alpha: a panel per layer, a line per subset with its interval, controls as
+    grey points, the unsteered model dotted. Raises `DialError` for a run without a direction."""
+    rows = _whole(summary)
+    learned = rows[rows["direction"] == "learned"]
+    if learned.empty:
+        raise DialError("this run steered no learned direction: there is no curve to draw")
+    layers = list(learned["layer"].unique())
+    columns = min(4, len(layers))
+    deep = -(-len(layers) // columns)
+    titles = [f"layer {n}" for n in layers]
+    figure = make_subplots(rows=deep, cols=columns, subplot_titles=titles, shared_yaxes=True)
+    for i, layer in enumerate(layers):
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        for subset, part in learned[learned["layer"] == layer].groupby("subset", sort=False):
+            part = part.sort_values("strength")
+            colour = COLOURS.get(str(subset), "#009E73")
+            near = rows[(rows["layer"] == layer) & (rows["subset"] == subset)]
+            near = near[near["direction"].isin(CONTROLS)]
+            figure.add_scatter(
+                x=near["strength"],
+                y=near["score_mean"],
+                mode="markers",
+                marker={"color": GREY, "size": 4, "symbol": "x"},
+                name="controls",
+                legendgroup="controls",
+                showlegend=bool(i == 0 and subset == learned["subset"].iloc[0] and len(near)),
+                **at,
+            )
+            figure.add_scatter(
+                x=part["strength"],
+                y=part["score_mean"],
+                error_y={
+                    "array": part["score_hi"] - part["score_mean"],
+                    "arrayminus": part["score_mean"] - part["score_lo"],
+                    "thickness": 1,
+                },
+                mode="lines+markers",
+                name=str(subset),
+                legendgroup=str(subset),
+                showlegend=i == 0,
+                line={"color": colour},
+                **at,
+            )
+            base = rows[(rows["direction"] == "baseline") & (rows["subset"] == subset)]
+            if len(base):
+                level = float(base["score_mean"].iloc[0])
+                figure.add_hline(level, line_dash="dot", line_color=colour, **at)
+    figure.update_xaxes(title_text="alpha")
+    figure.update_yaxes(title_text="mean score", col=1)
+    return _styled(figure, title, height=160 + 260 * deep, width=160 + 260 * columns)
+
+
+def heatmap(summary: pd.DataFrame, title: str, across: str) -> go.Figure:
+    """Mean score by alpha and `across`: `subset` (mean over layers) or `layer` (CHALLENGING, or the
+    first subset there is)."""
+    rows = _whole(summary)
+    rows = rows[rows["direction"] == "learned"]
+    if across == "layer":
+        wanted = (
+            "CHALLENGING" if (rows["subset"] == "CHALLENGING").any() else rows["subset"].iloc[0]
+        )
+        rows = rows[rows["subset"] == wanted]
+    wide = rows.pivot_table(index=across, columns="strength", values="score_mean", sort=False)
+    figure = go.Figure(
+        go.Heatmap(
+            z=wide.to_numpy(),
+            x=[f"{a:g}" for a in wide.columns],
+            y=[str(name) for name in wide.index],
+            texttemplate="%{z:.3f}",
+            colorscale="Viridis",
+            colorbar={"title": "mean score"},
+        )
+    )
+    figure.update_xaxes(title_text="alpha", type="category")
+    figure.update_yaxes(title_text=across, type="category")
+    return _styled(figure, title, height=220 + 26 * len(wide), width=640)
+
+
+def distributions(scores: pd.DataFrame, title: str) -> go.Figure:
+    """Every completion's score, a box per alpha and subset of the learned direction."""
+    rows = scores[scores["direction"] == "learned"]
+    figure = go.Figure()
+    for subset, part in rows.groupby("subset", sort=False):
+        figure.add_box(
+            x=part["strength"].map("{:g}".format),
+            y=part["score"],
+            name=str(subset),
+            marker={"color": COLOURS.get(str(subset), "#009E73")},
+            boxmean=True,
+        )
+    figure.update_layout(boxmode="group")
+    figure.update_xaxes(title_text="alpha", type="category")
+    figure.update_yaxes(title_text="score of a completion")
+    return _styled(figure, title, height=460, width=760)
+
+
+def statistics(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation, range and number of completions by subset and alpha."""
+    rows = scores[scores["direction"] == "learned"]
+    grouped = rows.groupby(["layer", "subset", "strength"], sort=False)["score"]
+    return grouped.agg(["mean", "std", "min", "max", "size"]).reset_index()
+
+
+def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Figure:
+    """Layer effectiveness in six panels: reduction on the reporting half, the same on both halves,
+    paired differences with intervals, corrected p, thirds of the model, benign prompts."""
+    titles = ["reduction, reported half", "both halves", "difference and its interval"]
+    titles += ["p after Holm's correction", "thirds of the model", "benign openings: difference"]
+    figure = make_subplots(rows=2, cols=3, subplot_titles=titles)
+    report = layers[layers["split"] == REPORT]
+    x, bar = report["layer"], {"marker_color": COLOURS["CHALLENGING"], "showlegend": False}
+    figure.add_bar(x=x, y=report["reduction"], row=1, col=1, **bar)
+    for half, part in layers.groupby("split"):
+        figure.add_scatter(x=part["layer"], y=part["reduction"], name=str(half), row=1, col=2)
+    error = {
+        "array": report["diff_hi"] - report["difference"],
+        "arrayminus": report["difference"] - report["diff_lo"],
+    }
+    figure.add_scatter(
+        x=x, y=report["difference"], error_y=error, mode="markers", showlegend=False, row=1, col=3
+    )
+    figure.add_bar(x=x, y=report["p_holm"], row=2, col=1, marker_color=GREY, showlegend=False)
+    figure.add_hline(0.05, line_dash="dot", row=2, col=1)
+    for group, part in report.groupby("group", sort=False):
+        figure.add_bar(x=[str(group)], y=[part["reduction"].mean()], row=2, col=2, **bar)
+    rows = _whole(summary)
+    benign = rows[(rows["direction"] == "learned") & (rows["subset"] == "BENIGN")]
+    benign = benign[benign["strength"] == benign["strength"].max()]
+    spread = {
+        "array": benign["diff_hi"] - benign["difference"],
+        "arrayminus": benign["difference"] - benign["diff_lo"],
+    }
+    figure.add_scatter(
+        x=benign["layer"],
+        y=benign["difference"],
+        error_y=spread,
+        mode="markers",
+        marker={"color": COLOURS["BENIGN"]},
+        showlegend=False,
+        row=2,
+        col=3,
+    )
+    return _styled(figure, title, height=760, width=1180)

@@ -1,0 +1,135 @@
+"""Rows of what was said become a table: means, paired differences, intervals, p-values.
+
+    difference = mean over prompts of (mean score of its samples under the cell - the baseline's)
+
+The unit is the prompt, never the sample: samples of a prompt are averaged first. Intervals are BCa
+over prompts. `p_paired` is that of the sign-flip permutation test of the differences, `p_control`
+the rank of the shift among those of the controls at the same place and alpha. This module knows
+columns. It knows no models, and which way is better is the reader's to say.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats as scipy_stats
+
+from refusal_dial.stats import mean_interval, rank_p
+from refusal_dial.types import DialError
+
+AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "strength"]
+GROUP = ["subset", "split"]
+PLACE = ["layer", "strength"]
+COLUMNS = [*AXES, *GROUP, "n", "samples", "score_mean", "score_lo", "score_hi"]
+COLUMNS += ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "p_control", "nll_mean"]
+COLUMNS += ["nll_difference"]
+CONTROLS = ("random", "shuffled")
+N_FLIPS = 9999
+
+
+def per_prompt(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell and prompt: the mean of its samples' `score` and `nll`, and their number.
+
+    Raises `DialError` for a score that is no number: what could not be scored is no zero.
+    """
+    bad = rows["score"].isna()
+    if bad.any():
+        raise DialError(f"{int(bad.sum())} of {len(rows)} completions have no score")
+    keys = [*AXES, *GROUP, "prompt_id"]
+    grouped = rows.groupby(keys, sort=False, dropna=False)
+    return grouped.agg(
+        score=("score", "mean"), nll=("nll", "mean"), samples=("score", "size")
+    ).reset_index()
+
+
+def summarise_said(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """One row per cell and group of prompts, both splits together as `split` = `all` first.
+
+    `reduction` is `-difference / score_mean of the baseline`. Raises `DialError` if a cell lacks
+    prompts that another has, or the baseline is missing.
+    """
+    means = per_prompt(rows)
+    parts = [means.assign(split="all"), means] if means["split"].nunique() > 1 else [means]
+    tables = [
+        _group(part, seed)
+        for whole in parts
+        for _, part in whole.groupby(GROUP, sort=False, dropna=False)
+    ]
+    return pd.concat(tables, ignore_index=True)[COLUMNS]
+
+
+def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+    cell = part.groupby(AXES, sort=False, dropna=False).ngroup()
+    table = part[~cell.duplicated()][[*AXES, *GROUP, "samples"]].reset_index(drop=True)
+    wide = {
+        name: part.assign(cell=cell).pivot(index="cell", columns="prompt_id", values=name)
+        for name in ("score", "nll")
+    }
+    score, nll = wide["score"].to_numpy(), wide["nll"].to_numpy()
+    who = f"{part['subset'].iloc[0]} {part['split'].iloc[0]}"
+    if not np.isfinite(score).all():
+        raise DialError(f"{who}: every cell needs every prompt once")
+    base = (table["direction"] == "baseline").to_numpy()
+    if not base.any():
+        raise DialError(f"{who}: the baseline is missing")
+    shift, unlikely = score - score[base][0], nll - nll[base][0]
+    means, differences = mean_interval(score, seed=seed), mean_interval(shift, seed=seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reduction = -shift.mean(1) / score[base][0].mean()
+    return table.assign(
+        n=score.shape[1],
+        score_mean=score.mean(1),
+        score_lo=means[:, 0],
+        score_hi=means[:, 1],
+        difference=shift.mean(1),
+        diff_lo=differences[:, 0],
+        diff_hi=differences[:, 1],
+        reduction=reduction,
+        p_paired=[sign_flip_p(row, seed) for row in shift],
+        p_control=_p_control(table, shift.mean(1)),
+        nll_mean=np.nanmean(nll, 1),
+        nll_difference=np.nanmean(unlikely, 1),
+    )
+
+
+def sign_flip_p(differences: ArrayLike, seed: int = 0) -> float:
+    """Two-sided p of `mean(differences) = 0`, by flipping signs: exact for up to 13 differences
+    that are not 0, else from 9,999 draws with the +1 that keeps it valid. 1 where at most one is
+    not 0: then both signs are as far."""
+    values = np.asarray(differences, dtype=float)
+    values = values[values != 0]
+    if len(values) < 2:
+        return 1.0
+    found = scipy_stats.permutation_test(
+        (values,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=N_FLIPS,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
+    control = table["direction"].isin(CONTROLS).to_numpy()
+    values = []
+    for i, (kind, place) in enumerate(
+        zip(table["direction"], table[PLACE].itertuples(index=False), strict=True)
+    ):
+        same = control & (table[PLACE] == list(place)).all(axis=1).fillna(False).to_numpy(bool)
+        values.append(rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
+    return values
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's step-down adjustment: `p_(i) -> max over j <= i of min(1, (m - j + 1) p_(j))`, the
+    p-values counted from the smallest (Holm 1979). NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    out = np.full(p.shape, np.nan)
+    told = np.flatnonzero(np.isfinite(p))
+    order = told[np.argsort(p[told], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    out[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
+    return out

@@ -1,0 +1,135 @@
+"""Laws of the table of what was said: pairing, the unit, corrections, and the choice of a layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial.continuation.layers import best_layer, by_group, by_layer
+from refusal_dial.continuation.summary import holm, sign_flip_p, summarise_said
+from refusal_dial.types import DialError
+
+N = 16
+
+
+def said(effect, layers=(0, 1, 2), noise=0.05, samples=2) -> pd.DataFrame:
+    """Rows whose score is 0.6 + effect(layer, strength, half) + noise of the prompt and sample."""
+    rng = np.random.default_rng(0)
+    prompt, sample = rng.normal(0, 0.1, N), rng.normal(0, noise, (N, samples))
+    wobble = rng.normal(0, noise, (1 + 9 * len(layers), N))
+    cells = [("baseline", pd.NA, pd.NA, 0.0)]
+    for layer in layers:
+        cells += [("learned", pd.NA, layer, s) for s in (-1.0, 0.0, 1.0)]
+        cells += [("random", i, layer, s) for i in range(3) for s in (-1.0, 1.0)]
+    rows = []
+    for c, (direction, seed, layer, strength) in enumerate(cells):
+        for i in range(N):
+            half = "choose" if i % 2 else "report"
+            move = effect(layer, strength, half) if direction == "learned" else 0.0
+            moved = move + (wobble[c, i] if strength else 0.0)
+            for k in range(samples):
+                score = 0.6 + prompt[i] + sample[i, k] + moved
+                place = (layer, "resid_pre", -1, strength, strength)
+                row = (direction, seed, *place, f"p{i}", "CHALLENGING", half, score, k, 2.0)
+                rows.append(row)
+    names = ["direction", "seed", "layer", "site", "pos", "alpha", "strength", "prompt_id"]
+    names += ["subset", "split", "score", "sample", "nll"]
+    return pd.DataFrame(rows, columns=names).astype({"seed": "Int64", "layer": "Int64"})
+
+
+def one_layer_works(layer, strength, half):
+    return -0.3 * strength if layer == 1 else 0.0
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return summarise_said(said(one_layer_works))
+
+
+def cell(summary, layer, strength, split="all"):
+    rows = summary[(summary["direction"] == "learned") & (summary["split"] == split)]
+    return rows[(rows["layer"] == layer) & (rows["strength"] == strength)].iloc[0]
+
+
+def test_an_effect_is_found_and_none_is_not(summary):
+    works, idle = cell(summary, 1, 1.0), cell(summary, 2, 1.0)
+    assert works["diff_hi"] < -0.25 < works["diff_lo"] + 0.1
+    assert works["p_paired"] < 0.001
+    assert works["p_control"] == 1 / 4
+    assert works["reduction"] == pytest.approx(0.5, abs=0.1)
+    assert idle["diff_lo"] < 0 < idle["diff_hi"]
+    assert idle["p_paired"] > 0.05
+
+
+def test_alpha_zero_differs_by_nothing_at_all(summary):
+    zero = cell(summary, 1, 0.0)
+    assert (zero["difference"], zero["diff_lo"], zero["diff_hi"], zero["p_paired"]) == (0, 0, 0, 1)
+
+
+def test_the_unit_is_the_prompt_and_copied_samples_add_nothing():
+    rows = said(one_layer_works)
+    twice = pd.concat([rows, rows.assign(sample=rows["sample"] + 2)])
+    one, two = summarise_said(rows), summarise_said(twice)
+    compared = ["score_lo", "score_hi", "diff_lo", "diff_hi", "p_paired", "n"]
+    pd.testing.assert_frame_equal(one[compared], two[compared])
+    assert (two["samples"] == 2 * one["samples"]).all()
+
+
+def test_the_best_layer_is_reported_on_prompts_it_was_not_chosen_on(summary):
+    layers = by_layer(summary, "CHALLENGING")
+    best = best_layer(layers)
+    assert best.layer == 1
+    assert best.difference == cell(summary, 1, 1.0, "report")["difference"]
+    assert best.chosen_on == cell(summary, 1, 1.0, "choose")["reduction"]
+    assert best.p_holm == pytest.approx(3 * best.p_paired)
+    assert list(by_group(layers)["group"]) == ["early", "middle", "late"]
+
+
+def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
+    lucky = summarise_said(
+        said(lambda layer, s, half: -0.3 * s if (layer, half) == (2, "choose") else 0.0)
+    )
+    best = best_layer(by_layer(lucky, "CHALLENGING"))
+    assert best.layer == 2
+    assert best.chosen_on > 0.3
+    assert best.p_holm > 0.05
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_monotone_between_p_and_bonferroni(p):
+    found = holm(p)
+    assert (found >= np.array(p) - 1e-12).all()
+    assert (found <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all()
+    assert (np.diff(found[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_holm_by_hand_and_nan_is_not_counted():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
+
+
+def test_a_sign_flip_p_is_a_share_of_all_signs():
+    assert sign_flip_p([1.0, 1.0, 1.0, 1.0]) == 2 / 16
+    assert sign_flip_p([1.0, -1.0]) == 1.0
+    assert sign_flip_p([0.0, 0.0, 3.0]) == sign_flip_p([0.0]) == 1.0
+    assert sign_flip_p(np.ones(30)) == pytest.approx(2 / 10_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.assign(score=np.nan), "completions have no score"),
+        (lambda r: r[r["direction"] != "baseline"], "the baseline is missing"),
+        (lambda r: r.drop(r[(r["prompt_id"] == "p3") & (r["layer"] == 1)].index), "every cell"),
+    ],
+)
+def test_rows_that_cannot_be_summarised(change, message):
+    with pytest.raises(DialError, match=message):
+        summarise_said(change(said(one_layer_works)))
+
+
+def test_a_run_without_halves_has_no_best_layer(summary):
+    with pytest.raises(DialError, match="no learned direction on BENIGN prompts of both halves"):
+        by_layer(summary, "BENIGN")
