@@ -20,7 +20,6 @@ from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "strength"]
 GROUP = ["subset", "split"]
-PLACE = ["layer", "strength"]
 COLUMNS = [*AXES, *GROUP, "n", "samples", "score_mean", "score_lo", "score_hi"]
 COLUMNS += ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "p_control", "nll_mean"]
 COLUMNS += ["nll_difference"]
@@ -114,11 +113,11 @@ def sign_flip_p(differences: ArrayLike, seed: int = 0) -> float:
 
 def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
     control = table["direction"].isin(CONTROLS).to_numpy()
+    layer = table["layer"].fillna(-1).to_numpy(dtype=float)
+    strength = table["strength"].to_numpy(dtype=float)
     values = []
-    for i, (kind, place) in enumerate(
-        zip(table["direction"], table[PLACE].itertuples(index=False), strict=True)
-    ):
-        same = control & (table[PLACE] == list(place)).all(axis=1).fillna(False).to_numpy(bool)
+    for i, kind in enumerate(table["direction"]):
+        same = control & (layer == layer[i]) & (strength == strength[i])
         values.append(rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
     return values
 
