@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from refusal_dial.hooks import Edit
 from refusal_dial.model import check_layers, check_site
+from refusal_dial.replay.bare import UnfitError, unhooked
 from refusal_dial.row_hooks import at_the_last_token, is_known, leaves_the_rest_alone, row_hooks
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import DialError, Hook
@@ -136,7 +139,8 @@ def _generate(
     )
     fixed = not all(is_known(hook) for cell in grid for hook in cell)
     ends = torch.tensor(end_tokens(model), device=device)
-    mask, state, logits = _prefill(model, part, prompts, cells)
+    runner = _runner(model, grid)
+    mask, state, logits = _prefill(model, runner, part, prompts, cells)
     alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
     for step in range(decoding.max_new_tokens):
@@ -161,8 +165,8 @@ def _generate(
             state.batch_select_indices(keep)
             hooks = row_hooks(grid, cells[alive], part.prompts[prompts[alive]])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        with model.hooks(fwd_hooks=hooks):
-            logits = _forward(model, token[:, None], mask, state)
+        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+            logits = _forward(runner, token[:, None], mask, state)
     for r in row.tolist():
         text = str(model.tokenizer.decode(said[r], skip_special_tokens=True))
         yield Completion(
@@ -187,19 +191,21 @@ def follow(
     """
     batch = torch.arange(len(tokens))
     part = _Batch(tokens, batch, [list(hooks)], 0, Decoding(rows=len(tokens)))
-    mask, state, logits = _prefill(model, part, batch, torch.zeros_like(batch))
+    runner = _runner(model, part.grid)
+    mask, state, logits = _prefill(model, runner, part, batch, torch.zeros_like(batch))
     yield logits
     mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
     for step in range(max(map(len, said), default=0)):
         token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in said])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        with model.hooks(fwd_hooks=mine):
-            logits = _forward(model, token.to(mask.device)[:, None], mask, state)
+        with model.hooks(fwd_hooks=mine) if mine else nullcontext():
+            logits = _forward(runner, token.to(mask.device)[:, None], mask, state)
         yield logits
 
 
 def _prefill(
     model: TransformerBridge,
+    runner: nn.Module,
     part: _Batch,
     prompts: Int[Tensor, " row"],
     cells: Int[Tensor, " row"],
@@ -210,16 +216,27 @@ def _prefill(
     """
     index = prompts.to(part.tokens.ids.device)
     ids, mask = part.tokens.ids, part.tokens.mask
-    if ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
+    if len(index) > len(ids) and ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
         state = _cache(model)
-        _forward(model, ids[:, :-1], mask[:, :-1], state)
+        _forward(runner, ids[:, :-1], mask[:, :-1], state)
         state.batch_select_indices(index)
         hooks = row_hooks(at_the_last_token(part.grid), cells, part.prompts[prompts])
         ids = ids[:, -1:]
     else:
         state, hooks = _cache(model), row_hooks(part.grid, cells, part.prompts[prompts])
-    with model.hooks(fwd_hooks=hooks):
-        return mask[index], state, _forward(model, ids[index], mask[index], state)
+    with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+        return mask[index], state, _forward(runner, ids[index], mask[index], state)
+
+
+def _runner(model: TransformerBridge, grid: Sequence[Sequence[Hook]]) -> nn.Module:
+    """What runs a batch: where no hook is to be seen, the model without its hook points."""
+    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    if attached or any(grid):
+        return model.original_model
+    try:
+        return unhooked(model)
+    except UnfitError:
+        return model.original_model
 
 
 def _cache(model: TransformerBridge) -> DynamicCache:
@@ -227,14 +244,14 @@ def _cache(model: TransformerBridge) -> DynamicCache:
 
 
 def _forward(
-    model: TransformerBridge,
+    runner: nn.Module,
     ids: Int[Tensor, "row new"],
     mask: Int[Tensor, "row pos"],
     cache: DynamicCache,
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits at the last position; the cache grows by `ids`."""
     where = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    return model.original_model(
+    return runner(
         input_ids=ids,
         attention_mask=mask,
         position_ids=where,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
 from grids import TOKENS, logprob, mixed_grid, plain
+from transformer_lens.hook_points import HookPoint
 
 from refusal_dial.engine import score_grid
-from refusal_dial.replay.bare import Bare, UnfitError, attend
+from refusal_dial.replay.bare import Bare, UnfitError, attend, unhooked
 from refusal_dial.tokens import last_logits
 from refusal_dial.types import hook_name
 
@@ -80,3 +81,15 @@ def test_the_model_is_left_as_it_was_and_can_be_freed() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_without_its_hook_points_a_model_is_the_same_model(architecture: str) -> None:
+    model = bridge(architecture)
+    alone = unhooked(model)
+    assert not any(isinstance(part, HookPoint) for part in alone.modules())
+    assert {id(p) for p in alone.parameters()} <= {id(p) for p in model.parameters()}
+    where = (PROMPTS.mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = alone(PROMPTS.ids, attention_mask=PROMPTS.mask, position_ids=where).logits[:, -1]
+    close(logits, last_logits(model, PROMPTS))

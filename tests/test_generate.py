@@ -187,3 +187,14 @@ def test_bad_places_and_long_prompts():
         generate(model, TOKENS, [[steer(UNIT, 1.0, layer=9)]])
     with pytest.raises(DialError, match="a prompt of 64 tokens leaves no room in a context of 64"):
         generate(model, prompts((64,)), [[]])
+
+
+def test_hooks_attached_to_the_model_are_heeded_where_the_grid_has_none():
+    model = bridge("Qwen2")
+    with model.hooks(fwd_hooks=[steer(UNIT, 8.0, layer=1)]):
+        attached = generate(model, TOKENS, [[]], Decoding(STEPS))
+    given = generate(model, TOKENS, [[steer(UNIT, 8.0, layer=1)]], Decoding(STEPS))
+    assert [one.ids for one in attached] == [one.ids for one in given]
+    assert [one.ids for one in attached] != [
+        one.ids for one in generate(model, TOKENS, [[]], Decoding(STEPS))
+    ]

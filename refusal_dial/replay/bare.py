@@ -33,6 +33,9 @@ HARMLESS = ("position_ids", "cache_position", "is_causal", "use_cache", "output_
 """Keywords an attention may be given that say nothing its mask does not."""
 
 
+MANAGED = "its modules are managed by another library (offload or a device map)"
+
+
 class UnfitError(Exception):
     """Why the engine cannot run a model or a hook and leaves it to the plain path."""
 
@@ -129,7 +132,7 @@ class Bare:
         if id(module) in self._twins:
             return self._twins[id(module)]
         if "forward" in module.__dict__:
-            raise UnfitError("its modules are managed by another library (offload or a device map)")
+            raise UnfitError(MANAGED)
         twin = self._twins[id(module)] = _shallow(module)
         for name, child in module._modules.items():
             twin._modules[name] = None if child is None else self._twin(child, attending)
@@ -182,6 +185,26 @@ def unwrapped(module: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UnfitError("a part of it wraps no module")
     return module
+
+
+def unhooked(model: TransformerBridge) -> nn.Module:
+    """The Hugging Face model by itself: the bridge's weights, none of its hook points.
+
+    Raises `UnfitError` where its modules are managed by another library.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def twin(module: nn.Module) -> nn.Module:
+        module = unwrapped(module)
+        if "forward" in module.__dict__:
+            raise UnfitError(MANAGED)
+        if id(module) not in made:
+            copied = made[id(module)] = _shallow(module)
+            for name, child in module._modules.items():
+                copied._modules[name] = None if child is None else twin(child)
+        return made[id(module)]
+
+    return twin(model.original_model)
 
 
 def _shallow(module: nn.Module) -> nn.Module:

@@ -1,0 +1,90 @@
+"""Steered generation, ours beside one call a cell and beside plain Hugging Face `generate`.
+
+    python benchmarks/generation.py [--prompts 8] [--alphas 17] [--new 32] [--rounds 3]
+        [--threads 2]
+
+On the embedded model, in turns, in one process; ratios are medians over rounds. `grid`: every alpha
+in one call of ours against one call of ours an alpha, and against TransformerLens's way, Hugging
+Face `generate` inside `model.hooks`, once an alpha. `plain`: one cell without hooks, ours against
+Hugging Face's own `generate` on the same rows of the same model before TransformerLens wraps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from refusal_dial import load_model, load_prompts, steer, tokenize
+from refusal_dial.generate import Decoding, generate
+from refusal_dial.model import EMBEDDED
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for name, value in (("prompts", 8), ("alphas", 17), ("new", 32), ("rounds", 3), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = load_model("embedded", "cpu", "float32")
+    texts = [p.text for p in load_prompts("embedded") if p.subset == "EDGE"][: args.prompts]
+    tokens = tokenize(model, texts)
+    unit = torch.nn.functional.normalize(torch.randn(int(model.cfg.d_model)), dim=0)
+    alphas = torch.linspace(-8, 8, args.alphas).tolist()
+    grid = [[steer(unit, alpha, layer=20, pos=-1)] for alpha in alphas]
+    decoding = Decoding(args.new, rows=len(grid) * len(texts))
+    bare = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+
+    def theirs(where: Any) -> torch.Tensor:
+        return where.generate(
+            tokens.ids, attention_mask=tokens.mask, max_new_tokens=args.new, do_sample=False
+        )
+
+    def in_hooks() -> list[torch.Tensor]:
+        found = []
+        for cell in grid:
+            with model.hooks(fwd_hooks=cell):
+                found.append(theirs(model.original_model)[:, tokens.ids.shape[1] :])
+        return found
+
+    ratios: dict[str, list[float]] = {"one call a cell": [], "generate in hooks": [], "plain": []}
+    same = True
+    for _ in range(args.rounds):
+        ours, whole = timed(lambda: generate(model, tokens, grid, decoding))
+        cells, single = timed(lambda: [generate(model, tokens, [c], decoding) for c in grid])
+        hooked, rows = timed(in_hooks)
+        same &= [o.ids for o in whole] == [o.ids for cell in single for o in cell]
+        same &= all(
+            one.ids == tuple(rows[one.cell][one.prompt, : len(one.ids)].tolist()) for one in whole
+        )
+        ratios["one call a cell"].append(cells / ours)
+        ratios["generate in hooks"].append(hooked / ours)
+        one, _ = timed(lambda: generate(model, tokens, [[]], decoding))
+        hf, _ = timed(lambda: theirs(bare))
+        ratios["plain"].append(one / hf)
+    print(
+        f"{len(texts)} prompts x {len(grid)} alphas, {args.new} new tokens, {args.threads} threads"
+    )
+    print(f"grid against one call a cell      {statistics.median(ratios['one call a cell']):.1f}x")
+    print(
+        f"grid against generate in hooks    {statistics.median(ratios['generate in hooks']):.1f}x"
+    )
+    print(f"time of plain Hugging Face        {statistics.median(ratios['plain']):.2f}")
+    print(f"tokens identical                  {same}")
+
+
+if __name__ == "__main__":
+    main()
