@@ -20,6 +20,7 @@ check: $(READY)  ## lint, format, types
 
 bench: $(READY)  ## ours beside plain hooks, ratios measured in one run
 	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/generation.py
 
 train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
 	$(BIN)/python scripts/train_embedded_model.py
