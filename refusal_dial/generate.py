@@ -14,7 +14,6 @@ This module does not know what the words mean, and does not write.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,31 +29,9 @@ from refusal_dial.hooks import Edit
 from refusal_dial.model import check_layers, check_site
 from refusal_dial.replay.bare import UnfitError, unhooked
 from refusal_dial.row_hooks import at_the_last_token, is_known, leaves_the_rest_alone, row_hooks
+from refusal_dial.sampling import GREEDY, Decoding, choose, draws, end_tokens
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import DialError, Hook
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to choose tokens. Temperature 0 is greedy: the most likely token, and one sample."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    seed: int = 0
-    rows: int = 256  # of a batch, at most
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("samples", 1), ("rows", 1)):
-            if getattr(self, name) < least:
-                raise DialError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if not 0 <= self.temperature < float("inf"):
-            raise DialError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise DialError(f"top_p must be over 0 and at most 1, not {self.top_p}")
-        if self.temperature == 0 and self.samples > 1:
-            raise DialError("greedy decoding has one sample: give a temperature for several")
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ def generate(
     model: TransformerBridge,
     tokens: Tokens,
     grid: Sequence[Sequence[Hook]],
-    decoding: Decoding = Decoding(),
+    decoding: Decoding = GREEDY,
     *,
     keys: Sequence[str] | None = None,
 ) -> list[Completion]:
@@ -95,8 +72,8 @@ def generate(
             f"a prompt of {tokens.ids.shape[1]} tokens leaves no room in a context of "
             f"{int(model.cfg.n_ctx)}: shorten it"
         )
-    draws = _draws(tokens, decoding, keys)
-    found = [c for part in _parts(tokens, grid, decoding) for c in _generate(model, part, draws)]
+    numbers = draws(tokens, decoding, keys)
+    found = [c for part in _parts(tokens, grid, decoding) for c in _generate(model, part, numbers)]
     return sorted(found, key=lambda one: (one.cell, one.prompt, one.sample))
 
 
@@ -126,7 +103,7 @@ def _parts(tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding) -
 
 @torch.no_grad()
 def _generate(
-    model: TransformerBridge, part: _Batch, draws: Float64[Tensor, "prompt sample step"] | None
+    model: TransformerBridge, part: _Batch, numbers: Float64[Tensor, "prompt sample step"] | None
 ) -> Iterator[Completion]:
     """Decode one batch. Rows leave as they end, unless a hook is not an edit."""
     decoding, samples = part.decoding, part.decoding.samples
@@ -144,7 +121,7 @@ def _generate(
     alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
     for step in range(decoding.max_new_tokens):
-        u = None if draws is None else draws[part.prompts[prompts[alive]], sample[alive], step]
+        u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
         broken = ~torch.isfinite(logits).all(-1)
         token = choose(torch.where(broken[:, None], 0.0, logits), decoding, u)
         ended = torch.isin(token, ends) | broken
@@ -259,52 +236,3 @@ def _forward(
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-
-
-def end_tokens(model: TransformerBridge) -> list[int]:
-    """Every end token of the model's generation config, the tokenizer's where it names none."""
-    config = getattr(model.original_model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    if ends is None:
-        ends = model.tokenizer.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def choose(
-    logits: Float[Tensor, "row d_vocab"],
-    decoding: Decoding,
-    u: Float64[Tensor, " row"] | None,
-) -> Int[Tensor, " row"]:
-    """The next token of every row: the first of the likeliest whose summed probability exceeds
-    u times that of the nucleus, the smallest set of likeliest tokens that holds `top_p`."""
-    if u is None:
-        return logits.argmax(-1)
-    p, order = (
-        (logits.double() / decoding.temperature).softmax(-1).sort(descending=True, stable=True)
-    )
-    total = p.cumsum(-1)
-    size = (total < decoding.top_p).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
-    aim = u.to(total.device)[:, None] * total.gather(1, size)
-    return order.gather(1, (total <= aim).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1))[:, 0]
-
-
-def _draws(
-    tokens: Tokens, decoding: Decoding, keys: Sequence[str] | None
-) -> Float64[Tensor, "prompt sample step"] | None:
-    """A number in [0, 1) for every prompt, sample and step; None for greedy decoding."""
-    if decoding.temperature == 0:
-        return None
-    if keys is None:
-        keys = [
-            str(row[mask.bool()].tolist())
-            for row, mask in zip(tokens.ids, tokens.mask, strict=True)
-        ]
-    found = []
-    for key in keys:
-        for sample in range(decoding.samples):
-            word = hashlib.sha256(f"{decoding.seed} {sample} {key}".encode()).digest()[:8]
-            generator = torch.Generator().manual_seed(int.from_bytes(word) % 2**63)
-            found.append(
-                torch.rand(decoding.max_new_tokens, generator=generator, dtype=torch.float64)
-            )
-    return torch.stack(found).reshape(len(keys), decoding.samples, -1)

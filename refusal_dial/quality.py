@@ -22,7 +22,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.generate import end_tokens, follow
+from refusal_dial.generate import follow
+from refusal_dial.sampling import end_tokens
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import DialError, Hook
 

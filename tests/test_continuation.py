@@ -18,8 +18,9 @@ from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
 from refusal_dial.continuation.opened import collect_pooled, open_continuations
 from refusal_dial.continuation.spoken import nll, spoken_batches
-from refusal_dial.generate import Completion, Decoding
+from refusal_dial.generate import Completion
 from refusal_dial.run import read_table
+from refusal_dial.sampling import Decoding
 from refusal_dial.tokens import tokenize
 
 ROOT = Path(__file__).parents[1]

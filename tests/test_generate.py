@@ -8,8 +8,9 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
 
-from refusal_dial.generate import Decoding, choose, end_tokens, generate
+from refusal_dial.generate import generate
 from refusal_dial.hooks import ablate, steer
+from refusal_dial.sampling import Decoding, end_tokens
 from refusal_dial.types import DialError, hook_name
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
@@ -152,33 +153,6 @@ def test_logits_that_are_not_numbers_end_a_row_with_the_reason():
     assert [one.stop == "nan" for one in found] == [False, True, False, False]
     assert found[1].ids == ()
     assert found[0].ids == generate(model, TOKENS, [[]], Decoding(STEPS))[0].ids
-
-
-def test_tokens_are_drawn_from_the_nucleus_as_often_as_they_are_likely():
-    p = torch.tensor([0.1, 0.5, 0.3, 0.1])
-    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    rows = p.log().expand(1000, 4)
-    for top_p, expected in [(1.0, p), (0.8, torch.tensor([0, 0.625, 0.375, 0]))]:
-        chosen = choose(rows, Decoding(1, temperature=1.0, top_p=top_p), u)
-        share = torch.bincount(chosen, minlength=4) / 1000
-        torch.testing.assert_close(share, expected, atol=2e-3, rtol=0)
-    cold = choose(rows, Decoding(1, temperature=0.01), u)
-    assert (cold == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
-        ({"temperature": -1.0}, r"temperature must be 0 \(greedy\) or more, not -1.0"),
-        ({"temperature": float("nan")}, "temperature must be 0"),
-        ({"top_p": 0.0}, "top_p must be over 0 and at most 1, not 0.0"),
-        ({"samples": 2}, "greedy decoding has one sample: give a temperature for several"),
-    ],
-)
-def test_bad_decoding(changes, message):
-    with pytest.raises(DialError, match=message):
-        Decoding(**changes)
 
 
 def test_bad_places_and_long_prompts():

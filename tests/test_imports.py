@@ -38,7 +38,8 @@ FLOORS = {
     """,
     # touches the model
     "model": """
-        model tokens activations engine generate quality judge_model toxicity validation doctor
+        model tokens activations engine sampling generate quality judge_model toxicity validation
+        doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,

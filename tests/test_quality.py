@@ -8,9 +8,10 @@ import pytest
 import torch
 from architectures import bridge, prompts
 
-from refusal_dial.generate import Decoding, end_tokens, follow, generate
+from refusal_dial.generate import follow, generate
 from refusal_dial.hooks import steer
 from refusal_dial.quality import coherence, degenerate, kl_per_token, nll, repeated
+from refusal_dial.sampling import Decoding, end_tokens
 from refusal_dial.tokens import tokenize
 from refusal_dial.types import DialError
 

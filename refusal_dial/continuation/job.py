@@ -20,11 +20,11 @@ from refusal_dial.continuation.opened import Opened, continuation_settings, open
 from refusal_dial.continuation.results import kept_results, note_step
 from refusal_dial.continuation.spoken import spoken_batches
 from refusal_dial.continuation.summary import summarise_said
-from refusal_dial.generate import Decoding
 from refusal_dial.job import carry_out
 from refusal_dial.openings import CHALLENGING
 from refusal_dial.prompts import holdout_split, of_subset
 from refusal_dial.run import Run, open_run, read_table
+from refusal_dial.sampling import Decoding
 
 Conducted = tuple[Run, pd.DataFrame]
 

@@ -17,7 +17,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.continuation.opened import Opened
-from refusal_dial.generate import Completion, Decoding, generate
+from refusal_dial.generate import Completion, generate
+from refusal_dial.sampling import Decoding
 from refusal_dial.sweep import Cell
 from refusal_dial.tokens import Tokens
 

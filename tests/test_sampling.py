@@ -1,0 +1,50 @@
+"""Sampling: the nucleus, as often as it is likely; numbers that are the row's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import prompts
+
+from refusal_dial.sampling import Decoding, choose, draws
+from refusal_dial.types import DialError
+
+
+def test_numbers_belong_to_the_prompt_and_the_sample() -> None:
+    decoding = Decoding(5, temperature=1.0, samples=2, seed=4)
+    found = draws(prompts((3, 3, 3)), decoding, ["a", "b", "a"])
+    assert found is not None
+    assert found.shape == (3, 2, 5)
+    assert torch.equal(found[0], found[2])
+    assert len(found[:2].unique()) == 20
+    alone = draws(prompts((2,)), decoding, ["b"])
+    assert alone is not None
+    assert torch.equal(alone[0], found[1])
+    assert draws(prompts((2,)), Decoding(5), None) is None
+
+
+def test_tokens_are_drawn_from_the_nucleus_as_often_as_they_are_likely():
+    p = torch.tensor([0.1, 0.5, 0.3, 0.1])
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    rows = p.log().expand(1000, 4)
+    for top_p, expected in [(1.0, p), (0.8, torch.tensor([0, 0.625, 0.375, 0]))]:
+        chosen = choose(rows, Decoding(1, temperature=1.0, top_p=top_p), u)
+        share = torch.bincount(chosen, minlength=4) / 1000
+        torch.testing.assert_close(share, expected, atol=2e-3, rtol=0)
+    cold = choose(rows, Decoding(1, temperature=0.01), u)
+    assert (cold == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
+        ({"temperature": -1.0}, r"temperature must be 0 \(greedy\) or more, not -1.0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"top_p": 0.0}, "top_p must be over 0 and at most 1, not 0.0"),
+        ({"samples": 2}, "greedy decoding has one sample: give a temperature for several"),
+    ],
+)
+def test_bad_decoding(changes, message):
+    with pytest.raises(DialError, match=message):
+        Decoding(**changes)
