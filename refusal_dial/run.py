@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import pandas as pd
 
 from refusal_dial.files import located, write_whole
+from refusal_dial.run_log import close_log, open_log
 from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
@@ -135,38 +136,12 @@ def _versions() -> dict[str, str]:
 
 
 def _logged(run: Run) -> Run:
-    """From here on the package's log goes to the run's log.txt too."""
-    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-        log.removeHandler(handler)
-        handler.close()
-    if not run.finished:
-        handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
-        _claim(handler, run.folder)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        if log.level == logging.NOTSET:  # no command line has chosen one
-            log.setLevel(logging.INFO)
+    """From here on the package's log goes to the run's log.txt too; a finished run's is closed."""
+    if run.finished:
+        close_log()
+    else:
+        open_log(run.folder)
     return run
-
-
-def _claim(handler: logging.FileHandler, folder: Path) -> None:
-    """Hold the run's log while this process writes to the run; a second process is refused.
-
-    The operating system lets go when the process ends, however it ends.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(cast(TextIO, handler.stream), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handler.close()
-        raise DialError(
-            f"{folder} is being written by another process: wait for it, or choose another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        log.info("no lock on %s: see that no other process writes to it", folder)
 
 
 def kept_batches(run: Run, sizes: Sequence[int]) -> int:

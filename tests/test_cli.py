@@ -16,6 +16,7 @@ from cli_case import Flags
 from refusal_dial import cli
 from refusal_dial.cli import argument, flag, listed, number, text, whole, yes
 from refusal_dial.run import open_run
+from refusal_dial.run_log import close_log
 from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
@@ -65,6 +66,7 @@ def quiet():
     """Leave the package's log as it was found."""
     level, handlers = log.level, list(log.handlers)
     yield
+    close_log()
     log.handlers[:] = handlers
     log.setLevel(level)
 

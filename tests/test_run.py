@@ -25,6 +25,7 @@ from refusal_dial.run import (
     read_config,
     read_table,
 )
+from refusal_dial.run_log import close_log
 from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
@@ -35,11 +36,9 @@ log = logging.getLogger("refusal_dial")
 @pytest.fixture(autouse=True)
 def quiet():
     """Leave the package's log as it was found."""
-    level, handlers = log.level, list(log.handlers)
+    level = log.level
     yield
-    for handler in [h for h in log.handlers if h not in handlers]:
-        log.removeHandler(handler)
-        handler.close()
+    close_log()
     log.setLevel(level)
 
 
