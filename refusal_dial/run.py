@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_dial.files import located, write_whole
+from refusal_dial.journal import cut, record, trusted
 from refusal_dial.run_log import close_log, open_log
 from refusal_dial.types import DialError
 
@@ -52,6 +52,12 @@ class Run:
         return self.folder / "scores.csv"
 
     @property
+    def key(self) -> str:
+        """The hash of the content that the rows depend on, wherever it lies."""
+        text = json.dumps(_content(self.settings), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
     def finished(self) -> bool:
         return (self.folder / "summary.json").is_file()
 
@@ -72,7 +78,7 @@ def open_run(
     first that differs), something that is not a run, or a run that cannot be read.
     """
     settings = json.loads(json.dumps(settings))
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    key = Run(Path(), settings).key
     if out is not None:
         folder = located(out)
         if folder.is_dir() and any(folder.iterdir()):
@@ -110,14 +116,27 @@ def _resumed(folder: Path, experiment: str, settings: Mapping[str, Any]) -> Run:
 
 def _check_same(folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
     config = read_config(folder)
-    settings = {"experiment": experiment, **settings}
-    recorded = {"experiment": config.get("experiment"), **config["settings"]}
+    settings = {"experiment": experiment, **_content(settings)}
+    recorded = {"experiment": config.get("experiment"), **_content(config["settings"])}
     for name in {**settings, **recorded}:
         if settings.get(name) != recorded.get(name):
             raise DialError(
                 f"{folder} holds a run with {name} = {_short(recorded.get(name))}, and this one "
                 f"has {_short(settings.get(name))}: choose another --out"
             )
+
+
+def _content(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without what only says where files lay, if a hash says what was in them: on
+    another machine the same prompts and weights may lie elsewhere."""
+    out = dict(settings)
+    data, model = out.get("data"), out.get("model")
+    if isinstance(data, dict) and set(data) - {"source"}:
+        out["data"] = {name: value for name, value in data.items() if name != "source"}
+        out = {k: v for k, v in out.items() if k not in ("prompts", "openings")}
+    if isinstance(model, dict) and model.get("revision"):
+        out["model"] = {name: value for name, value in model.items() if name != "name"}
+    return out
 
 
 def _short(value: Any, limit: int = 60) -> str:
@@ -145,26 +164,23 @@ def _logged(run: Run) -> Run:
 
 
 def kept_batches(run: Run, sizes: Sequence[int]) -> int:
-    """How many whole batches are on disk already; a torn one after them is cut off.
+    """How many whole batches are on disk already; what follows them is cut off, and the log says
+    why: torn rows, altered ones, or rows that no journal vouches for are computed again.
 
     `sizes` are the rows of every batch in order. Raises `DialError` if there are more rows than all
     batches hold together: then the file is of some other run.
     """
-    if not run.scores.is_file():
-        return 0
-    lines = run.scores.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines[1:] if line.endswith(b"\n")]
-    if len(whole) > sum(sizes):
-        raise DialError(f"{run.scores} has {len(whole)} rows where this run has {sum(sizes)}")
-    kept = rows = 0
-    while kept < len(sizes) and rows + sizes[kept] <= len(whole):
-        rows += sizes[kept]
-        kept += 1
-    end = sum(map(len, lines[: 1 + rows])) if kept else 0
-    with run.scores.open("rb+") as file:
-        file.truncate(end)
+    found = trusted(run.scores, run.key)
+    rows = [batch.rows for batch in found.batches]
+    if sum(rows) > sum(sizes):
+        raise DialError(f"{run.scores} has {sum(rows)} rows where this run has {sum(sizes)}")
+    same = [mine == theirs for mine, theirs in zip(rows, sizes, strict=False)]
+    kept = same.index(False) if False in same else len(same)
+    if found.fault:
+        log.warning("%s: %s; what follows is computed again", run.scores, found.fault)
+    cut(run.scores, found.batches[:kept])
     if kept:
-        log.info("resumed after %d rows in %s", rows, run.scores)
+        log.info("resumed after %d rows in %s", sum(rows[:kept]), run.scores)
     return kept
 
 
@@ -172,10 +188,7 @@ def append(run: Run, rows: pd.DataFrame) -> None:
     """Add a batch of rows to scores.csv, on disk when this returns. Floats keep every digit."""
     new = not run.scores.is_file() or run.scores.stat().st_size == 0
     text = rows.to_csv(index=False, header=new, lineterminator="\n")
-    with run.scores.open("ab") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    record(run.scores, run.key, text.encode(), len(rows))
 
 
 def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:

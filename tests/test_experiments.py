@@ -201,7 +201,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(main_run, qwen_folder, tmp
     out = tmp_path / "resumed"
     out.mkdir()
     whole = (main_run / "scores.csv").read_bytes()
-    (out / "config.json").write_bytes((main_run / "config.json").read_bytes())
+    for file in ("config.json", "journal.txt"):
+        (out / file).write_bytes((main_run / file).read_bytes())
     (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
     small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, out)
     assert (out / "scores.csv").read_bytes() == whole

@@ -126,7 +126,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     out = tmp_path / "resumed"
     out.mkdir()
     whole = (runs[name] / "scores.csv").read_bytes()
-    (out / "config.json").write_bytes((runs[name] / "config.json").read_bytes())
+    for file in ("config.json", "journal.txt"):
+        (out / file).write_bytes((runs[name] / file).read_bytes())
     (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
     small(name, qwen_folder, prompts_file, out)
     assert (out / "scores.csv").read_bytes() == whole

@@ -170,15 +170,16 @@ def test_rows_are_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda n: (synced.append(run.scores.stat().st_size), fsync(n)))
     append(run, frame(3))
     append(run, frame(3, 3))
-    assert len(synced) == 2
-    assert synced[-1] == run.scores.stat().st_size
+    assert len(synced) == 4  # the rows, then their line in the journal
+    assert synced[-2] == run.scores.stat().st_size
 
 
 # --- interruption
 
 
 def written(run, parts):
-    run.scores.unlink(missing_ok=True)
+    for name in ("scores.csv", "journal.txt"):
+        (run.folder / name).unlink(missing_ok=True)
     for part in parts:
         append(run, part)
     return run
@@ -212,9 +213,10 @@ def test_every_single_byte_is_a_safe_place_to_stop(one_run, no_fsync):
     for part in parts:
         append(run, part)
         after.append(run.scores.read_bytes())
-    ends = np.cumsum([0, *sizes])
+    ends, journal = np.cumsum([0, *sizes]), (run.folder / "journal.txt").read_bytes()
     for cut in range(len(after[-1]) + 1):
         run.scores.write_bytes(after[-1][:cut])
+        (run.folder / "journal.txt").write_bytes(journal)
         lines = after[-1][:cut].count(b"\n") - 1
         kept = kept_batches(run, sizes)
         assert kept == (ends <= max(lines, 0)).sum() - 1  # no whole batch is thrown away
