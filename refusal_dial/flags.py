@@ -18,6 +18,9 @@ STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d
 UNITS = ("absolute", "residual")
 SCORERS = ("refusal_score", "logit_diff")
 ENGINES = ("auto", "plain")
+EXECUTORS = ("local", "ray")
+MACHINES = ("executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
+"""Flags that say where rows are computed, which they do not depend on."""
 
 
 def _choice(choices: tuple[str, ...], what: str) -> Any:
@@ -87,6 +90,20 @@ def at_least(least: int | float, kind: Any) -> Any:
     return parse
 
 
+def _address(value: Any) -> str:
+    host, _, port = text(value).rpartition(":")
+    if value != "auto" and not (host.strip("/") == host != "" and port.isdecimal()):
+        raise DialError(f"expected HOST:PORT of a Ray head such as 10.0.0.1:6379, not {value!r}")
+    return text(value)
+
+
+def _gpus(value: Any) -> float:
+    share = number(value)
+    if share < 0 or (share > 1 and share != int(share)):
+        raise DialError(f"expected a number of GPUs such as 0, 0.5, 1 or 2, not {value!r}")
+    return share
+
+
 def _share(value: Any) -> float:
     if not 0 < number(value) < 1:
         raise DialError(f"expected a share between 0 and 1, not {value!r}")
@@ -119,6 +136,19 @@ class StudyFlags:
     engine: str = flag("auto", "auto (fast, exact) or plain", _choice(ENGINES, "engine"))
     memory_gb: float | None = flag(
         None, "memory the engine may use; default: most of what is free", at_least(0.01, number)
+    )
+    executor: str = flag(
+        "local", "where batches are computed: local (here) or ray", _choice(EXECUTORS, "executor")
+    )
+    ray_address: str | None = flag(
+        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", _address
+    )
+    workers: int | None = flag(
+        None, "Ray workers, at most; default: as many as there is room for", at_least(1, whole)
+    )
+    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, whole))
+    gpus_per_worker: float | None = flag(
+        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", _gpus
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
@@ -17,17 +19,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import directions
 from refusal_dial.directions import Direction
+from refusal_dial.executors import Machines, compute
 from refusal_dial.flags import StudyFlags
 from refusal_dial.model import identity
 from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_config, read_table
 from refusal_dial.study import Study, study_settings
 from refusal_dial.summary import summarise, verdict
 from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
+from refusal_dial.workers import Batches
 
 log = logging.getLogger("refusal_dial")
 ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 ORDER += ["score", "alpha_relative"]
-Batches = Callable[[int], Iterator[pd.DataFrame]]
 Close = Callable[[pd.DataFrame], tuple[pd.DataFrame, Mapping[str, Any]]]
 
 
@@ -61,25 +64,41 @@ def conduct(
             directions.save(direction, run.folder / f"direction{suffix}.safetensors")
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
 
-    def batches(kept: int) -> Iterator[pd.DataFrame]:
-        computed = sweep_batches(study.model, study.tokens, rows, cells, study.scorer, budget, kept)
-        return (batch[ORDER] for batch in computed)
-
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise(scores, flags.threshold, flags.seed)
         return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
 
-    return carry_out(run, study, batch_sizes(len(rows), len(cells), budget), batches, close)
+    sweep = partial(
+        sweep_batches,
+        tokens=study.tokens,
+        rows=rows,
+        cells=cells,
+        scorer=study.scorer,
+        budget=budget,
+    )
+    sizes = batch_sizes(len(rows), len(cells), budget)
+    return carry_out(run, study, sizes, partial(_ordered, sweep), close, flags)
+
+
+def _ordered(sweep: Batches, model: TransformerBridge, *, skip: int) -> Iterator[pd.DataFrame]:
+    return (batch[ORDER] for batch in sweep(model, skip=skip))
 
 
 def carry_out(
-    run: Run, study: Opened, sizes: Sequence[int], batches: Batches, close: Close
+    run: Run,
+    study: Opened,
+    sizes: Sequence[int],
+    batches: Batches,
+    close: Close,
+    machines: Machines,
+    note: Callable[[int, pd.DataFrame], object] | None = None,
 ) -> tuple[Run, pd.DataFrame]:
     """Append to the run what is left of its batches, and finish it; the run and its summary.
 
-    `sizes` are the rows of every batch in order, `batches(kept)` the batches after the first
-    `kept`. `close` turns all rows, as read back, into the summary and the verdict. A finished run
-    is read, and nothing of it is computed again.
+    `sizes` are the rows of every batch in order, and `machines` says where `batches` are computed.
+    `note` is called with each batch's number and rows once they are on disk. `close` turns all
+    rows, as read back, into the summary and the verdict. A finished run is read, and nothing of it
+    is computed again.
     """
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
@@ -90,17 +109,21 @@ def carry_out(
     for line in study.about:
         log.info("%s", line)
     kept = kept_batches(run, sizes)
-    with tqdm(
+    bar = tqdm(
         total=sum(sizes),
         initial=sum(sizes[:kept]),
         unit="score",
         desc=str(read_config(run.folder)["experiment"]),
         disable=None,
         file=sys.stderr,
-    ) as bar:
-        for batch in batches(kept):
+    )
+    computed = compute(study.model, batches, kept, len(sizes), machines)
+    with bar, closing(computed):
+        for number, batch in enumerate(computed, kept):
             append(run, batch)
             bar.update(len(batch))
+            if note is not None:
+                note(number, batch)
     summary, found = close(read_table(run.folder, "scores"))
     finish(run, summary, found)
     return run, summary

@@ -97,7 +97,7 @@ def open_run(
         "settings": settings,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return _logged(Run(folder, settings))
@@ -107,7 +107,7 @@ def _resumed(folder: Path, experiment: str, settings: Mapping[str, Any]) -> Run:
     """The run in this folder. Its log says where packages have changed since it was begun."""
     _check_same(folder, experiment, settings)
     run = _logged(Run(folder, settings))
-    before, now = dict(read_config(folder).get("versions") or {}), _versions()
+    before, now = dict(read_config(folder).get("versions") or {}), versions()
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
     if changed and not run.finished:
         log.warning("begun with other versions: %s", ", ".join(changed))
@@ -144,7 +144,8 @@ def _short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that rows may depend on."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:

@@ -21,7 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.activations import collect
 from refusal_dial.engine import Scorer
-from refusal_dial.flags import StudyFlags
+from refusal_dial.flags import MACHINES, StudyFlags
 from refusal_dial.model import check_layers, check_site, identity, load_model
 from refusal_dial.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.scorers import (
@@ -156,7 +156,8 @@ def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
 def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
     """What the rows of this study depend on, as plain data for a run's config."""
     settings = asdict(flags)
-    settings.pop("out")
+    for name in ("out", *MACHINES):
+        settings.pop(name)
     settings["model"] = identity(study.model).as_dict()
     settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
     settings["data"]["n_prompts"] = len(study.prompts)

@@ -58,7 +58,7 @@ def sweep_batches(
     `rows` describes the prompts, one line each, in the order of `tokens`. The first `skip` batches
     are left out: they were computed before. Batches do not depend on one another.
     """
-    size = budget.batch_size
+    size, tokens = budget.batch_size, tokens.on(model)
     for start in range(skip * size, len(tokens), size):
         batch = rows.iloc[start : start + size]
         scores = score_grid(

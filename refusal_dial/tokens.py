@@ -32,6 +32,14 @@ class Tokens:
         spare = int((mask.sum(0) == 0).long().cumprod(0).sum())
         return Tokens(ids[:, spare:], mask[:, spare:])
 
+    def on(self, model: TransformerBridge) -> Tokens:
+        """The same where this model reads tokens."""
+        return Tokens(self.ids.to(model.cfg.device), self.mask.to(model.cfg.device))
+
+    def __reduce__(self) -> tuple[type[Tokens], tuple[Tensor, Tensor]]:
+        """Sent to another machine, tokens are on the CPU: its devices are not those of this one."""
+        return Tokens, (self.ids.cpu(), self.mask.cpu())
+
     def __len__(self) -> int:
         return self.ids.shape[0]
 
@@ -77,8 +85,7 @@ def tokenize(
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    device = next(model.original_model.parameters()).device
-    return Tokens(ids.to(device), mask.to(device))
+    return Tokens(ids, mask).on(model)
 
 
 def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[int]:

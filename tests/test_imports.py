@@ -45,7 +45,7 @@ FLOORS = {
     """,
     # puts a question to it
     "questions": """
-        study sweep steering conditioning controls job
+        study sweep workers executors steering conditioning controls job
         continuation.opened continuation.cells continuation.spoken continuation.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,

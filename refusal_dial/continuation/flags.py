@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial.cli import flag, number, whole
-from refusal_dial.flags import STEERABLE, _alphas, _choice, _layers, _pos, _seed, at_least
+from refusal_dial.flags import (
+    EXECUTORS,
+    STEERABLE,
+    _address,
+    _alphas,
+    _choice,
+    _gpus,
+    _layers,
+    _pos,
+    _seed,
+    at_least,
+)
 
 UNITS = ("distance", "norm", "residual", "absolute")
 
@@ -45,6 +56,19 @@ class ContinuationFlags:
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     batch_size: int = flag(16, "openings a batch", at_least(1, whole))
     rows: int = flag(512, "completions made at once, at most", at_least(1, whole))
+    executor: str = flag(
+        "local", "where batches are computed: local (here) or ray", _choice(EXECUTORS, "executor")
+    )
+    ray_address: str | None = flag(
+        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", _address
+    )
+    workers: int | None = flag(
+        None, "Ray workers, at most; default: as many as there is room for", at_least(1, whole)
+    )
+    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, whole))
+    gpus_per_worker: float | None = flag(
+        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", _gpus
+    )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
 
 

@@ -7,7 +7,8 @@ result files. It has no hooks or statistics of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -51,14 +52,20 @@ def conduct_continuations(experiment: str, flags: ContinuationFlags) -> Conducte
         rows=flags.rows,
     )
     size = flags.batch_size
+    batches = partial(
+        spoken_batches,
+        tokens=opened.tokens,
+        scorer=opened.scorer,
+        rows=rows,
+        cells=cells,
+        decoding=decoding,
+        batch_size=size,
+    )
 
-    def batches(kept: int) -> Iterator[pd.DataFrame]:
-        computed = spoken_batches(opened, rows, cells, decoding, size, kept)
-        for number, batch in enumerate(computed, kept + 1):
-            at = batch["subset"] + " at " + batch["strength"].map("{:g}".format)
-            shown = batch.groupby(at)["score"].mean().round(6).to_dict()
-            note_step(run, {"batch": number, "rows": len(batch), "mean score": shown})
-            yield batch
+    def note(number: int, batch: pd.DataFrame) -> None:
+        at = batch["subset"] + " at " + batch["strength"].map("{:g}".format)
+        shown = batch.groupby(at)["score"].mean().round(6).to_dict()
+        note_step(run, {"batch": number + 1, "rows": len(batch), "mean score": shown})
 
     def close(said: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise_said(said, flags.seed)
@@ -67,7 +74,7 @@ def conduct_continuations(experiment: str, flags: ContinuationFlags) -> Conducte
     starts = range(0, len(rows), size)
     sizes = [len(cells) * flags.samples * min(size, len(rows) - start) for start in starts]
     with kept_results(run, lambda: results(run)):
-        return carry_out(run, opened, sizes, batches, close)
+        return carry_out(run, opened, sizes, batches, close, flags, note)
 
 
 def prompt_rows(opened: Opened, seed: int) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.directions import Direction, Provenance, mean_diff
+from refusal_dial.flags import MACHINES
 from refusal_dial.model import check_layers, check_site, identity, load_model
 from refusal_dial.openings import BENIGN, CHALLENGING, Openings, load_openings
 from refusal_dial.prompts import Prompt, data_hash
@@ -139,7 +140,7 @@ def _pool(
 def continuation_settings(opened: Opened, flags: ContinuationFlags) -> dict[str, Any]:
     """What the rows depend on, as plain data for a run's config."""
     settings = asdict(flags)
-    for name in ("out", "load_existing", "rows"):
+    for name in ("out", "load_existing", "rows", *MACHINES):
         settings.pop(name, None)
     settings["model"] = identity(opened.model).as_dict()
     settings["scorer"] = {"name": opened.scorer.name, "version": opened.scorer.version}

@@ -16,18 +16,20 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.continuation.opened import Opened
 from refusal_dial.generate import Completion, generate
 from refusal_dial.sampling import Decoding
 from refusal_dial.sweep import Cell
 from refusal_dial.tokens import Tokens
+from refusal_dial.toxicity import TextScorer
 
 FIRST = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 ORDER = [*FIRST, "score", "alpha_relative", "strength", "sample", "nll", "stop", "completion"]
 
 
 def spoken_batches(
-    opened: Opened,
+    model: TransformerBridge,
+    tokens: Tokens,
+    scorer: TextScorer,
     rows: pd.DataFrame,
     cells: Sequence[Cell],
     decoding: Decoding,
@@ -36,20 +38,21 @@ def spoken_batches(
 ) -> Iterator[pd.DataFrame]:
     """A frame per batch of prompts, in the order of cells, prompts and samples. `rows` are the
     prompts' columns. The first `skip` batches are left out: they were computed before."""
+    tokens = tokens.on(model)
     acting = [cell for cell in cells if cell.hooks]
     place = {id(cell): i for i, cell in enumerate(acting, 1)}
-    for start in range(skip * batch_size, len(opened.tokens), batch_size):
-        tokens = opened.tokens.rows(start, start + batch_size)
+    for start in range(skip * batch_size, len(tokens), batch_size):
+        batch = tokens.rows(start, start + batch_size)
         some = rows.iloc[start : start + batch_size]
         said = generate(
-            opened.model,
-            tokens,
+            model,
+            batch,
             [(), *(cell.hooks for cell in acting)],
             decoding,
             keys=list(some["prompt_id"]),
         )
-        unlikely = nll(opened.model, tokens, said)
-        scores = opened.scorer([one.text for one in said])
+        unlikely = nll(model, batch, said)
+        scores = scorer([one.text for one in said])
         frame = pd.DataFrame(
             {
                 "grid": [one.cell for one in said],

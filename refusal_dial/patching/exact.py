@@ -83,6 +83,7 @@ def patch_batches(
     model: TransformerBridge, patching: Patching, scorer: Scorer, skip: int = 0
 ) -> Iterator[pd.DataFrame]:
     """`patched`, a frame per batch of pairs, without the first `skip`, which were done before."""
+    patching = replace(patching, pairs=patching.pairs.on(model))
     for rows in patching.batches(skip):
         frames = [
             _one_way(model, patching, rows, part, scorer, way)

@@ -27,6 +27,7 @@ from refusal_dial.prompts import pairs as by_pair
 from refusal_dial.run import Run, open_run
 from refusal_dial.study import Study, study_settings
 from refusal_dial.sweep import Budget
+from refusal_dial.workers import Batches
 
 log = logging.getLogger("refusal_dial")
 Layout = Callable[[TransformerBridge, Pairs], Sequence[Place]]
@@ -71,8 +72,9 @@ def conduct_patching(
     """
     chosen = choose_pairs(study, flags)
     run, patching = _open(experiment, study, flags, chosen, layout)
-    batches = partial(patch_batches, study.model, patching, study.scorer)
-    return carry_out(run, study, patching.sizes(), batches, partial(_close, flags, chosen))
+    batches = partial(patch_batches, patching=patching, scorer=study.scorer)
+    close = partial(_close, flags, chosen)
+    return carry_out(run, study, patching.sizes(), batches, close, flags)
 
 
 def conduct_attribution(
@@ -90,14 +92,17 @@ def conduct_attribution(
         guesses = list(attribution_batches(study.model, patching, study.scorer))
     if guesses and refine is not None:
         exact = replace(patching, places=strongest(pd.concat(guesses), patching.places, refine))
-
-    def batches(kept: int) -> Iterator[pd.DataFrame]:
-        yield from guesses[kept:]
-        done = max(0, kept - len(guesses))
-        yield from patch_batches(study.model, exact, study.scorer, done)
-
     sizes = [*map(len, guesses), *exact.sizes()]
-    return carry_out(run, study, sizes, batches, partial(_close, flags, chosen))
+    batches = partial(_after, guesses, partial(patch_batches, patching=exact, scorer=study.scorer))
+    return carry_out(run, study, sizes, batches, partial(_close, flags, chosen), flags)
+
+
+def _after(
+    guesses: Sequence[pd.DataFrame], exact: Batches, model: TransformerBridge, *, skip: int
+) -> Iterator[pd.DataFrame]:
+    """The guesses, which are there already, then the exact patches."""
+    yield from guesses[skip:]
+    yield from exact(model, skip=max(0, skip - len(guesses)))
 
 
 def _open(

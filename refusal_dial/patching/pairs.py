@@ -59,6 +59,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.items)
 
+    def on(self, model: TransformerBridge) -> Pairs:
+        """The same where this model reads tokens."""
+        return Pairs(self.items, self.clean.on(model), self.corrupted.on(model))
+
     def chosen(self, rows: Sequence[int]) -> Pairs:
         """These pairs alone, in this order."""
         items = tuple(self.items[row] for row in rows)
