@@ -16,7 +16,8 @@ from refusal_dial.prompts import Prompt
 
 def examples(scores: pd.DataFrame, prompts: Sequence[Prompt]) -> str:
     """JSON lines, one a prompt: its fields, `split`, `baseline`, and for each layer `scores`, a
-    list of `[alpha, score]` under the learned direction. Scores are exact, not rounded."""
+    list of `[alpha, score]` under the learned direction. Scores are exact, not rounded, and null
+    where there is none."""
     lines = []
     grouped = dict(list(scores.groupby("prompt_id", sort=False)))
     for prompt in prompts:
@@ -25,13 +26,18 @@ def examples(scores: pd.DataFrame, prompts: Sequence[Prompt]) -> str:
         line = {
             **asdict(prompt),
             "split": rows["split"].iloc[0],
-            "baseline": float(rows.loc[rows["direction"] == "baseline", "score"].iloc[0]),
+            "baseline": _number(rows.loc[rows["direction"] == "baseline", "score"].iloc[0]),
             "scores": {
                 str(layer): [
-                    [float(a), float(s)] for a, s in zip(part["alpha"], part["score"], strict=True)
+                    [float(a), _number(s)]
+                    for a, s in zip(part["alpha"], part["score"], strict=True)
                 ]
                 for layer, part in learned.groupby("layer", sort=False)
             },
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
+
+
+def _number(score: float) -> float | None:
+    return None if pd.isna(score) else float(score)

@@ -110,6 +110,13 @@ def _share(value: Any) -> float:
     return number(value)
 
 
+def proportion(value: Any) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= number(value) <= 1:
+        raise DialError(f"expected a number from 0 to 1, not {value!r}")
+    return number(value)
+
+
 def _seed(value: Any) -> int:
     if not 0 <= whole(value) < 2**32:
         raise DialError(f"expected a seed from 0 to {2**32 - 1}, not {value!r}")
@@ -149,6 +156,9 @@ class StudyFlags:
     cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, whole))
     gpus_per_worker: float | None = flag(
         None, "GPUs that a Ray worker takes; default: 1 where this process uses one", _gpus
+    )
+    max_missing: float = flag(
+        0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
 

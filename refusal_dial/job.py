@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,6 +22,7 @@ from refusal_dial import directions
 from refusal_dial.directions import Direction
 from refusal_dial.executors import Machines, compute
 from refusal_dial.flags import StudyFlags
+from refusal_dial.missing import check_share, counted, left_out, marked
 from refusal_dial.model import identity
 from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_config, read_table
 from refusal_dial.study import Study, study_settings
@@ -43,6 +45,14 @@ class Opened(Protocol):
 
     @property
     def about(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class Asked(Machines, Protocol):
+    """What a job is told: where to compute, and which share of the rows may have no score."""
+
+    @property
+    def max_missing(self) -> float: ...
 
 
 def conduct(
@@ -90,15 +100,18 @@ def carry_out(
     sizes: Sequence[int],
     batches: Batches,
     close: Close,
-    machines: Machines,
+    flags: Asked,
     note: Callable[[int, pd.DataFrame], object] | None = None,
 ) -> tuple[Run, pd.DataFrame]:
     """Append to the run what is left of its batches, and finish it; the run and its summary.
 
-    `sizes` are the rows of every batch in order, and `machines` says where `batches` are computed.
+    `sizes` are the rows of every batch in order, and `flags` says where `batches` are computed.
     `note` is called with each batch's number and rows once they are on disk. `close` turns all
     rows, as read back, into the summary and the verdict. A finished run is read, and nothing of it
     is computed again.
+
+    Raises `DialError` where more than the share `max_missing` of the rows has no score. The rows
+    stay; a rerun that allows more goes on after them.
     """
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
@@ -109,6 +122,8 @@ def carry_out(
     for line in study.about:
         log.info("%s", line)
     kept = kept_batches(run, sizes)
+    missing = Counter(left_out(read_table(run.folder, "scores")) if kept else {})
+    check_share(missing, sum(sizes), flags.max_missing)
     bar = tqdm(
         total=sum(sizes),
         initial=sum(sizes[:kept]),
@@ -117,13 +132,17 @@ def carry_out(
         disable=None,
         file=sys.stderr,
     )
-    computed = compute(study.model, batches, kept, len(sizes), machines)
+    computed = compute(study.model, batches, kept, len(sizes), flags)
     with bar, closing(computed):
-        for number, batch in enumerate(computed, kept):
+        for number, batch in enumerate(map(marked, computed), kept):
             append(run, batch)
             bar.update(len(batch))
             if note is not None:
                 note(number, batch)
+            missing.update(left_out(batch))
+            check_share(missing, sum(sizes), flags.max_missing)
+    for reason, n in missing.items():
+        log.warning("%d of %d rows have no score and are left out: %s", n, sum(sizes), reason)
     summary, found = close(read_table(run.folder, "scores"))
-    finish(run, summary, found)
+    finish(run, summary, counted(found, missing, sum(sizes)))
     return run, summary

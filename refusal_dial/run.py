@@ -33,7 +33,7 @@ from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
 ROOT = Path("runs")
-TEXTS = ("direction", "site", "prompt_id", "subset", "split", "way", "role", "token")
+TEXTS = ("direction", "site", "prompt_id", "subset", "split", "way", "role", "token", "reason")
 WHOLE = ("seed", "layer", "pos", "head", "neuron")
 OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
 EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}  # since: always

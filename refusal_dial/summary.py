@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from refusal_dial.stats import mean_interval, rank_p, rate_interval
+from refusal_dial.missing import held_intervals, held_means, held_rank_p
+from refusal_dial.stats import mean_interval, rate_interval
 from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha"]
@@ -27,10 +29,10 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
     `score_mean` with its bootstrap interval over prompts; `refusal_rate`, the share of prompts with
     score > threshold, with its interval; `p_value`, for every direction but the random ones, the
     rank of `|mean score at alpha - mean score of the baseline|` among those of the random
-    directions at the same layer, site, position, alpha and prompts (NaN where there are none).
+    directions at the same layer, site, position, alpha and prompts (NaN where there are none). A
+    row without a score is left out of all of these, and of `n` (see `missing`).
 
-    Raises `DialError` if a cell lacks prompts that another cell of its group has, or a random
-    direction has no finite mean.
+    Raises `DialError` if a cell lacks prompts that another cell of its group has.
     """
     parts = [
         _summarise_group(part, threshold, seed)
@@ -54,38 +56,32 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
     matrix[cell, column] = part["score"].to_numpy(dtype=float)
     hits = np.where(np.isnan(matrix), np.nan, matrix > threshold)
     table = part.iloc[np.unique(cell, return_index=True)[1]].drop(columns=["prompt_id", "score"])
-    score, rate = mean_interval(matrix, seed=seed), rate_interval(hits, seed=seed)
+    score = held_intervals(matrix, mean_interval, seed)
+    rate = held_intervals(hits, rate_interval, seed)
     table = table.assign(
-        n=len(prompts),
-        score_mean=matrix.mean(1),
+        n=np.isfinite(matrix).sum(1),
+        score_mean=held_means(matrix),
         score_lo=score[:, 0],
         score_hi=score[:, 1],
-        refusal_rate=hits.mean(1),
+        refusal_rate=held_means(hits),
         rate_lo=rate[:, 0],
         rate_hi=rate[:, 1],
     )
-    return table.assign(p_value=_p_values(table))
+    return table.assign(p_value=_p_values(table, matrix))
 
 
-def _p_values(table: pd.DataFrame) -> list[float]:
-    baseline = table.loc[table["direction"] == "baseline", "score_mean"]
-    if baseline.empty:
+def _p_values(table: pd.DataFrame, matrix: NDArray[np.float64]) -> list[float]:
+    baseline = np.flatnonzero(table["direction"] == "baseline")
+    if not len(baseline):
         return [float("nan")] * len(table)
-    shift = table["score_mean"] - baseline.iloc[0]
+    shift = matrix - matrix[baseline[0]]
     random = table["direction"] == "random"
     where = table[[*PLACE, "alpha"]].apply(tuple, axis=1)
-    null = {place: shift[random & (where == place)].to_numpy() for place in where[random].unique()}
+    null = {place: np.flatnonzero(random & (where == place)) for place in where[random].unique()}
     values = []
-    for kind, effect, place in zip(table["direction"], shift, where, strict=True):
-        draws = [] if kind in ("random", "baseline") else null.get(place, [])
-        try:
-            values.append(rank_p(effect, draws))
-        except DialError as error:
-            layer, site, pos, alpha = place
-            group = table["subset"].iloc[0]
-            raise DialError(
-                f"{group} at layer {layer}, {site}, position {pos}, alpha {alpha:g}: {error}"
-            ) from error
+    for i, (kind, place) in enumerate(zip(table["direction"], where, strict=True)):
+        tested = kind not in ("random", "baseline") and place in null
+        values.append(held_rank_p(shift[i], shift[null[place]]) if tested else float("nan"))
     return values
 
 
@@ -128,8 +124,9 @@ def verdict(summary: pd.DataFrame, direction: str = "learned") -> list[dict[str,
         same = (band[[*PLACE, *GROUP]] == list(key)).all(axis=1)
         group = (summary[GROUP] == list(key)[-len(GROUP) :]).all(axis=1)
         base = summary[group & (summary["direction"] == "baseline")]["refusal_rate"].iloc[0]
-        falls = part["refusal_rate"].to_numpy()[:-1] - part["refusal_rate"].to_numpy()[1:]
-        overlap = part["rate_lo"].to_numpy()[:-1] <= part["rate_hi"].to_numpy()[1:]
+        told = part[part["refusal_rate"].notna()]
+        falls = told["refusal_rate"].to_numpy()[:-1] - told["refusal_rate"].to_numpy()[1:]
+        overlap = told["rate_lo"].to_numpy()[:-1] <= told["rate_hi"].to_numpy()[1:]
         low, high = part.iloc[0], part.iloc[-1]
         far = (band[same]["mean"] - base).abs().max() if same.any() else None
         records.append(

@@ -42,23 +42,17 @@ def trade_off(
         "gain": _shifts(scores, wanted, None),
         "cost": _shifts(scores, spared, threshold),
     }
-    draws = {
-        name: np.random.default_rng(seed).integers(
-            table.shape[1], size=(N_RESAMPLES, table.shape[1])
-        )
-        for name, table in shifts.items()
-    }
     rows = []
     cells = scores[scores["direction"] != "baseline"][[*CELL, *PLACE]].drop_duplicates()
     for cell in cells.itertuples(index=False):
         row = dict(zip(cells.columns, cell, strict=True))
         for name, share in (("gain", "kept"), ("cost", "paid")):
             own = shifts[name].loc[[_key(cell)]].to_numpy()[0]
-            row |= _interval(name, own, np.ones_like(own), draws[name])
+            row |= _interval(name, own, np.ones_like(own), seed)
             base = (always, None, *cell[2:])
             whole = shifts[name]
             if _key(base) in whole.index:
-                row |= _interval(share, own, whole.loc[[_key(base)]].to_numpy()[0], draws[name])
+                row |= _interval(share, own, whole.loc[[_key(base)]].to_numpy()[0], seed)
         rows.append(row)
     return pd.DataFrame(rows).astype({"seed": "Int64", "layer": "Int64", "pos": "Int64"})
 
@@ -73,7 +67,9 @@ def _shifts(scores: pd.DataFrame, subset: str, threshold: float | None) -> pd.Da
     if part.empty:
         have = ", ".join(sorted(set(scores["subset"]))) or "none"
         raise DialError(f"the trade-off needs {subset} prompts that are held out; there are {have}")
-    value = part["score"] if threshold is None else (part["score"] > threshold).astype(float)
+    value = part["score"]
+    if threshold is not None:
+        value = (value > threshold).astype(float).mask(value.isna())
     key = [_key(cell) for cell in part[[*CELL, *PLACE]].itertuples(index=False)]
     wide = part.assign(value=value, key=key).pivot(index="key", columns="prompt_id", values="value")
     unsteered = part["direction"] == "baseline"
@@ -83,9 +79,15 @@ def _shifts(scores: pd.DataFrame, subset: str, threshold: float | None) -> pd.Da
     return wide - base.set_index("prompt_id")["value"]
 
 
-def _interval(name: str, own: Shifts, whole: Shifts, draws: NDArray[np.int64]) -> dict[str, float]:
-    """`sum(own) / sum(whole)` with its percentile bootstrap interval over prompts. Where no prompt
-    shifts there is nothing to resample: Wilson's interval says how rare a shift may still be."""
+def _interval(name: str, own: Shifts, whole: Shifts, seed: int) -> dict[str, float]:
+    """`sum(own) / sum(whole)` with its percentile bootstrap interval over the prompts that have
+    both. Where no prompt shifts there is nothing to resample: Wilson's interval says how rare a
+    shift may still be."""
+    held = np.isfinite(own) & np.isfinite(whole)
+    own, whole = own[held], whole[held]
+    if not len(own):
+        return dict.fromkeys((name, f"{name}_lo", f"{name}_hi"), float("nan"))
+    draws = np.random.default_rng(seed).integers(len(own), size=(N_RESAMPLES, len(own)))
 
     def ratio(a: Shifts, b: Shifts) -> Shifts:
         total = b.sum(-1)

@@ -120,7 +120,7 @@ def test_a_sign_flip_p_is_a_share_of_all_signs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.assign(score=np.nan), "completions have no score"),
+        (lambda r: r.assign(score=np.nan), "none of 896 completions has a score"),
         (lambda r: r[r["direction"] != "baseline"], "the baseline is missing"),
         (lambda r: r.drop(r[(r["prompt_id"] == "p3") & (r["layer"] == 1)].index), "every cell"),
     ],
@@ -128,6 +128,26 @@ def test_a_sign_flip_p_is_a_share_of_all_signs():
 def test_rows_that_cannot_be_summarised(change, message):
     with pytest.raises(DialError, match=message):
         summarise_said(change(said(one_layer_works)))
+
+
+def test_what_could_not_be_scored_is_left_out_of_every_figure():
+    rows = said(one_layer_works)
+    mine = (rows["direction"] == "learned") & (rows["layer"] == 1) & (rows["strength"] == 1.0)
+    some = mine & rows["prompt_id"].isin(["p1", "p2", "p3"])
+    sample = some & (rows["sample"] == 0)
+    one = cell(summarise_said(rows.assign(score=rows["score"].mask(sample))), 1, 1.0)
+    assert one["n"] == N  # each of the prompts has another sample
+    one = cell(summarise_said(rows.assign(score=rows["score"].mask(some))), 1, 1.0)
+    apart = summarise_said(rows[~rows["prompt_id"].isin(["p1", "p2", "p3"])])
+    names = ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "score_mean"]
+    assert one["n"] == N - 3
+    np.testing.assert_allclose(
+        one[names].astype(float), cell(apart, 1, 1.0)[names].astype(float), rtol=1e-12
+    )
+    assert one["p_control"] == 1 / 4
+    broken = rows["direction"].eq("random") & (rows["seed"] == 2) & (rows["strength"] == 1.0)
+    one = cell(summarise_said(rows.assign(score=rows["score"].mask(broken))), 1, 1.0)
+    assert one["p_control"] == 2 / 4
 
 
 def test_a_run_without_halves_has_no_best_layer(summary):

@@ -25,8 +25,8 @@ PACKAGE = ROOT / "refusal_dial"
 FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
-        types files hub prompts stats run run_log journal summary plots tables examples cli flags
-        agreement rated trade_off trade_off_plot openings
+        types files hub prompts stats missing run run_log journal summary plots tables examples cli
+        flags agreement rated trade_off trade_off_plot openings
         continuation continuation.flags continuation.summary continuation.layers
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots

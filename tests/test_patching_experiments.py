@@ -83,7 +83,7 @@ def test_every_experiment_leaves_a_whole_run(runs, name):
     for file in FILES:
         assert (runs[name] / file).stat().st_size > 0, file
     scores, summary = (read_table(runs[name], table) for table in ("scores", "summary"))
-    assert list(scores.columns) == COLUMNS
+    assert list(scores.columns) == [*COLUMNS, "reason"]
     assert list(summary.columns) == SUMMARY_COLUMNS
     settings = read_config(runs[name])["settings"]
     assert settings["pairs"]["matched"] == 6

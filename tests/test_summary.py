@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import frames
 import numpy as np
@@ -161,29 +160,47 @@ def test_every_cell_needs_every_prompt_once(change):
         summarise(scores)
 
 
-def test_a_nan_score_of_the_learned_direction_is_seen_and_not_averaged_away():
+def test_a_score_that_is_missing_is_left_out_and_counted():
     scores = frames.scores(frames.dial)
     sick = (scores["direction"] == "learned") & (scores["alpha"] == 2.0)
     sick &= scores["prompt_id"] == "EDGE-holdout-1"
+    whole = cell(summarise(scores), "learned", alpha=2.0)
+    mine = scores.loc[sick | (scores["prompt_id"] != "EDGE-holdout-1")]
     scores.loc[sick, "score"] = np.nan
     summary = summarise(scores)
     one = cell(summary, "learned", alpha=2.0)
+    assert (whole["n"], one["n"]) == (4, 3)
+    kept = mine[(mine["direction"] == "learned") & (mine["alpha"] == 2.0) & ~sick[mine.index]]
+    kept = kept[kept["subset"] == "EDGE"]["score"]
+    assert one["score_mean"] == kept.mean()
+    assert one["refusal_rate"] == (kept > 0).mean()
+    assert kept.min() <= one["score_lo"] < one["score_mean"] < one["score_hi"] <= kept.max()
+    others = summary[summary["n"] == 4]
+    assert len(others) == len(summary) - 1
+    assert others.equals(summarise(frames.scores(frames.dial)).loc[others.index])
+
+
+def test_a_cell_without_any_score_has_no_number_anywhere():
+    scores = frames.scores(frames.dial)
+    sick = (scores["direction"] == "learned") & (scores["alpha"] == 2.0)
+    scores.loc[sick & (scores["subset"] == "EDGE"), "score"] = np.nan
+    summary = summarise(scores)
+    one = cell(summary, "learned", alpha=2.0)
     values = ["score_mean", "score_lo", "score_hi", "refusal_rate", "rate_lo", "rate_hi", "p_value"]
+    assert one["n"] == 0
     assert one[values].isna().all()
-    assert cell(summary, "learned", "HARMFUL", alpha=2.0)[values].notna().all()
     record = verdict(summary)[0]
     assert record["highest"]["refusal_rate"] is None
-    assert record["monotone_within_interval"] is False
     json.dumps(record, allow_nan=False)
 
 
-def test_a_nan_score_of_a_control_stops_the_summary_and_says_where():
-    scores = frames.scores(frames.dial)
-    sick = (scores["seed"] == 1) & (scores["alpha"] == -2.0) & (scores["subset"] == "HARMFUL")
+def test_a_control_that_is_missing_is_no_weaker_than_what_it_is_compared_with():
+    scores = frames.scores(frames.dial, n_random=19)
+    assert cell(summarise(scores), "learned", alpha=2.0)["p_value"] == 1 / 20
+    sick = (scores["seed"] == 1) & (scores["alpha"] == 2.0)
     scores.loc[sick, "score"] = np.nan
-    expected = "HARMFUL at layer 20, resid_pre, position -1, alpha -2: 1 of 3 null effects are NaN"
-    with pytest.raises(DialError, match=re.escape(expected)):
-        summarise(scores)
+    assert cell(summarise(scores), "learned", alpha=2.0)["p_value"] == 2 / 20
+    assert cell(summarise(scores), "learned", alpha=-2.0)["p_value"] == 1 / 20
 
 
 # --- bands and verdicts

@@ -19,6 +19,7 @@ from refusal_dial.flags import (
     _pos,
     _seed,
     at_least,
+    proportion,
 )
 
 UNITS = ("distance", "norm", "residual", "absolute")
@@ -68,6 +69,9 @@ class ContinuationFlags:
     cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, whole))
     gpus_per_worker: float | None = flag(
         None, "GPUs that a Ray worker takes; default: 1 where this process uses one", _gpus
+    )
+    max_missing: float = flag(
+        0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
 

@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
-from refusal_dial.stats import mean_interval, rank_p
+from refusal_dial.missing import held_intervals, held_means, held_rank_p
+from refusal_dial.stats import mean_interval
 from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "strength"]
@@ -28,25 +29,28 @@ N_FLIPS = 9999
 
 
 def per_prompt(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell and prompt: the mean of its samples' `score` and `nll`, and their number.
+    """A row per cell and prompt: the mean of its samples' `score` and `nll`, and how many samples
+    have a score. What could not be scored is no zero: it is left out, and a prompt without any
+    scored sample has NaN.
 
-    Raises `DialError` for a score that is no number: what could not be scored is no zero.
+    Raises `DialError` where no sample has a score.
     """
-    bad = rows["score"].isna()
-    if bad.any():
-        raise DialError(f"{int(bad.sum())} of {len(rows)} completions have no score")
+    if rows["score"].isna().all():
+        raise DialError(f"none of {len(rows)} completions has a score")
     keys = [*AXES, *GROUP, "prompt_id"]
     grouped = rows.groupby(keys, sort=False, dropna=False)
     return grouped.agg(
-        score=("score", "mean"), nll=("nll", "mean"), samples=("score", "size")
+        score=("score", "mean"), nll=("nll", "mean"), samples=("score", "count")
     ).reset_index()
 
 
 def summarise_said(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One row per cell and group of prompts, both splits together as `split` = `all` first.
 
-    `reduction` is `-difference / score_mean of the baseline`. Raises `DialError` if a cell lacks
-    prompts that another has, or the baseline is missing.
+    `reduction` is `-difference / score_mean of the baseline`. `n` prompts have a score both under
+    the cell and in the baseline; others are left out of every difference.
+
+    Raises `DialError` if a cell lacks prompts that another has, or the baseline is missing.
     """
     means = per_prompt(rows)
     parts = [means.assign(split="all"), means] if means["split"].nunique() > 1 else [means]
@@ -67,28 +71,30 @@ def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
     }
     score, nll = wide["score"].to_numpy(), wide["nll"].to_numpy()
     who = f"{part['subset'].iloc[0]} {part['split'].iloc[0]}"
-    if not np.isfinite(score).all():
+    if len(part) != score.size:
         raise DialError(f"{who}: every cell needs every prompt once")
     base = (table["direction"] == "baseline").to_numpy()
     if not base.any():
         raise DialError(f"{who}: the baseline is missing")
     shift, unlikely = score - score[base][0], nll - nll[base][0]
-    means, differences = mean_interval(score, seed=seed), mean_interval(shift, seed=seed)
+    means = held_intervals(score, mean_interval, seed)
+    differences = held_intervals(shift, mean_interval, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        reduction = -shift.mean(1) / score[base][0].mean()
+        unsteered = held_means(np.where(np.isfinite(shift), score[base][0], np.nan))
+        reduction = -held_means(shift) / unsteered
     return table.assign(
-        n=score.shape[1],
-        score_mean=score.mean(1),
+        n=np.isfinite(shift).sum(1),
+        score_mean=held_means(score),
         score_lo=means[:, 0],
         score_hi=means[:, 1],
-        difference=shift.mean(1),
+        difference=held_means(shift),
         diff_lo=differences[:, 0],
         diff_hi=differences[:, 1],
         reduction=reduction,
-        p_paired=[sign_flip_p(row, seed) for row in shift],
-        p_control=_p_control(table, shift.mean(1)),
-        nll_mean=np.nanmean(nll, 1),
-        nll_difference=np.nanmean(unlikely, 1),
+        p_paired=[sign_flip_p(row[np.isfinite(row)], seed) for row in shift],
+        p_control=_p_control(table, shift),
+        nll_mean=held_means(nll),
+        nll_difference=held_means(unlikely),
     )
 
 
@@ -118,7 +124,7 @@ def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
     values = []
     for i, kind in enumerate(table["direction"]):
         same = control & (layer == layer[i]) & (strength == strength[i])
-        values.append(rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
+        values.append(held_rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
     return values
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, spearmanr
 
+from refusal_dial.missing import held_means
 from refusal_dial.stats import mean_interval, rate_interval
 from refusal_dial.summary import AXES, GROUP, distinct
 
@@ -61,7 +62,7 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
         ("rate", over, rate_interval),
     ):
         mean = "refusal_rate" if name == "rate" else f"{name}_mean"
-        table[mean] = [row[has].mean() for row, has in zip(values, held, strict=True)]
+        table[mean] = held_means(np.where(held, values, np.nan))
         table[[f"{name}_lo", f"{name}_hi"]] = _intervals(values, held, interval, seed)
     return table.assign(p_value=_p_values(table, effect, seed))
 
@@ -74,6 +75,8 @@ def _intervals(
     patterns, which = np.unique(held, axis=0, return_inverse=True)
     for i, has in enumerate(patterns):
         rows = np.flatnonzero(which.reshape(-1) == i)
+        if not has.any():
+            continue
         unique, back = np.unique(values[rows][:, has], axis=0, return_inverse=True)
         out[rows] = interval(unique, seed=seed)[back.reshape(-1)]
     return out
@@ -158,6 +161,7 @@ def patching_verdict(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _furthest(rows: pd.DataFrame) -> dict[str, Any] | None:
+    rows = rows[rows["moved"].notna()]
     return None if rows.empty else cell_record(rows.iloc[int(rows["moved"].abs().argmax())])
 
 
