@@ -1,8 +1,15 @@
 """Directions: two groups of activations become one unit vector with its history.
 
+    mean_diff   mean of one group minus mean of the other
+    caa         the same over pairs that belong together: mean of the paired differences
+    pca         the axis along which the paired differences are longest
+    probe       the weights of a logistic regression that tells the groups apart
+    top_bottom  mean_diff of the top-scored against the bottom-scored prompts
+
 A `Direction` is frozen data, saved as safetensors with JSON metadata. The functions here are pure
-arithmetic on activations already collected. They do not know whether a direction does anything:
-that takes a sweep and its controls.
+arithmetic on activations already collected. All point from `negative` to `positive`, and all keep
+as `norm` how far apart the two groups stand, so that alpha = norm moves one onto the other. They do
+not know whether a direction does anything: that takes a sweep and its controls.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ FORMAT = "refusal_dial direction 1"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a direction was read, and from what."""
+    """Where a direction was read, and from what. `pool` tokens ending at `pos` were averaged."""
 
     layer: int
     site: str
@@ -37,6 +44,7 @@ class Provenance:
     seed: int | None = None
     prompt_ids: tuple[str, ...] = ()
     data_hash: str = ""
+    pool: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,84 @@ def mean_diff(
         raise DialError(f"mean difference of {len(positive)} and {len(negative)} activations")
     vector = positive.float().mean(0) - negative.float().mean(0)
     return from_vector(vector, replace(provenance, method="mean_diff"))
+
+
+def caa(
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    provenance: Provenance,
+) -> Direction:
+    """`v = mean_i (positive_i - negative_i)` over contrast pairs: contrastive activation addition
+    (Rimsky et al. 2024), read at the answer's token. CAA's strength s is `alpha = s * norm`.
+
+    Raises `DialError` where the two are not as many.
+    """
+    vector = _paired(positive, negative).mean(0)
+    return from_vector(vector, replace(provenance, method="caa"))
+
+
+def pca(
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    provenance: Provenance,
+) -> Direction:
+    """`u = argmax_{|u| = 1} sum_i (d_i·u)^2`, `d_i = positive_i - negative_i`, not centred (RepE,
+    Zou et al. 2023); `norm = mean_i d_i·u`, and u's sign is the one that makes it positive.
+
+    Raises `DialError` where the two are not as many, or on average do not differ along u.
+    """
+    differences = _paired(positive, negative)
+    unit = torch.linalg.svd(differences, full_matrices=False).Vh[0]
+    vector = (differences @ unit).mean() * unit
+    return from_vector(vector, replace(provenance, method="pca"))
+
+
+def probe(
+    positive: Float[Tensor, "positive d_model"],
+    negative: Float[Tensor, "negative d_model"],
+    provenance: Provenance,
+    l2: float = 0.1,
+) -> Direction:
+    """`w = argmin mean log(1 + exp(-y (w·x + b))) + l2/2 |w|^2`: a logistic probe, y = ±1.
+
+    x is centred and divided by one number, the root of its mean squared deviation a dimension, so
+    that `l2` means the same for every model and no axis is preferred. u is w's own direction,
+    `norm = (mean(positive) - mean(negative))·u`. Groups weigh equally, however many are in each.
+
+    Raises `DialError` for an empty group, activations that are not finite, or an l2 of 0 or less.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if not len(positive) or not len(negative):
+        raise DialError(f"a probe of {len(positive)} and {len(negative)} activations")
+    if not l2 > 0:
+        raise DialError(f"l2 must be over 0, not {l2}: groups of few prompts can always be told")
+    x = torch.cat([positive, negative]).detach().cpu().double()
+    if not bool(torch.isfinite(x).all()):
+        raise DialError("the probe direction holds NaN or infinite values")
+    gap = x[: len(positive)].mean(0) - x[len(positive) :].mean(0)
+    x = x - x.mean(0)
+    scale = x.pow(2).mean().sqrt()
+    labels = [1] * len(positive) + [0] * len(negative)
+    model = LogisticRegression(
+        C=1 / (l2 * len(x)), class_weight="balanced", max_iter=1000, tol=1e-6
+    )
+    weights = model.fit((x / scale.clamp(min=1e-300)).numpy(), labels).coef_[0]
+    w = torch.from_numpy(weights)
+    unit = w / w.norm().clamp(min=1e-300)
+    return from_vector((gap @ unit) * unit, replace(provenance, method="probe"))
+
+
+def _paired(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"]
+) -> Float[Tensor, "pair d_model"]:
+    """The differences of pairs, in double precision."""
+    if len(positive) != len(negative) or not len(positive):
+        raise DialError(
+            f"pairs of {len(positive)} and {len(negative)} activations: there must be as many of "
+            "each, row i of one belonging to row i of the other"
+        )
+    return positive.detach().cpu().double() - negative.detach().cpu().double()
 
 
 def top_bottom(

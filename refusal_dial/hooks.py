@@ -23,6 +23,7 @@ from refusal_dial.types import ALL, DialError, Hook, Pos, check_pos, hook_name, 
 
 Rows = Float[Tensor, "batch pos width"]
 Operation = Callable[[Tensor], Tensor]
+WRITTEN: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
 
 
 @runtime_checkable
@@ -207,6 +208,17 @@ def ablate(
 ) -> Hook:
     """`h <- h - (h·r) r`: directional ablation (Arditi et al. 2024). Idempotent."""
     return _hook(Project(unit_of(direction).float()), layer, pos, site)
+
+
+def ablate_everywhere(
+    direction: HasUnit | Float[Tensor, " d_model"], n_layers: int, *, pos: Pos = ALL
+) -> list[Hook]:
+    """`ablate` at every block's input and at what every attention and MLP adds: nothing that a
+    block reads or writes has a component along r (Arditi et al. 2024). What the last block leaves
+    has none either. `scripts/export_model.py` writes the same into the weights.
+    """
+    layers = range(n_layers)
+    return [ablate(direction, layer=n, pos=pos, site=site) for n in layers for site in WRITTEN]
 
 
 def clamp(

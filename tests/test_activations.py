@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial.activations import collect
+from refusal_dial.activations import collect, collect_pooled, collect_positions
+from refusal_dial.hooks import ablate
 from refusal_dial.tokens import last_logits, tokenize
 from refusal_dial.types import DialError
 
@@ -49,3 +50,34 @@ def test_activations_that_are_not_finite_name_layer_and_prompt(qwen):
 def test_a_position_before_the_prompt(qwen):
     with pytest.raises(DialError, match="position -99 is outside prompts of"):
         collect(qwen, tokenize(qwen, ["Hi"]), [0], pos=-99)
+
+
+def test_several_positions_are_each_position_by_itself(qwen):
+    tokens = tokenize(qwen, tiny.sentences(5))
+    got, logits = collect_positions(qwen, tokens, [0, 2], (-3, -1), site="attn_out", batch_size=2)
+    assert got.shape == (2, 2, 5, 32)
+    for i, pos in enumerate((-3, -1)):
+        one, same = collect(qwen, tokens, [0, 2], site="attn_out", pos=pos, batch_size=2)
+        torch.testing.assert_close(got[i], one, atol=0, rtol=0)
+        torch.testing.assert_close(logits, same, atol=0, rtol=0)
+
+
+def test_what_is_read_under_hooks_is_read_after_them(qwen):
+    tokens, unit = tokenize(qwen, tiny.sentences(3)), torch.eye(32)[4]
+    hooks = [ablate(unit, layer=1)]
+    got, _ = collect_positions(qwen, tokens, [0, 1, 2], (-1,), hooks=hooks)
+    assert got[0, 1, :, 4].abs().max() == 0
+    assert got[0, 2, :, 4].abs().min() > 0
+    plain, _ = collect_positions(qwen, tokens, [0, 1, 2], (-1,))
+    torch.testing.assert_close(got[0, 0], plain[0, 0], atol=0, rtol=0)
+
+
+def test_pooling_one_token_is_the_last_position(qwen):
+    tokens = tokenize(qwen, tiny.sentences(4))
+    for site in ("resid_post", "z"):
+        one = collect_pooled(qwen, tokens, [1], 1, site=site)
+        torch.testing.assert_close(one, collect(qwen, tokens, [1], site=site)[0])
+    three = collect_positions(qwen, tokens, [1], (-3, -2, -1))[0].mean(0)
+    torch.testing.assert_close(collect_pooled(qwen, tokens, [1], 3), three)
+    with pytest.raises(DialError, match="at least the last token, not the last 0"):
+        collect_pooled(qwen, tokens, [1], 0)

@@ -13,10 +13,11 @@ import pytest
 import tiny
 import torch
 
+from refusal_dial.activations import collect_pooled
 from refusal_dial.continuation import job, results
 from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
-from refusal_dial.continuation.opened import collect_pooled, open_continuations
+from refusal_dial.continuation.opened import open_continuations
 from refusal_dial.continuation.spoken import nll, spoken_batches
 from refusal_dial.generate import Completion
 from refusal_dial.run import read_table
@@ -58,11 +59,11 @@ def whole(flags, tmp_path_factory):
 def test_pooling_is_the_mean_over_the_last_real_tokens(opened):
     texts = ["a b c d e f", "g h"]
     tokens = tokenize(opened.model, texts, chat=False)
-    pooled = collect_pooled(opened.model, tokens, (0,), "resid_pre", 3)[0]
+    pooled = collect_pooled(opened.model, tokens, (0,), 3)[0]
     alone = tokenize(opened.model, texts[1:], chat=False)
     embedded = opened.model.original_model.get_input_embeddings()(alone.ids)[0].detach()
     torch.testing.assert_close(pooled[1], embedded[-3:].mean(0), atol=1e-5, rtol=1e-5)
-    many = collect_pooled(opened.model, tokens, (0,), "resid_pre", 99)[0]
+    many = collect_pooled(opened.model, tokens, (0,), 99)[0]
     torch.testing.assert_close(many[1], embedded.mean(0), atol=1e-5, rtol=1e-5)
 
 
@@ -71,7 +72,6 @@ def test_a_step_of_one_is_as_long_as_its_unit_says(opened, flags):
         opened.model,
         tokenize(opened.model, [p.text for p in opened.openings.learn], chat=False),
         (2,),
-        "resid_pre",
         1,
     )[0]
     hostile, friendly = last[:3], last[3:]

@@ -15,9 +15,12 @@ from refusal_dial.directions import (
     FORMAT,
     Direction,
     Provenance,
+    caa,
     from_vector,
     load,
     mean_diff,
+    pca,
+    probe,
     save,
     top_bottom,
 )
@@ -160,7 +163,101 @@ def test_the_provenance_is_kept_and_the_method_added():
     assert direction.provenance == replace(where, method="mean_diff")
 
 
+# --- the whole family
+
+FAMILY = {"mean_diff": mean_diff, "caa": caa, "pca": pca, "probe": probe}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_extractor_finds_the_planted_direction_with_its_sign_and_name(name):
+    positive, negative = groups(400, 3.0)
+    found = FAMILY[name](positive, negative, WHERE)
+    assert cosine(found, planted()) > 0.9
+    assert found.norm == pytest.approx(3.0, abs=0.4)  # how far apart the groups stand along it
+    assert found.provenance == replace(WHERE, method=name)
+    opposite = FAMILY[name](negative, positive, WHERE)
+    assert cosine(opposite, found.unit) == pytest.approx(-1.0, abs=1e-3)
+    assert opposite.norm == pytest.approx(found.norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_no_extractor_prefers_an_axis_a_scale_or_an_origin(name):
+    positive, negative = groups(60, 2.0)
+    rotation = torch.linalg.qr(gaussian(D, 8).double()).Q.float()
+    found = FAMILY[name](positive, negative, WHERE)
+    turned = FAMILY[name](positive @ rotation, negative @ rotation, WHERE)
+    assert cosine(turned, found.unit @ rotation) > 0.999
+    moved = FAMILY[name](7 * positive + 3, 7 * negative + 3, WHERE)
+    assert cosine(moved, found.unit) > 0.999
+    assert moved.norm == pytest.approx(7 * found.norm, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_no_extractor_finds_a_direction_that_is_not_there(name):
+    found = FAMILY[name](gaussian(100, 40), gaussian(100, 41), WHERE)
+    assert abs(cosine(found, planted())) < 4 / D**0.5
+
+
+def test_caa_is_the_mean_difference_of_its_pairs():
+    positive, negative = groups(9, 1.0)
+    one, other = caa(positive, negative, WHERE), mean_diff(positive, negative, WHERE)
+    torch.testing.assert_close(one.unit, other.unit)
+    assert one.norm == pytest.approx(other.norm, rel=1e-5)
+
+
+def test_pairs_cancel_what_each_pair_shares_where_it_hides_the_direction_from_a_probe():
+    own = 30 * gaussian(50, 12)  # what a pair is about, far larger than what is asked for
+    positive, negative = own + 2 * planted(), own + 0.02 * gaussian(50, 13)
+    assert cosine(pca(positive, negative, WHERE), planted()) > 0.99
+    assert cosine(caa(positive, negative, WHERE), planted()) > 0.99
+
+
+def test_pca_is_the_longest_axis_of_the_differences_and_not_their_mean():
+    differences = torch.zeros(4, 3)
+    differences[:, 0] = torch.tensor([5.0, -5.0, 5.0, -4.0])
+    differences[:, 1] = 1.0
+    found = pca(differences, torch.zeros(4, 3), WHERE)
+    assert found.unit[0] > 0.99
+    assert found.norm == pytest.approx(0.25, abs=0.1)  # 1/4 along the axis on average
+    assert mean_diff(differences, torch.zeros(4, 3), WHERE).unit[1] > 0.9
+
+
+def test_a_probe_sees_past_noise_that_the_means_follow():
+    noise = torch.ones(D)
+    noise[0] = 50.0  # one loud axis, the same in both groups
+    positive, negative = gaussian(80, 1) * noise, gaussian(80, 2) * noise
+    positive[:, 1] += 4.0
+    axis = torch.eye(D)[1]
+    assert cosine(mean_diff(positive, negative, WHERE), axis) < 0.7
+    assert cosine(probe(positive, negative, WHERE, l2=0.01), axis) > 0.85
+
+
+def test_a_probe_weighs_groups_equally_however_many_are_in_each():
+    positive, negative = groups(40, 2.0)
+    often = torch.cat([negative] * 5)
+    one, other = probe(positive, negative, WHERE), probe(positive, often, WHERE)
+    assert cosine(one, other.unit) > 0.98
+
+
 # --- errors
+
+
+@pytest.mark.parametrize("pair", [caa, pca])
+@pytest.mark.parametrize(("n", "m"), [(2, 3), (0, 0), (1, 0)])
+def test_pairs_are_as_many_of_each(pair, n, m):
+    with pytest.raises(DialError, match=f"pairs of {n} and {m} activations: there must be as many"):
+        pair(torch.zeros(n, 4), torch.zeros(m, 4), WHERE)
+
+
+def test_a_probe_says_what_it_cannot_use():
+    with pytest.raises(DialError, match="a probe of 0 and 2 activations"):
+        probe(torch.zeros(0, 4), torch.zeros(2, 4), WHERE)
+    with pytest.raises(DialError, match="l2 must be over 0, not 0"):
+        probe(*groups(4, 1.0), WHERE, l2=0.0)
+    with pytest.raises(DialError, match="NaN or infinite"):
+        probe(torch.full((2, 4), float("nan")), torch.zeros(2, 4), WHERE)
+    with pytest.raises(DialError, match="probe direction is zero: the two groups do not differ"):
+        probe(torch.ones(2, 4), torch.ones(2, 4), WHERE)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusal_dial.activations import collect_positions
 from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.hooks import Edit, ablate, clamp, patch, steer
+from refusal_dial.hooks import Edit, ablate, ablate_everywhere, clamp, patch, steer
+from refusal_dial.tokens import tokenize
 from refusal_dial.types import DialError
 from refusal_dial.types import positions as indices
 
@@ -250,3 +252,16 @@ def test_an_edit_reads_as_what_it_does():
     assert isinstance(edit, Edit)
     assert (edit.layer, edit.site, edit.pos) == (20, "resid_pre", -1)
     assert repr(edit) == "add@resid_pre[layer=20, pos=-1]"
+
+
+def test_ablated_everywhere_nothing_is_left_in_the_stream_at_any_layer(qwen):
+    tokens = tokenize(qwen, ["Hi there", "No"])
+    r = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    r = r / r.norm()
+    hooks = ablate_everywhere(r, 3)
+    assert len(hooks) == len({name for name, _ in hooks}) == 9
+    for site in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"):
+        left = collect_positions(qwen, tokens, [0, 1, 2], (-2, -1), site=site, hooks=hooks)[0]
+        plain = collect_positions(qwen, tokens, [0, 1, 2], (-2, -1), site=site)[0]
+        assert (left @ r).abs().max() < 1e-4 * left.norm(dim=-1).max()
+        assert (plain @ r).abs().min() > 0.001

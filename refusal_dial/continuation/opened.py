@@ -11,23 +11,21 @@ kept apart: see `step`. Nothing is steered or written here.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.activations import collect_pooled
 from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.directions import Direction, Provenance, mean_diff
 from refusal_dial.flags import MACHINES
 from refusal_dial.model import check_layers, check_site, identity, load_model
 from refusal_dial.openings import BENIGN, CHALLENGING, Openings, load_openings
 from refusal_dial.prompts import Prompt, data_hash
-from refusal_dial.tokens import Tokens, last_logits, tokenize
+from refusal_dial.tokens import Tokens, tokenize
 from refusal_dial.toxicity import TextScorer, load_toxicity
-from refusal_dial.types import DialError, hook_name
 
 Pooled = Float[Tensor, "layer prompt d_model"]
 
@@ -78,8 +76,8 @@ def open_continuations(flags: ContinuationFlags) -> Opened:
     learn = [p for subset in (BENIGN, CHALLENGING) for p in openings.learn if p.subset == subset]
     tokens = tokenize(model, [p.text for p in openings.measure], chat=False)
     seen = tokenize(model, [p.text for p in learn], chat=False)
-    pooled = collect_pooled(model, seen, layers, flags.site, flags.pool)
-    last = collect_pooled(model, seen, layers, flags.site, 1)
+    pooled = collect_pooled(model, seen, layers, flags.pool, site=flags.site)
+    last = collect_pooled(model, seen, layers, 1, site=flags.site)
     who, half = identity(model), len(learn) // 2
     learned = tuple(
         mean_diff(pooled[i, :half], pooled[i, half:], _provenance(flags, layer, who, learn))
@@ -99,42 +97,8 @@ def _provenance(flags: ContinuationFlags, layer: int, who: Any, learn: list[Prom
         seed=flags.seed,
         prompt_ids=tuple(p.id for p in learn),
         data_hash=data_hash(learn),
+        pool=flags.pool,
     )
-
-
-def collect_pooled(
-    model: TransformerBridge,
-    tokens: Tokens,
-    layers: tuple[int, ...],
-    site: str,
-    k: int,
-    batch_size: int = 64,
-) -> Pooled:
-    """`mean over the last min(k, length) tokens` of the activation at each layer, float32 on the
-    CPU. Padding is not a token. Raises `DialError` where one is not finite."""
-    kept = []
-    for start in range(0, len(tokens), batch_size):
-        rows = tokens.rows(start, start + batch_size)
-        seen: dict[int, Tensor] = {}
-        reading = [(hook_name(site, n), partial(_pool, seen, n, rows.mask, k)) for n in layers]
-        last_logits(model, rows, reading)
-        kept.append(torch.stack([seen[layer] for layer in layers]))
-    pooled = torch.cat(kept, 1)
-    bad = (~torch.isfinite(pooled).all(-1)).nonzero()
-    if len(bad):
-        raise DialError(
-            f"NaN or infinite activation at {site} of layer {layers[int(bad[0, 0])]}: "
-            "try --dtype float32"
-        )
-    return pooled
-
-
-def _pool(
-    seen: dict[int, Tensor], layer: int, mask: Tensor, k: int, activation: Tensor, hook: object
-) -> None:
-    weight = mask[:, -k:, None].float()
-    part = activation[:, -k:].float() * weight
-    seen[layer] = (part.sum(1) / weight.sum(1)).cpu()
 
 
 def continuation_settings(opened: Opened, flags: ContinuationFlags) -> dict[str, Any]:
