@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli import flag, whole
+from refusal_dial.cli import flag
 from refusal_dial.flags import at_least
 from refusal_dial.patching.flags import PatchingFlags, choice
+from refusal_dial.values import whole
 
 
 @dataclass(frozen=True)

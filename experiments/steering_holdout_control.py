@@ -17,6 +17,7 @@ from refusal_dial.flags import HoldoutFlags
 def main(flags: HoldoutFlags) -> None:
     from refusal_dial.job import conduct
     from refusal_dial.prompts import holdout_split, of_subset
+    from refusal_dial.recipes import print_published
     from refusal_dial.steering import learn, steering_cells
     from refusal_dial.study import open_study, prompt_rows
     from refusal_dial.tables import print_dial, print_verdict
@@ -30,6 +31,7 @@ def main(flags: HoldoutFlags) -> None:
     held_out = summary[summary["split"] == "holdout"]
     print_dial(held_out)
     print_verdict(held_out)
+    print_published(flags.config, flags.model, {"summary": held_out})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
 

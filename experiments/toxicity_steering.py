@@ -17,9 +17,11 @@ from refusal_dial.continuation.flags import ContinuationFlags
 def main(flags: ContinuationFlags) -> None:
     from refusal_dial.continuation.job import conduct_continuations
     from refusal_dial.continuation.tables import print_said
+    from refusal_dial.recipes import print_published
 
     run, summary = conduct_continuations("toxicity_steering", flags)
     print_said(summary)
+    print_published(flags.config, flags.model, {"summary": summary})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_toxicity.py {run.folder}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from refusal_dial.types import DialError
+from refusal_dial.values import BY_TYPE
 
 T = TypeVar("T")
 USAGE, INTERRUPTED = 2, 130
@@ -39,6 +40,10 @@ def flag(default: T, help: str, parse: Callable[[Any], T] | None = None) -> T:
     """
     metadata = {"help": help, "parse": parse}
     return field(default=default, metadata=metadata)
+
+
+CONFIG: Any = flag(None, "a .yaml file of flags; those on the command line come before its own")
+"""Every script takes it. A script that has to know the file has it among its flags."""
 
 
 def argument(help: str) -> Any:
@@ -95,9 +100,11 @@ def parse(flags_type: type[T], argv: Sequence[str], main: Callable[..., object])
     """
     known = {f.name: f for f in fields(flags_type)}  # type: ignore[arg-type]
     if any(token in ("--help", "-h") for token in argv):
-        print(_help(main, known))
+        print(_help(main, {**known, "config": CONFIG}))
         return None
-    given = _given([_spelt_out(token, list(known)) for token in argv], known)
+    typed, path = _config(argv)
+    recipe = {} if path is None else _recipe(path, known, main)
+    given = _given([_spelt_out(token, list(known)) for token in typed], known, recipe)
     return flags_type(**{name: _typed(known[name], value) for name, value in given.items()})
 
 
@@ -119,7 +126,44 @@ def _spelt_out(token: str, known: list[str]) -> str:
     return "--" + full[0] + token[2:] if len(full) == 1 else token
 
 
-def _given(argv: Sequence[str], known: dict[str, Field[Any]]) -> dict[str, str | None]:
+def _config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line without `--config FILE`, which every script takes, and the file."""
+    rest, path = [], None
+    tokens = iter(argv)
+    for token in tokens:
+        if token.split("=")[0] != "--config":
+            rest.append(token)
+        elif path is not None:
+            raise DialError("--config is given twice")
+        else:
+            path = token.partition("=")[2] or next(tokens, "")
+            if not path or path.startswith("--"):
+                raise DialError("--config needs a value: a .yaml file of flags")
+    return rest, path
+
+
+def _recipe(
+    path: str, known: Mapping[str, Field[Any]], main: Callable[..., object]
+) -> dict[str, str | None]:
+    """The flags of a config file; those on the command line come before them."""
+    from refusal_dial.recipes import load_recipe
+
+    recipe = load_recipe(path)
+    script = Path(inspect.getfile(main)).stem
+    if recipe.experiment not in (None, script):
+        raise DialError(f"{path} is a config of {recipe.experiment}, and this is {script}")
+    for name in recipe.flags:
+        if name not in known or name == "config":
+            try:
+                _unknown_flag(name, name, list(known))
+            except DialError as error:
+                raise DialError(f"{path}: {error}") from None
+    return {**recipe.flags, **({"config": path} if "config" in known else {})}
+
+
+def _given(
+    argv: Sequence[str], known: dict[str, Field[Any]], recipe: Mapping[str, str | None]
+) -> dict[str, str | None]:
     """The text given for each flag and argument; None for a switch that stands alone."""
     given: dict[str, str | None] = {}
     arguments: list[str] = []
@@ -143,12 +187,13 @@ def _given(argv: Sequence[str], known: dict[str, Field[Any]]) -> dict[str, str |
         else:
             raise DialError(f"{_dashed(name)} needs a value: {known[name].metadata['help']}")
     free = [name for name, f in known.items() if f.default is MISSING and name not in given]
-    if len(arguments) < len(free):
-        raise DialError(f"missing argument {free[len(arguments)].upper()}: see --help")
+    needed = [name for name in free[len(arguments) :] if name not in recipe]
+    if needed:
+        raise DialError(f"missing argument {needed[0].upper()}: see --help")
     if len(arguments) > len(free):
         surplus = arguments[len(free)]
         raise DialError(f"unexpected argument {surplus!r}: options are given as --name value")
-    return given | dict(zip(free, arguments, strict=True))
+    return {**recipe, **given, **dict(zip(free, arguments, strict=False))}
 
 
 def _unknown_flag(written: str, name: str, known: list[str]) -> NoReturn:
@@ -176,53 +221,9 @@ def _typed(f: Field[Any], given: str | None) -> Any:
     if given is not None and not kind.startswith("str"):
         value = DefaultParseValue(given)
     try:
-        return (f.metadata["parse"] or _BY_TYPE[kind])(value)
+        return (f.metadata["parse"] or BY_TYPE[kind])(value)
     except DialError as error:
         raise DialError(f"{_dashed(f.name)}: {error}") from error
-
-
-def whole(value: Any) -> int:
-    """A whole number."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise DialError(f"expected a whole number, not {value!r}")
-
-
-def number(value: Any) -> float:
-    """A finite number."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
-        return float(value)
-    raise DialError(f"expected a finite number, not {value!r}")
-
-
-def text(value: Any) -> str:
-    """Text as it was typed."""
-    if not isinstance(value, str):
-        raise DialError(f"expected text, not {value!r}")
-    return value
-
-
-def yes(value: Any) -> bool:
-    """A switch: given or not."""
-    if isinstance(value, bool):
-        return value
-    raise DialError(f"is a switch and takes no value, not {value!r}")
-
-
-def listed(value: Any) -> tuple[Any, ...]:
-    """One value or several: `20`, `20,21,23`, `[20, 21]`."""
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-_BY_TYPE: dict[str, Callable[[Any], Any]] = {
-    "int": whole,
-    "float": number,
-    "str": text,
-    "bool": yes,
-    "int | None": whole,
-    "float | None": number,
-    "str | None": text,
-}
 
 
 def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from refusal_dial.cli import flag, listed, number, text, whole
+from refusal_dial.cli import CONFIG, flag
 from refusal_dial.types import NAMED_POS, DialError, one_of
+from refusal_dial.values import listed, number, text, whole
 
 RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d_model wide
@@ -161,6 +162,7 @@ class StudyFlags:
         0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    config: str | None = CONFIG
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Is what the model says still language? Repetition, likelihood, and distance from the unsteered
-model.
+"""Is what the model says still language? Repetition, and the price of a reply.
 
     coherence = (1 - r) exp(-max(0, n - n0))
 
@@ -10,22 +9,17 @@ reply that stops in the middle is an unlikely place to stop, for text that is cu
 has coherence 0.
 
 This is a measure of fluency as the unsteered model sees it. It does not know whether a reply is
-true, helpful, or an answer to the question.
+true, helpful, or an answer to the question. Arithmetic only: n comes from `likelihood`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from refusal_dial.generate import follow
-from refusal_dial.sampling import end_tokens
-from refusal_dial.tokens import Tokens
-from refusal_dial.types import DialError, Hook
+from refusal_dial.types import DialError
 
 NGRAM = 3
 LOOPS = 0.5
@@ -50,57 +44,13 @@ def degenerate(ids: Sequence[int], stop: str) -> str:
     return "endless" if stop == "length" else ""
 
 
-def nll(
-    model: TransformerBridge,
-    tokens: Tokens,
-    said: Sequence[Sequence[int]],
-    stops: Sequence[str],
-) -> Float64[Tensor, " batch"]:
-    """`-mean_k log p(token_k | prompt, tokens before)` in nats under the unsteered model.
+def coherence(repeats: ArrayLike, cost: ArrayLike, own_cost: float) -> NDArray[np.float64]:
+    """`(1 - r) exp(-max(0, n - n0))` in [0, 1]; r is `repeats`, n `cost`, n0 `own_cost`.
 
-    Of a reply that ended, its end counts as a token: the summed probability of every end token; so
-    it does where text was cut, `stops` being "end" for both. NaN for a reply of no tokens at all
-    that did not end either.
+    A cost of NaN is that of an empty reply, and its coherence 0. Raises `DialError` for an
+    `own_cost` that is not a finite number.
     """
-    ends = end_tokens(model)
-    total = torch.zeros(len(tokens), dtype=torch.float64)
-    for step, logits in enumerate(follow(model, tokens, [], said)):
-        logp = logits.double().log_softmax(-1).cpu()
-        for i, (row, stop) in enumerate(zip(said, stops, strict=True)):
-            if step < len(row):
-                total[i] -= logp[i, row[step]]
-            elif step == len(row) and stop == "end" and ends:
-                total[i] -= logp[i, ends].logsumexp(-1)
-    count = [len(row) + (stop == "end") for row, stop in zip(said, stops, strict=True)]
-    return total / torch.tensor(count, dtype=torch.float64)
-
-
-def kl_per_token(
-    model: TransformerBridge,
-    tokens: Tokens,
-    hooks: Sequence[Hook],
-    said: Sequence[Sequence[int]],
-) -> Float64[Tensor, " batch"]:
-    """`mean_k KL(p_unsteered || p_hooks)` in nats over every token of the replies `said`, the end
-    included, each after the same words. 0 for hooks that do nothing."""
-    total = torch.zeros(len(tokens), dtype=torch.float64)
-    length = torch.tensor([len(row) for row in said])
-    pairs = zip(follow(model, tokens, [], said), follow(model, tokens, hooks, said), strict=True)
-    for step, (plain, steered) in enumerate(pairs):
-        p, q = (x.double().log_softmax(-1).cpu() for x in (plain, steered))
-        kl = (p.exp() * (p - q)).sum(-1)
-        total += torch.where(step <= length, kl, torch.zeros_like(kl))
-    return total / (length + 1)
-
-
-def coherence(
-    said: Sequence[Sequence[int]], cost: Float64[Tensor, " batch"], own_cost: float
-) -> Float64[Tensor, " batch"]:
-    """`(1 - r) exp(-max(0, n - n0))` in [0, 1]; r from `said`, n is `cost`, n0 `own_cost`.
-
-    Raises `DialError` for an `own_cost` that is not a finite number.
-    """
-    if not torch.isfinite(torch.tensor(own_cost)):
+    if not np.isfinite(own_cost):
         raise DialError(f"own_cost must be a finite number of nats, not {own_cost}")
-    fresh = torch.tensor([1 - repeated(row) if row else 0.0 for row in said], dtype=torch.float64)
-    return fresh * torch.exp(-(cost.nan_to_num(float("inf")) - own_cost).clamp(min=0))
+    n = np.nan_to_num(np.asarray(cost, dtype=float), nan=np.inf)
+    return (1 - np.asarray(repeats, dtype=float)) * np.exp(-np.maximum(n - own_cost, 0))

@@ -33,8 +33,9 @@ from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
 ROOT = Path("runs")
-TEXTS = ("direction", "site", "prompt_id", "subset", "split", "way", "role", "token", "reason")
-WHOLE = ("seed", "layer", "pos", "head", "neuron")
+TEXTS = {"direction", "site", "prompt_id", "subset", "split", "category", "system", "label"}
+TEXTS |= {"way", "role", "token", "stop", "completion", "reason"}
+WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
 EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}  # since: always
 PACKAGES = ("refusal-dial", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy")
@@ -235,6 +236,17 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
         return frame.astype({name: "Int64" for name in columns if name in WHOLE})
     except (ValueError, TypeError) as error:  # of pandas: a torn line, letters in a number
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_verdict(folder: str | Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises `DialError` if it is not there yet, or unreadable."""
+    path = Path(folder) / "summary.json"
+    if not path.is_file():
+        raise DialError(f"{folder} has no summary.json: run the experiment to its end first")
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DialError(f"{path} cannot be read: {error}") from error
 
 
 def find_run(where: str | Path) -> Path:

@@ -156,7 +156,7 @@ def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
 def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
     """What the rows of this study depend on, as plain data for a run's config."""
     settings = asdict(flags)
-    for name in ("out", "max_missing", *MACHINES):
+    for name in ("out", "config", "max_missing", *MACHINES):
         settings.pop(name)
     settings["model"] = identity(study.model).as_dict()
     settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}

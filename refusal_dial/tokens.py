@@ -82,8 +82,32 @@ def tokenize(
                 f"prompt {i + 1} of {len(rows)} has {len(row)} tokens and the model reads at most "
                 f"{n_ctx}: shorten it ({prompts[i][:40]!r}...)"
             )
-    width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    return _padded(model, rows)
+
+
+def with_replies(model: TransformerBridge, tokens: Tokens, replies: Sequence[str]) -> Tokens:
+    """Each prompt followed by the tokens of a reply to it (none, where it is empty), padded on the
+    left again.
+
+    Raises `DialError` for unequal numbers, or a reply that does not fit the model's context.
+    """
+    if len(replies) != len(tokens):
+        raise DialError(f"{len(tokens)} prompts need as many replies, not {len(replies)}")
+    rows = []
+    for i, reply in enumerate(replies):
+        new = model.tokenizer.encode(reply, add_special_tokens=False, split_special_tokens=True)
+        rows.append([*tokens.ids[i][tokens.mask[i].bool()].tolist(), *new])
+        if len(rows[-1]) > int(model.cfg.n_ctx):
+            raise DialError(
+                f"reply {i + 1} has {len(new)} tokens after {len(rows[-1]) - len(new)}, and the "
+                f"model reads at most {int(model.cfg.n_ctx)}: shorten it"
+            )
+    return _padded(model, rows)
+
+
+def _padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
+    width, pad = max(map(len, rows)), model.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return Tokens(ids, mask).on(model)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusal_dial.cli import argument, flag, listed, number, whole
+from refusal_dial.cli import argument, flag
 from refusal_dial.types import one_of
+from refusal_dial.values import listed, number, whole
 
 
 def layers(value):

@@ -14,10 +14,11 @@ import pytest
 from cli_case import Flags
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag, listed, number, text, whole, yes
+from refusal_dial.cli import argument, flag
 from refusal_dial.run import open_run
 from refusal_dial.run_log import close_log
 from refusal_dial.types import DialError
+from refusal_dial.values import listed, number, text, whole, yes
 
 log = logging.getLogger("refusal_dial")
 

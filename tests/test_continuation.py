@@ -7,7 +7,6 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -18,8 +17,7 @@ from refusal_dial.continuation import job, results
 from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
 from refusal_dial.continuation.opened import open_continuations
-from refusal_dial.continuation.spoken import nll, spoken_batches
-from refusal_dial.generate import Completion
+from refusal_dial.continuation.spoken import spoken_batches
 from refusal_dial.run import read_table
 from refusal_dial.sampling import Decoding
 from refusal_dial.tokens import tokenize
@@ -111,23 +109,6 @@ def test_alpha_zero_is_the_baseline_and_the_machine_does_not_matter(opened, flag
         for sample in (0, 1):
             same = one.loc[("baseline", 0.0, prompt, sample)]
             assert set(one.loc[("learned", 0.0, prompt, sample)]) == {same}
-
-
-def test_the_likelihood_is_that_of_an_uncached_pass(opened):
-    tokens = tokenize(opened.model, ["a b c", "d"], chat=False)
-    said = [
-        Completion(0, 1, 0, "xy", (90, 91), "end"),
-        Completion(1, 0, 0, "xyz", (90, 91, 92), "length"),
-        Completion(2, 0, 0, "", (), "end"),
-    ]
-    found = nll(opened.model, tokens, said)
-    ids = torch.cat([tokens.rows(1, 2).ids[0], torch.tensor([90, 91])])[None]
-    with torch.no_grad():
-        logs = opened.model.original_model(ids).logits[0].log_softmax(-1)
-    expected = -(logs[-3, 90] + logs[-2, 91]) / 2
-    assert found[0] == pytest.approx(float(expected), rel=1e-3)
-    assert np.isnan(found[2])
-    assert nll(opened.model, tokens, said[1:2])[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_random_weights_show_no_effect_and_the_run_is_complete(whole, capsys):

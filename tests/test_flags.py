@@ -20,6 +20,7 @@ from refusal_dial.flags import (
     at_least,
 )
 from refusal_dial.types import DialError
+from refusal_dial.values import number
 
 LAW = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -196,7 +197,7 @@ def test_listed_alphas_are_read_exactly_and_sorted(values):
 
 
 def test_at_least_takes_its_bound_and_keeps_the_kind():
-    read_share = at_least(0.5, cli.number)
+    read_share = at_least(0.5, number)
     assert read_share(0.5) == 0.5
     with pytest.raises(DialError, match=r"from 0\.5 up, not 0\.49"):
         read_share(0.49)

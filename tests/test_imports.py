@@ -25,6 +25,8 @@ PACKAGE = ROOT / "refusal_dial"
 FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
+        replies.layers replies.tables replies.plots replies.record
+        values recipes quality replies replies.flags replies.summary replies.conditions
         types files hub prompts stats missing run run_log journal summary plots tables examples cli
         flags agreement rated trade_off trade_off_plot openings
         continuation continuation.flags continuation.summary continuation.layers
@@ -38,13 +40,16 @@ FLOORS = {
     """,
     # touches the model
     "model": """
-        model tokens activations engine sampling generate quality judge_model toxicity validation
+        likelihood
+        model tokens activations engine sampling generate judge_model toxicity validation
         doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,
     # puts a question to it
     "questions": """
+        replies.contrasting replies.job
+        spoken strengths contrast replies.opened replies.cells replies.judged
         study sweep workers executors steering conditioning controls job
         continuation.opened continuation.cells continuation.spoken continuation.job
         patching.exact patching.controls patching.rows patching.job patching.attribution

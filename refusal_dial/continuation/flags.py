@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusal_dial.cli import flag, number, whole
+from refusal_dial.cli import CONFIG, flag
 from refusal_dial.flags import (
     EXECUTORS,
     STEERABLE,
@@ -21,6 +21,7 @@ from refusal_dial.flags import (
     at_least,
     proportion,
 )
+from refusal_dial.values import number, whole
 
 UNITS = ("distance", "norm", "residual", "absolute")
 
@@ -74,6 +75,7 @@ class ContinuationFlags:
         0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    config: str | None = CONFIG
 
 
 @dataclass(frozen=True)

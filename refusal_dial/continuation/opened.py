@@ -104,7 +104,7 @@ def _provenance(flags: ContinuationFlags, layer: int, who: Any, learn: list[Prom
 def continuation_settings(opened: Opened, flags: ContinuationFlags) -> dict[str, Any]:
     """What the rows depend on, as plain data for a run's config."""
     settings = asdict(flags)
-    for name in ("out", "load_existing", "rows", "max_missing", *MACHINES):
+    for name in ("out", "config", "load_existing", "rows", "max_missing", *MACHINES):
         settings.pop(name, None)
     settings["model"] = identity(opened.model).as_dict()
     settings["scorer"] = {"name": opened.scorer.name, "version": opened.scorer.version}

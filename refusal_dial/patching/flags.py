@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from refusal_dial.cli import flag, number, whole
+from refusal_dial.cli import flag
 from refusal_dial.flags import StudyFlags, _choice, _layers, at_least
+from refusal_dial.values import number, whole
 
 WAYS: dict[str, tuple[str, ...]] = {
     "denoise": ("denoise",),

@@ -1,0 +1,51 @@
+"""What does a direction do to an over-refusal test: XSTest, or any prompts with its columns?
+
+The model replies to every HARMFUL and EDGE prompt under every step of the dial, a judge reads the
+replies, and the refusal score is read off the logits beside it. Refusal of HARMFUL prompts is
+wanted, of EDGE prompts it is over-refusal; the table by category says which kinds of prompt pay.
+Prompts that the direction was learned from are kept apart, and random directions show what any push
+of the same length does. `--prompts xstest` is the data set itself; the embedded model has its own.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.replies.flags import DirectionFlags
+
+
+def main(flags: DirectionFlags) -> None:
+    from refusal_dial.prompts import holdout_split, of_subset
+    from refusal_dial.replies.cells import reply_cells
+    from refusal_dial.replies.job import conduct_replies
+    from refusal_dial.replies.opened import direction_at, learned_from, open_conversation
+    from refusal_dial.replies.summary import summarise_replies
+    from refusal_dial.replies.tables import print_categories, print_judge, print_replies
+    from refusal_dial.run import read_table, read_verdict
+    from refusal_dial.steering import learn, placed
+    from refusal_dial.study import open_study
+
+    given = direction_at(flags.direction, *flags.layer[:1]) if flags.direction else None
+    layers = flags.layer or ((given.provenance.layer,) if given else (20,))
+    study = open_study(flags, layers, flags.site, flags.pos)
+    prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
+    if given is None:
+        train, _ = holdout_split(of_subset(prompts, "EDGE"), flags.seed)
+        used = learn(study, flags, train)
+    else:
+        train = learned_from(given, study.prompts)
+        used = [placed(given, study, flags, layer) for layer in layers]
+    talk = open_conversation(study, flags, prompts)
+    cells = reply_cells(study, flags, used)
+    rows = talk.rows({prompt.id: "train" for prompt in train})
+    run, summary = conduct_replies("eval_direction_on_xstest", talk, flags, cells, used, rows)
+    held_out = read_table(run.folder, "scores").query("split == 'holdout'")
+    print_replies(summary[summary["split"] == "holdout"])
+    by = ("subset", "category")
+    print_categories(summarise_replies(held_out, flags.threshold, flags.seed, by))
+    print_judge(read_verdict(run.folder))
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_xstest.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,83 @@
+"""Contrast vectors for a study: which pairs, which vectors, and which prompts are left to measure.
+
+What a vector was learned from is never measured on. This module knows a study and flags. It does
+not steer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from refusal_dial.activations import collect
+from refusal_dial.contrast import ContrastPair, contrast_tokens, from_matched, load_contrast
+from refusal_dial.directions import Direction, Provenance, mean_diff
+from refusal_dial.model import identity
+from refusal_dial.prompts import Prompt, holdout_split, of_subset
+from refusal_dial.replies.flags import ContrastFlags
+from refusal_dial.replies.layers import CHOOSE, REPORT
+from refusal_dial.study import Study
+
+
+def contrast_pairs(study: Study, flags: ContrastFlags) -> tuple[list[ContrastPair], list[Prompt]]:
+    """(at most `n_pairs` pairs to learn from, prompts left to measure on).
+
+    `embedded` pairs are matched prompts of the study. No prompt that stands in a pair is measured.
+    """
+    embedded = flags.pairs == "embedded"
+    found = from_matched(study.prompts) if embedded else load_contrast(flags.pairs)
+    order = np.random.default_rng(flags.seed).permutation(len(found))
+    pairs = [found[i] for i in sorted(order[: flags.n_pairs])]
+    asked = {request for pair in pairs for request, _ in (pair.positive, pair.negative)}
+    return pairs, [prompt for prompt in study.prompts if prompt.text not in asked]
+
+
+def contrast_vectors(
+    study: Study, flags: ContrastFlags, pairs: Sequence[ContrastPair]
+) -> list[Direction]:
+    """For each layer, the mean difference over pairs at the last token."""
+    chat = not flags.plain
+    both = [
+        collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
+        for tokens in contrast_tokens(study.model, pairs, system=flags.system, chat=chat)
+    ]
+    who = identity(study.model)
+    text = json.dumps([asdict(pair) for pair in pairs], sort_keys=True)
+    return [
+        mean_diff(
+            both[0][i],
+            both[1][i],
+            Provenance(
+                layer=layer,
+                site=flags.site,
+                pos=flags.pos,
+                model=who.name,
+                revision=who.revision,
+                seed=flags.seed,
+                data_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+            ),
+        )
+        for i, layer in enumerate(study.layers)
+    ]
+
+
+def some_of_each(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
+    """At most n prompts of each subset, drawn with as even a share of its categories as can be."""
+    chosen: list[Prompt] = []
+    for subset in dict.fromkeys(prompt.subset for prompt in prompts):
+        mine = of_subset(prompts, subset)
+        chosen += mine if len(mine) <= n else holdout_split(mine, seed, n / len(mine))[1]
+    return chosen
+
+
+def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], dict[str, str]]:
+    """(at most n prompts of each subset, the half that each is in, by id)."""
+    chosen = some_of_each(prompts, n, seed)
+    report = set()
+    for subset in dict.fromkeys(prompt.subset for prompt in chosen):
+        report |= {p.id for p in holdout_split(of_subset(chosen, subset), seed)[1]}
+    return chosen, {p.id: REPORT if p.id in report else CHOOSE for p in chosen}

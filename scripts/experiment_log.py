@@ -1,0 +1,42 @@
+"""Write the experiment log of a run on replies: one page of Markdown; no model is loaded.
+
+Writes experiment_log.md into the run folder, or the file that --out names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusal_dial import cli
+from refusal_dial.cli import argument, flag
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which run, and where the page goes."""
+
+    run: str = argument("a run folder of caa_refusal, compare_prompting_steering or eval_direction")
+    out: str | None = flag(None, "the .md file to write")
+
+
+def main(flags: Flags) -> None:
+    from refusal_dial import directions
+    from refusal_dial.files import write_whole
+    from refusal_dial.replies.record import page
+    from refusal_dial.run import find_run, read_config, read_table, read_verdict
+    from refusal_dial.types import DialError
+
+    folder = find_run(flags.run)
+    config, verdict = read_config(folder), read_verdict(folder)
+    if "judge" not in verdict:
+        raise DialError(f"{folder} is no run on replies: its experiment is {config['experiment']}")
+    kept = [directions.load(path) for path in sorted(folder.glob("direction*.safetensors"))]
+    norms = {one.provenance.layer: one.norm for one in kept}
+    text = page(config, verdict, read_table(folder, "summary"), dict(sorted(norms.items())))
+    path = Path(flags.out) if flags.out else folder / "experiment_log.md"
+    print(f"log: {write_whole(path, text).resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

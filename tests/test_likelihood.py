@@ -1,0 +1,67 @@
+"""Likelihood: equal to uncached passes by hand; no distance without hooks, more with more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import bridge, prompts
+
+from refusal_dial import likelihood
+from refusal_dial.generate import follow
+from refusal_dial.hooks import steer
+from refusal_dial.likelihood import kl_per_token, nll
+from refusal_dial.sampling import end_tokens
+
+UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
+TOKENS = prompts((6, 4, 2), seed=3)
+SAID = [[5, 9, 11], [7], [8, 8, 12, 20]]
+
+
+def by_hand(model, row, said, hooks=()):
+    """Log-probabilities at every step, the whole sequence in one uncached pass."""
+    ids = TOKENS.ids[row, TOKENS.mask[row].argmax() :].tolist() + said
+    with torch.no_grad():
+        logits = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=list(hooks))[0]
+    return logits[-len(said) - 1 :].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma2", "GPT2"])
+def test_following_a_reply_is_an_uncached_pass_over_it(architecture):
+    model = bridge(architecture)
+    hooks = [steer(UNIT, 4.0, layer=1, pos="all")]
+    steps = [x.double().log_softmax(-1) for x in follow(model, TOKENS, hooks, SAID)]
+    assert len(steps) == 5
+    for row, said in enumerate(SAID):
+        expected = by_hand(model, row, said, hooks)
+        for k in range(len(said) + 1):
+            torch.testing.assert_close(steps[k][row], expected[k], atol=1e-4, rtol=0)
+
+
+def test_nll_is_the_mean_over_tokens_and_the_end():
+    model = bridge("Qwen2")
+    found = nll(model, TOKENS, SAID, ["end", "length", "end"])
+    for row, (said, ended) in enumerate(zip(SAID, (True, False, True), strict=True)):
+        logp = by_hand(model, row, said)
+        parts = [logp[k, token] for k, token in enumerate(said)]
+        if ended:
+            parts.append(logp[len(said), end_tokens(model)].logsumexp(-1))
+        torch.testing.assert_close(found[row], -torch.stack(parts).mean(), atol=1e-4, rtol=0)
+    assert nll(model, TOKENS, [[], [7], [8]], ["length"] * 3)[0].isnan()
+
+
+def test_kl_is_zero_without_hooks_and_grows_with_alpha():
+    model = bridge("Qwen2")
+    assert not kl_per_token(model, TOKENS, [], SAID).any()
+    assert kl_per_token(model, TOKENS, [steer(UNIT, 0.0, layer=1)], SAID).max() < 1e-9
+    sizes = [
+        kl_per_token(model, TOKENS, [steer(UNIT, a, layer=1, pos="generated")], SAID).mean()
+        for a in (0.5, 2.0, 8.0)
+    ]
+    assert 0 < sizes[0] < sizes[1] < sizes[2]
+
+
+def test_batches_bounded_by_memory_give_the_same(monkeypatch):
+    model, stops = bridge("Gemma2"), ["end", "length", "end"]
+    whole = nll(model, TOKENS, SAID, stops)
+    monkeypatch.setattr(likelihood, "LOGITS", 1)
+    torch.testing.assert_close(nll(model, TOKENS, SAID, stops), whole, atol=1e-5, rtol=0)

@@ -1,0 +1,191 @@
+"""Experiments on replies, on a tiny random model: rows, pairing, resuming, and both readings."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refusal_dial import directions, job
+from refusal_dial.engine import score_grid
+from refusal_dial.judges import UNSCORED, Judge, Judgement, substring
+from refusal_dial.replies.cells import reply_cells, with_and_without
+from refusal_dial.replies.flags import ComparisonFlags, ContrastFlags, DirectionFlags
+from refusal_dial.replies.job import conduct_replies
+from refusal_dial.replies.judged import judged_batches
+from refusal_dial.replies.opened import (
+    SYSTEM,
+    decoding_of,
+    direction_at,
+    learned_from,
+    open_conversation,
+)
+from refusal_dial.run import read_config, read_table, read_verdict
+from refusal_dial.spoken import spoken_text
+from refusal_dial.steering import learn
+from refusal_dial.study import open_study
+from refusal_dial.sweep import Budget
+from refusal_dial.types import DialError
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"refusal_tokens": "I", "device": "cpu", "layer": (1, 2), "alphas": (-1.0, 0.0, 1.0)}
+SMALL |= {"n_random": 1, "max_new_tokens": 4, "batch_size": 5, "k": 1}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    rows = [
+        {
+            "text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}",
+            "subset": subset,
+            "category": "ab"[i % 2],
+            "pair_id": None if subset == "BENIGN" else str(i),
+        }
+        for subset in ("HARMFUL", "EDGE", "BENIGN")
+        for i in range(5)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def flags_of(kind, qwen_folder, prompts, **more):
+    return kind(model=str(qwen_folder), prompts=prompts, **{**SMALL, **more})
+
+
+@pytest.fixture(scope="module")
+def talk(qwen_folder, prompts):
+    flags = flags_of(ComparisonFlags, qwen_folder, prompts)
+    study = open_study(flags, flags.layer)
+    talk = open_conversation(study, flags, study.prompts[:6], "Refuse.")
+    return talk, flags, learn(study, flags, study.prompts[5:10])
+
+
+def test_rows_hold_both_readings_of_every_cell(talk):
+    talk, flags, learned = talk
+    cells = with_and_without(reply_cells(talk.study, flags, learned), SYSTEM)
+    assert len(cells) == (1 + 2 * 5) + (1 + 2 * 3)
+    budget = Budget(4, "auto", None)
+
+    def batches(skip=0):
+        rest = talk.rows(), cells, decoding_of(flags), budget, skip
+        who = talk.tokens, talk.prompts, talk.judge, talk.study.scorer
+        return list(judged_batches(talk.model, *who, *rest))
+
+    parts = batches()
+    assert [len(part) for part in parts] == [4 * len(cells), 2 * len(cells)]
+    first = parts[0]
+    assert set(first["label"]) <= {"full_compliance", "partial_refusal", "full_refusal", "unclear"}
+    assert list(first["phrase"]) == [int(substring(spoken_text(x))) for x in first["completion"]]
+    for system, tokens in talk.tokens.items():
+        mine = [cell for cell in cells if cell.labels["system"] == system]
+        scores = score_grid(
+            talk.model, tokens.rows(0, 4), [c.hooks for c in mine], talk.study.scorer
+        )
+        told = first.loc[first["system"] == system, "score"]
+        assert told.tolist() == pytest.approx(scores.flatten().tolist(), abs=1e-5)
+    zero = first[(first["direction"] == "learned") & (first["alpha"] == 0)]
+    own = first[(first["direction"] == "baseline")].set_index(["system", "prompt_id"])
+    for _, row in zero.iterrows():
+        assert row["completion"] == own.loc[(row["system"], row["prompt_id"]), "completion"]
+    assert batches(1)[0].equals(parts[1])
+
+
+def test_a_cell_under_a_system_message_that_nobody_gave(talk, tmp_path):
+    talk, flags, _ = talk
+    cells = with_and_without(reply_cells(talk.study, flags, []), "polite")
+    with pytest.raises(DialError, match="no system message is called 'polite' here"):
+        conduct_replies("any", talk, replace(flags, out=str(tmp_path)), cells, [], talk.rows())
+
+
+def test_a_judge_that_cannot_judge_ends_the_run(talk, tmp_path):
+    talk, flags, _ = talk
+
+    def fails(completions, prompts):
+        return [Judgement(UNSCORED) for _ in completions]
+
+    broken = replace(talk, judge=Judge("broken", "1", fails))
+    cells = reply_cells(talk.study, flags, [])
+    rows = (talk.rows(), replace(flags, out=str(tmp_path / "run")))
+    with pytest.raises(DialError, match=r"5 of 6 rows have no score .5 no label from the judge"):
+        conduct_replies("any", broken, rows[1], cells, [], rows[0])
+    run, summary = conduct_replies(
+        "any", broken, replace(rows[1], max_missing=1.0), cells, [], rows[0]
+    )
+    assert read_verdict(run.folder)["judge"]["unscored"] == 6
+    assert summary["refusal_rate"].isna().all()
+
+
+EXPERIMENTS = {
+    "eval_direction_on_xstest": DirectionFlags,
+    "caa_refusal": ContrastFlags,
+    "compare_prompting_steering": ComparisonFlags,
+}
+FIGURES = {
+    "eval_direction_on_xstest": ("plot_xstest", 3),
+    "caa_refusal": ("plot_layer_strength", 2),
+    "compare_prompting_steering": ("plot_conditions", 1),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
+    name, qwen_folder, prompts, tmp_path, monkeypatch, capsys
+):
+    more = {
+        "eval_direction_on_xstest": {"layer": (1,), "alphas": (-1.0, 1.0)},
+        "caa_refusal": {"n_pairs": 1, "alphas": (1.0,)},
+        "compare_prompting_steering": {"n": 2, "layer": (2,), "alphas": (1.0,)},
+    }[name]
+    flags = flags_of(EXPERIMENTS[name], qwen_folder, prompts, **more)
+    main = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["main"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    main(replace(flags, out=str(whole)))
+    real = job.append
+
+    def interrupted(run, rows):
+        if run.scores.is_file():
+            raise KeyboardInterrupt
+        real(run, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(replace(flags, out=str(out)))
+    with (out / "scores.csv").open("a") as file:
+        file.write("learned,,1,resid")  # torn
+    main(replace(flags, out=str(out)))
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (out / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
+    told = read_verdict(out)["judge"]
+    assert told["judge"] == "builtin"
+    assert sum(told["labels"].values()) == len(read_table(out, "scores"))
+    assert read_config(out)["settings"]["judge"]["version"] == told["version"]
+    shown = capsys.readouterr().out
+    assert "judge: builtin version" in shown
+    script, count = FIGURES[name]
+    draw = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
+    draw["main"](draw["Flags"](str(out)))
+    assert len(list(out.glob("*.html"))) == count
+
+
+def test_a_direction_comes_from_a_file_or_a_run(talk, tmp_path):
+    _, _, (first, second) = talk
+    directions.save(first, tmp_path / "direction_layer1.safetensors")
+    assert direction_at(str(tmp_path)).provenance.layer == 1
+    directions.save(second, tmp_path / "direction_layer2.safetensors")
+    assert direction_at(str(tmp_path), 2).provenance.layer == 2
+    assert direction_at(str(tmp_path / "direction_layer1.safetensors")).provenance.layer == 1
+    with pytest.raises(DialError, match=r"holds these directions: direction_layer1.*--layer"):
+        direction_at(str(tmp_path))
+
+
+def test_prompts_a_direction_was_learned_from_are_known_by_their_hash(talk):
+    talk, _, (first, _) = talk
+    everyone = talk.study.prompts
+    assert learned_from(first, everyone) == list(everyone[5:10])
+    changed = [replace(prompt, text=prompt.text + "!") for prompt in everyone]
+    assert learned_from(first, changed) == []
