@@ -5,10 +5,11 @@ recording; and batches do not depend on one another. `ray` asks Ray (core API) f
 CPUs or GPUs, has each load the model once, by its name, and hands out batches. The rows come back
 to this process in the order of `local`: one run, written by one hand, holding the same rows.
 
-Placing actors, starting them again and telling that one is lost are Ray's. What is left here is a
-window: a batch lost with its actor is handed to the next that is free (the actor may wait long for
-another node), and no batch is begun that is far ahead of the one to be written, so this process
-holds `2 * workers` batches at most. Lost with this process is what that window holds.
+Placing actors and telling that one is lost are Ray's. A lost one is asked for again, and its batch
+goes to whoever is free first. Ray's own restarts and retries are left at their default, none: they
+would have a batch wait for its own actor however long that waits for a node, and count as a retry
+every look at an actor that is not back yet. No batch is begun far ahead of the one to be written:
+this process holds `2 * workers` batches at most, and that is all that is lost with it.
 
 Ray itself sends pickles between the machines of a cluster: whoever can submit work to one can run
 any code on it, with or without this package. Use a head that you would log in to.
@@ -20,8 +21,9 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
@@ -37,6 +39,9 @@ LOSSES = 5
 """Actors that a batch may take with it before it is held to be its fault."""
 PATIENCE = 60.0
 """Seconds without any worker after which the log says so."""
+NO_BATCH = -1
+Answer = tuple[Any, list[str]]
+"""A batch's rows, and what the worker logged meanwhile."""
 
 
 @runtime_checkable
@@ -93,73 +98,101 @@ def _on_ray(
         room = _places(ray, machines.cpus_per_worker, gpus)
         workers = min(machines.workers or room, len(numbers))
         log.info("ray: %d workers on %s, for %d batches", workers, task.device, len(numbers))
-        actor = ray.remote(Worker).options(
-            num_cpus=machines.cpus_per_worker, num_gpus=gpus, max_restarts=-1
-        )
+        made = ray.remote(Worker).options(num_cpus=machines.cpus_per_worker, num_gpus=gpus)
         told: set[str] = set()
-        actors = [actor.remote() for _ in range(workers)]
-        for frame, lines in _in_order(ray, actors, ray.put(task), numbers, here):
-            for line in dict.fromkeys(lines):
-                if line not in told:
-                    log.info("a worker: %s", line)
-            told.update(lines)
-            yield frame
+        with closing(Pool(ray, made.remote, workers, ray.put(task), here)) as pool:
+            for frame, lines in in_order(pool, numbers):
+                for line in dict.fromkeys(lines):
+                    if line not in told:
+                        log.info("a worker: %s", line)
+                told.update(lines)
+                yield frame
 
 
-def _in_order(
-    ray: Any, actors: list[Any], task: Any, numbers: range, here: Mapping[str, str]
-) -> Iterator[tuple[pd.DataFrame, list[str]]]:
-    """What the actors return for every number, in order."""
-    todo, lost = deque(numbers), Counter[int]()
-    early: dict[int, tuple[pd.DataFrame, list[str]]] = {}
-    flying: dict[Any, tuple[Any, int | None]] = {}  # None: the actor is loading the model
-
-    def open_in(actor: Any) -> None:
-        flying[actor.open.options(max_task_retries=LOSSES).remote(task)] = actor, None
-
-    idle: list[Any] = []
-    for actor in actors:
-        open_in(actor)
+def in_order(pool: Pool, numbers: range) -> Iterator[Answer]:
+    """The pool's answer to every number, in order."""
+    todo, early = deque(numbers), dict[int, Answer]()
     for due in numbers:
         while due not in early:
-            while idle and todo and todo[0] < due + 2 * len(actors):
-                actor, given = idle.pop(), todo.popleft()
-                flying[actor.batch.remote(given)] = actor, given
-            done, _ = ray.wait(list(flying), timeout=PATIENCE)
-            if not done:
-                if all(number is None for _, number in flying.values()):
-                    log.warning("no worker is up: Ray is waiting for a node with room for one")
-                continue
-            actor, number = flying.pop(done[0])
-            try:
-                found = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise _cause(error, number) from error
-            except ray.exceptions.RayError as error:  # the actor, its node or its answer is gone
-                if number is None:
-                    raise DialError(f"a worker cannot be started: {one_line(error)}") from error
-                lost[number] += 1
-                if lost[number] == LOSSES:
-                    raise DialError(
-                        f"batch {number} has ended {LOSSES} workers, most likely for want of "
-                        "memory: try a smaller --batch-size"
-                    ) from error
-                log.warning("a worker is lost, and batch %d is computed again", number)
+            while pool.idle and todo and todo[0] < due + 2 * pool.size:
+                pool.give(todo.popleft())
+            number, answer = pool.take()
+            if answer is not None:
+                early[number] = answer
+            elif number != NO_BATCH:
                 todo.appendleft(number)
-                open_in(actor)
-                continue
-            if number is None:
-                check_same(here, found)
-            else:
-                early[number] = found
-            idle.append(actor)
         yield early.pop(due)
 
 
-def _cause(error: Any, number: int | None) -> BaseException:
+@dataclass(eq=False)
+class Pool:
+    """So many actors, each of which loads the model, computes a batch, or is idle."""
+
+    ray: Any
+    actor_of: Callable[[], Any]
+    size: int
+    task: Any
+    here: Mapping[str, str]
+    idle: deque[Any] = field(default_factory=deque)
+    busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    lost: Counter[int] = field(default_factory=Counter)
+
+    def give(self, number: int) -> None:
+        """Have an idle actor compute this batch."""
+        actor = self.idle.popleft()
+        self.busy[actor.batch.remote(number)] = actor, number
+
+    def take(self) -> tuple[int, Answer | None]:
+        """Wait for what comes next: a batch's number and answer, None for one that is lost with its
+        actor; or `NO_BATCH`. Raises what went wrong in a worker."""
+        while len(self.busy) + len(self.idle) < self.size:
+            actor = self.actor_of()
+            self.busy[actor.open.remote(self.task)] = actor, NO_BATCH
+        done, _ = self.ray.wait(list(self.busy), timeout=PATIENCE)
+        if not done:
+            if all(number == NO_BATCH for _, number in self.busy.values()):
+                log.warning("no worker is up: Ray is waiting for a node with room for one")
+            return NO_BATCH, None
+        actor, number = self.busy.pop(done[0])
+        try:
+            found = self.ray.get(done[0])
+        except self.ray.exceptions.RayTaskError as error:  # it was raised in the worker
+            raise _cause(error, number) from error
+        except self.ray.exceptions.RayError as error:  # the actor, its node or its answer is lost
+            self._bear(number, error)
+            return number, None
+        self.idle.append(actor)
+        if number != NO_BATCH:
+            return number, found
+        check_same(self.here, found)
+        self.lost[NO_BATCH] = 0
+        return NO_BATCH, None
+
+    def _bear(self, number: int, error: BaseException) -> None:
+        """Take note of a loss; raise where there are too many."""
+        self.lost[number] += 1
+        if self.lost[number] < LOSSES:
+            if number != NO_BATCH:
+                log.warning("a worker is lost: batch %d is computed again", number)
+        elif number == NO_BATCH:
+            why = f"{LOSSES} workers in a row were lost as they began: {one_line(error)}"
+            raise DialError(why) from error
+        else:
+            raise DialError(
+                f"batch {number} has ended {LOSSES} workers, most likely for want of memory: try a "
+                "smaller --batch-size"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of all actors."""
+        for actor in [*self.idle, *(actor for actor, _ in self.busy.values())]:
+            self.ray.kill(actor)
+
+
+def _cause(error: Any, number: int) -> BaseException:
     """What went wrong in a worker, as it would have been raised here."""
     cause = error.cause
-    if number is None and not isinstance(cause, DialError):
+    if number == NO_BATCH and not isinstance(cause, DialError):
         return DialError(f"a worker cannot be started: {one_line(cause)}")
     return cause if isinstance(cause, Exception) else error
 

@@ -1,0 +1,305 @@
+"""Executors: rows from a cluster are those of this process, whatever is lost on the way.
+
+The cluster is real: a Ray head and nodes of one CPU each, started here (`ray.cluster_utils`).
+Actors are killed, nodes taken away, and the driver killed, in the middle of a sweep. Where only
+the handing out is in question, actors without a model start in a second instead of ten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from refusal_dial import executors, job
+from refusal_dial.flags import SteeringFlags
+from refusal_dial.job import conduct
+from refusal_dial.run import read_table
+from refusal_dial.steering import learn, steering_cells
+from refusal_dial.study import open_study, prompt_rows
+from refusal_dial.types import DialError
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "experiments" / "steer_refusal_direction.py"
+BATCHES = 12
+
+
+@pytest.fixture(scope="module")
+def cluster(monkeypatch_module):
+    """A Ray head without room, and one node with room for one worker."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-dial[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        add_node(cluster)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+
+
+def kill_workers(node) -> None:
+    """SIGKILL to the actors' processes on a node."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for child in raylet.children(recursive=True):
+        if "ray::Worker" in " ".join(child.cmdline()):
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def flags(qwen_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    rows = [
+        {"text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}", "subset": subset}
+        for subset in ("HARMFUL", "EDGE", "BENIGN")
+        for i in range(BATCHES // 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SteeringFlags(
+        model=str(qwen_folder),
+        prompts=str(path),
+        refusal_tokens="I",
+        device="cpu",
+        layer=(1,),
+        alphas=(-2.0, 2.0),
+        n_random=2,
+        k=1,
+        batch_size=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def study(flags):
+    return open_study(flags, flags.layer)
+
+
+def carry_out(study, flags, out):
+    flags = replace(flags, out=str(out))
+    learned = learn(study, flags, study.prompts[4:8])
+    cells = steering_cells(study, flags, learned)
+    return conduct("steer_refusal_direction", study, flags, prompt_rows(study), cells, learned)
+
+
+@pytest.fixture(scope="module")
+def local(study, flags, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "local"
+    carry_out(study, flags, out)
+    return out
+
+
+def on(cluster, flags, **more):
+    return replace(flags, executor="ray", ray_address=cluster.address, **more)
+
+
+def test_an_actor_killed_and_a_node_taken_away_cost_nothing_but_time(
+    cluster, study, flags, local, tmp_path, monkeypatch
+):
+    real, appended = job.append, []
+    [first] = cluster.worker_nodes
+    second = add_node(cluster)
+
+    def disturbed(run, rows):
+        real(run, rows)
+        appended.append(len(rows))
+        if len(appended) == 1:
+            kill_workers(first)
+        if len(appended) == 3:
+            cluster.remove_node(second, allow_graceful=False)
+
+    monkeypatch.setattr(job, "append", disturbed)
+    carry_out(study, on(cluster, flags), tmp_path / "run")
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert "ray: 2 workers on cpu, for 12 batches" in said
+    assert "computed again" in said
+    assert len(appended) == BATCHES
+    ours, theirs = (read_table(path, "scores") for path in (tmp_path / "run", local))
+    pd.testing.assert_frame_equal(ours, theirs, atol=1e-6, rtol=0)
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == (local / "scores.csv").read_bytes()
+
+
+def test_a_driver_that_is_killed_loses_what_was_in_flight_and_the_rerun_ends_with_the_same_bytes(
+    cluster, study, flags, local, tmp_path
+):
+    out, whole = tmp_path / "run", (local / "scores.csv").read_bytes()
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in asked(flags, out).items()]
+    driver = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *given, "--executor=ray", f"--ray-address={cluster.address}"],
+        stderr=subprocess.DEVNULL,
+    )
+    scores, deadline = out / "scores.csv", time.monotonic() + 90
+    while not (scores.is_file() and scores.stat().st_size > len(whole) / BATCHES):
+        assert driver.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < deadline, "no batch was written in 90 s"
+        time.sleep(0.002)
+    driver.kill()
+    driver.wait()
+    left = scores.read_bytes()
+    assert whole.startswith(left)
+    assert len(left) < len(whole)
+    carry_out(study, flags, out)  # where it was begun does not matter
+    assert scores.read_bytes() == whole
+
+
+def asked(flags, out) -> dict[str, object]:
+    """The flags as they would be typed, but for those that have their default."""
+    typed = {}
+    for name, value in vars(replace(flags, out=str(out))).items():
+        if value != getattr(SteeringFlags(), name):
+            typed[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return typed
+
+
+def test_a_node_with_other_code_is_refused(cluster, study, flags, tmp_path, monkeypatch):
+    """Ray looks for modules in the driver's folder first, and there is a copy with another line."""
+    shutil.copytree(ROOT / "refusal_dial", tmp_path / "refusal_dial")
+    with (tmp_path / "refusal_dial" / "stats.py").open("a") as file:
+        file.write("\n# a change that nobody else has\n")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    with pytest.raises(DialError, match=r"a worker has refusal-dial .* where this process has"):
+        carry_out(study, on(cluster, flags, workers=1), out)
+    assert not (out / "scores.csv").exists()
+
+
+# --- before there is a cluster
+
+
+def nothing(model, *, skip):
+    yield from ()
+
+
+def test_a_head_that_cannot_be_reached_is_refused(study, flags):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-dial[ray]'")
+    with socket.socket() as bound:  # bound and not listening: nobody answers
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        there = replace(flags, executor="ray", ray_address=address)
+        with pytest.raises(DialError, match=f"no Ray head answers at {address}"):
+            list(executors.compute(study.model, nothing, 0, 1, there))
+
+
+def test_without_ray_the_error_says_what_to_install(study, flags, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # import ray fails
+    with pytest.raises(DialError, match=r"pip install 'refusal-dial\[ray\]'"):
+        list(executors.compute(study.model, nothing, 0, 1, replace(flags, executor="ray")))
+
+
+def test_devices_that_do_not_agree_are_refused(study, flags):
+    gpu = replace(flags, executor="ray", gpus_per_worker=1.0)
+    with pytest.raises(DialError, match="model on cpu, and a worker with 1 GPUs"):
+        list(executors.compute(study.model, nothing, 0, 1, gpu))
+
+
+def test_a_finished_sweep_starts_no_cluster(study, flags):
+    nowhere = replace(flags, executor="ray", ray_address="127.0.0.1:1")
+    assert list(executors.compute(study.model, nothing, 3, 3, nowhere)) == []
+
+
+# --- handing out, with actors that have no model
+
+
+@pytest.fixture(scope="module")
+def handed(cluster):
+    """`handed(batch, n)`: `batch(number)` for n numbers by actors on the cluster, in order."""
+
+    class Light:  # a local class goes to the actor as it is, and without this module
+        def open(self, batch):
+            self._batch = batch
+            return {"version": "1"}
+
+        def batch(self, number):
+            return self._batch(number), [f"said by {number}"]
+
+    with executors._cluster(SteeringFlags(executor="ray", ray_address=cluster.address)) as ray:
+        made = ray.remote(Light).options(num_cpus=0.25)
+
+        def hand(batch, n, version="1", workers=2):
+            here = {"version": version}
+            pool = executors.Pool(ray, made.remote, workers, ray.put(batch), here)
+            with closing(pool):
+                yield from executors.in_order(pool, range(n))
+
+        yield hand
+
+
+def test_batches_come_in_order_and_none_is_begun_far_ahead(handed, tmp_path):
+    def batch(number):
+        (tmp_path / str(number)).touch()
+        time.sleep(0.3 if number == 0 else 0)
+        return number
+
+    came = []
+    for number, lines in handed(batch, 30):
+        came.append(number)
+        assert lines == [f"said by {number}"]
+        begun = {int(path.name) for path in tmp_path.iterdir()}
+        assert max(begun) < number + 2 * 2
+    assert came == list(range(30))
+
+
+def test_a_batch_that_loses_its_worker_is_computed_again(handed, tmp_path, caplog):
+    def batch(number):
+        if number == 2 and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            os._exit(1)
+        return number
+
+    with caplog.at_level("WARNING", "refusal_dial"):
+        assert [number for number, _ in handed(batch, 5)] == list(range(5))
+    assert "a worker is lost: batch 2 is computed again" in caplog.text
+
+
+def test_a_batch_that_ends_every_worker_is_named(handed, monkeypatch):
+    monkeypatch.setattr(executors, "LOSSES", 2)
+    batches = handed(lambda number: os._exit(1) if number == 1 else number, 3, workers=1)
+    with pytest.raises(DialError, match=r"batch 1 has ended 2 workers.*smaller --batch-size"):
+        list(batches)
+
+
+def test_what_goes_wrong_in_a_worker_is_raised_as_it_would_be_here(handed):
+    def batch(number):
+        raise ValueError("NaN in batch " + str(number))
+
+    with pytest.raises(ValueError, match=r"^NaN in batch 0$"):
+        next(handed(batch, 1))
+
+
+def test_a_worker_that_differs_is_refused(handed):
+    with pytest.raises(DialError, match="a worker has version 1 where this process has 2"):
+        next(handed(lambda number: number, 1, version="2"))
+
+
+def test_waiting_for_a_node_is_said(handed, caplog, monkeypatch):
+    monkeypatch.setattr(executors, "PATIENCE", 0.05)  # less than an actor takes to start
+    with caplog.at_level("WARNING", "refusal_dial"):
+        next(handed(lambda number: number, 1, workers=1))
+    assert "no worker is up" in caplog.text
+
+
+def test_a_worker_that_no_node_has_room_for_is_refused(handed, study, flags):
+    big = replace(flags, executor="ray", cpus_per_worker=1000)
+    with pytest.raises(DialError, match="no node has room for a worker of 1000 CPUs and 0 GPUs"):
+        list(executors.compute(study.model, nothing, 0, 1, big))
