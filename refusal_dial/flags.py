@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from refusal_dial.cli import CONFIG, flag
+from refusal_dial.cli import CONFIG, argument, flag
 from refusal_dial.types import NAMED_POS, DialError, one_of
 from refusal_dial.values import listed, number, text, whole
 
@@ -19,6 +19,7 @@ STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d
 UNITS = ("absolute", "residual")
 SCORERS = ("refusal_score", "logit_diff")
 ENGINES = ("auto", "plain")
+FORMATS = ("html", "png", "pdf", "svg")
 EXECUTORS = ("local", "ray")
 MACHINES = ("executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
 """Flags that say where rows are computed, which they do not depend on."""
@@ -78,6 +79,14 @@ def _pos(value: Any) -> int:
             f"expected a position counted from the end of the prompt such as -1, not {value!r}"
         )
     return value
+
+
+def _formats(value: Any) -> tuple[str, ...]:
+    formats = tuple(dict.fromkeys(map(str, listed(value))))
+    for one in formats:
+        if one not in FORMATS:
+            raise one_of(one, FORMATS, "format")
+    return formats
 
 
 def at_least(least: int | float, kind: Any) -> Any:
@@ -189,3 +198,14 @@ class HoldoutFlags(SteeringFlags):
     """How much of EDGE the direction never sees."""
 
     holdout: float = flag(0.5, "share of EDGE prompts held out", _share)
+
+
+@dataclass(frozen=True)
+class PlotFlags:
+    """Which run, and how its figures are left."""
+
+    run: str = argument("a run folder, or an experiment's folder: its newest finished run")
+    format: tuple[str, ...] = flag(
+        ("html",), "png, pdf and svg besides .html, such as png,pdf", _formats
+    )
+    out: str | None = flag(None, "the folder to write to, or the .html file; default the run's")

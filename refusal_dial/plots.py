@@ -1,82 +1,85 @@
-"""Figures: a tidy frame becomes a plotly figure. No files, no torch.
+"""Figures of the dial: a tidy frame becomes a plotly figure. No files, no torch.
 
-One theme: colour-blind-safe (Okabe and Ito 2008), a direction always in its own colour, intervals
-drawn as bands. A figure shows what a summary holds; it does not compute statistics of its own.
+Every kind of direction that a run has is drawn, learned and controls alike, each in the colour that
+`theme` gives it. A figure shows what a summary holds; it does not compute statistics of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_dial.summary import GROUP, PLACE, distinct, prompt_groups, random_band
+from refusal_dial.theme import (
+    ALPHA,
+    BLACK,
+    SCORE,
+    add_band,
+    add_line,
+    colour_of,
+    escaped,
+    styled,
+    subset_colour,
+)
 from refusal_dial.types import DialError
 
-COLOURS = {"learned": "#0072B2", "random": "#767676", "baseline": "#000000"}
-LABELS = {"refusal_rate": "refusal rate", "score_mean": "mean refusal score (log-odds)"}
+LABELS = {"refusal_rate": "share refused", "score_mean": f"mean {SCORE}"}
 BANDS = {"refusal_rate": ("rate_lo", "rate_hi"), "score_mean": ("score_lo", "score_hi")}
-
-
-def title_of(config: Mapping[str, Any], question: str) -> str:
-    """Question, then model, site and position, from a run's config."""
-    settings = config["settings"]
-    where = (
-        f"{settings['model']['name']}, {settings.get('site', '')}, position {settings.get('pos')}"
-    )
-    return f"{question}<br><sup>{_escaped(where)}</sup>"
-
-
-def _escaped(text: str) -> str:
-    """Plotly reads a little HTML in titles; names are data."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+BINS = 40
 
 
 def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate") -> go.Figure:
     """`value` against alpha: a row per layer, a column per group of prompts.
 
-    The learned direction with its interval over prompts; the mean of the random directions with
-    their 2.5-97.5% range; the unsteered model as a dotted line.
+    The learned direction with its interval over prompts; of each kind of control the mean over its
+    directions with their 2.5-97.5% range; the unsteered model as a dotted line.
     """
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
     groups = prompt_groups(learned)
     counts = learned.groupby(GROUP, sort=False)["n"].first()
     titles = [
-        f"layer {place[0]}: {subset} {split} (n={counts[(subset, split)]})"
+        escaped(f"layer {place[0]}: {subset} {split} (n={counts[(subset, split)]})")
         for place in places
         for subset, split in groups
     ]
     figure = make_subplots(
         rows=len(places), cols=len(groups), subplot_titles=titles, shared_yaxes=True
     )
-    band = random_band(summary, value)
+    bands = {kind: random_band(summary, value, kind) for kind in control_kinds(summary)}
+    lo, hi = BANDS[value]
     for r, place in enumerate(places, 1):
         for c, group in enumerate(groups, 1):
-            first = r == c == 1
-            here = _at(band, place, group).sort_values("alpha")
-            if len(here):
-                _band(figure, here["alpha"], here["lo"], here["hi"], "random", r, c)
-                _line(figure, here["alpha"], here["mean"], "random", r, c, first, "random (mean)")
-            one = _at(learned, place, group).sort_values("alpha")
-            lo, hi = BANDS[value]
-            _band(figure, one["alpha"], one[lo], one[hi], "learned", r, c)
-            _line(figure, one["alpha"], one[value], "learned", r, c, first, "learned")
+            first, at = r == c == 1, {"row": r, "col": c}
+            for kind, band in bands.items():
+                here = _at(band, place, group).sort_values("alpha")
+                name, colour = f"{kind} (mean)", colour_of(kind)
+                if len(here):
+                    add_band(figure, here["alpha"], here["lo"], here["hi"], colour, name, at)
+                    add_line(figure, here["alpha"], here["mean"], colour, name, at, first)
+            one, colour = _at(learned, place, group).sort_values("alpha"), colour_of("learned")
+            add_band(figure, one["alpha"], one[lo], one[hi], colour, "learned", at)
+            add_line(figure, one["alpha"], one[value], colour, "learned", at, first)
             base = summary[(summary["direction"] == "baseline")]
             base = base[(base[GROUP] == list(group)).all(axis=1)]
             if len(base):
-                colour = COLOURS["baseline"]
-                figure.add_hline(
-                    float(base[value].iloc[0]), line_dash="dot", line_color=colour, row=r, col=c
-                )
-    figure.update_xaxes(title_text="alpha (residual-stream units)")
+                level = float(base[value].iloc[0])
+                figure.add_hline(level, line_dash="dot", line_color=BLACK, line_width=1, **at)
+    figure.update_xaxes(title_text=ALPHA, row=len(places))
     figure.update_yaxes(title_text=LABELS[value], col=1)
     if value == "refusal_rate":
         figure.update_yaxes(range=[-0.03, 1.03])
-    return _styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
+    return styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
+
+
+def control_kinds(summary: pd.DataFrame) -> list[str]:
+    """What was steered besides the learned direction, in order of first appearance."""
+    kinds = dict.fromkeys(summary["direction"])
+    return [str(kind) for kind in kinds if kind not in ("learned", "baseline")]
 
 
 def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
@@ -91,12 +94,12 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     if not {"EDGE", "HARMFUL"} <= held_out:
         have = ", ".join(sorted(held_out)) or "none"
         raise DialError(f"this figure needs held-out EDGE and HARMFUL prompts; the run has {have}")
-    figure = make_subplots(cols=len(places), subplot_titles=[f"layer {p[0]}" for p in places])
+    figure = make_subplots(cols=len(places), subplot_titles=_counted(learned, places))
     for c, place in enumerate(places, 1):
-        for name in ("random", "learned"):
+        for name in (*control_kinds(summary), "learned"):
             table = _trade_off(summary, name, place)
             for seed, part in table.groupby("seed", dropna=False):
-                shown = name == "learned" or seed == 0
+                shown = name == "learned" or seed == table["seed"].min()
                 figure.add_scatter(
                     x=part["EDGE"],
                     y=part["HARMFUL"],
@@ -105,15 +108,15 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
                     legendgroup=name,
                     showlegend=bool(c == 1 and shown),
                     opacity=1.0 if name == "learned" else 0.35,
-                    line={"color": COLOURS[name]},
+                    line={"color": colour_of(name)},
                     text=[f"alpha {alpha:g}" for alpha in part["alpha"]],
                     hovertemplate="%{text}<br>EDGE %{x:.2f}, HARMFUL %{y:.2f}<extra></extra>",
                     row=1,
                     col=c,
                 )
-    figure.update_xaxes(title_text="EDGE refused (over-refusal)", range=[-0.03, 1.03])
-    figure.update_yaxes(title_text="HARMFUL refused", range=[-0.03, 1.03], col=1)
-    return _styled(figure, title, height=480, width=140 + 420 * len(places))
+    figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
+    figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.03, 1.03], col=1)
+    return styled(figure, title, height=480, width=140 + 420 * len(places))
 
 
 def _places(learned: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -137,45 +140,56 @@ def _at(frame: pd.DataFrame, place: tuple[Any, ...], group: tuple[Any, ...]) -> 
     return frame[(frame[[*PLACE, *GROUP]] == [*place, *group]).all(axis=1)]
 
 
-def _line(
-    figure: go.Figure, x: Any, y: Any, colour: str, row: int, col: int, legend: bool, name: str
-) -> None:
-    figure.add_scatter(
-        x=x,
-        y=y,
-        mode="lines+markers",
-        name=name,
-        legendgroup=colour,
-        showlegend=legend,
-        line={"color": COLOURS[colour]},
-        row=row,
-        col=col,
+def _counted(learned: pd.DataFrame, places: list[tuple[Any, ...]]) -> list[str]:
+    held = learned[learned["split"] == "holdout"].drop_duplicates("subset").set_index("subset")["n"]
+    counts = f"n = {held['EDGE']} EDGE, {held['HARMFUL']} HARMFUL"
+    return [f"layer {place[0]} ({counts})" for place in places]
+
+
+def score_histograms(scores: pd.DataFrame, title: str, threshold: float | None = 0.0) -> go.Figure:
+    """How the scores of each subset are spread: unsteered, and under the learned direction at the
+    lowest and the highest alpha of each layer, from the rows themselves. A dotted line marks the
+    threshold; all panels share bins and axes. Raises `DialError` where no row has a score."""
+    scores = scores[scores["score"].notna()]
+    panels = {"unsteered": scores[scores["direction"] == "baseline"]}
+    learned = scores[scores["direction"] == "learned"]
+    for layer, part in learned.groupby("layer", sort=False):
+        for alpha in sorted({part["alpha"].min(), part["alpha"].max()}):
+            panels[f"layer {layer}, alpha {alpha:g}"] = part[part["alpha"] == alpha]
+    panels = {name: rows for name, rows in panels.items() if len(rows)}
+    if not panels:
+        raise DialError("no row of this run has a score: there is nothing to draw")
+    every = pd.concat(panels.values())
+    edges = np.histogram_bin_edges(every["score"].to_numpy(dtype=float), BINS)
+    middles, subsets = (edges[:-1] + edges[1:]) / 2, list(dict.fromkeys(every["subset"]))
+    figure = make_subplots(
+        rows=len(panels),
+        subplot_titles=list(panels),
+        shared_xaxes=True,
+        vertical_spacing=0.25 / len(panels),
     )
-
-
-def _band(figure: go.Figure, x: Any, lo: Any, hi: Any, colour: str, row: int, col: int) -> None:
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*hi, *lo[::-1]],
-        fill="toself",
-        fillcolor=COLOURS[colour],
-        opacity=0.18,
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=colour,
-        row=row,
-        col=col,
-    )
-
-
-def _styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
-    return figure.update_layout(
-        template="simple_white",
-        title={"text": title, "x": 0.02, "xanchor": "left"},
-        height=height,
-        width=width,
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        margin={"t": 110, "l": 70, "r": 30, "b": 100},
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13},
-    )
+    for r, rows in enumerate(panels.values(), 1):
+        for subset in subsets:
+            part = rows.loc[rows["subset"] == subset, "score"].to_numpy(dtype=float)
+            name = f"{subset} (n={len(part)})"
+            colour = subset_colour(str(subset))
+            figure.add_bar(
+                x=middles,
+                y=np.histogram(part, edges)[0] / max(1, len(part)),
+                width=np.diff(edges),
+                name=escaped(name),
+                legendgroup=str(subset),
+                showlegend=r == 1,
+                marker={"color": colour, "line": {"width": 0}},
+                opacity=0.6,
+                hovertemplate="%{x:.2f}: %{y:.1%}",
+                row=r,
+                col=1,
+            )
+        if threshold is not None:
+            figure.add_vline(threshold, line_dash="dot", line_color=BLACK, line_width=1, row=r)
+    figure.update_xaxes(title_text="score", row=len(panels))
+    figure.update_yaxes(title_text="share of prompts", row=(len(panels) + 1) // 2)
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_layout(barmode="overlay", bargap=0)
+    return styled(figure, title, height=190 + 170 * len(panels), width=760)

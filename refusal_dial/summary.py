@@ -95,10 +95,12 @@ def prompt_groups(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
     return sorted(distinct(frame, GROUP), key=lambda group: group[0] != "EDGE")
 
 
-def random_band(summary: pd.DataFrame, value: str = "refusal_rate") -> pd.DataFrame:
+def random_band(
+    summary: pd.DataFrame, value: str = "refusal_rate", kind: str = "random"
+) -> pd.DataFrame:
     """Mean, 2.5th and 97.5th percentile of `value` over random seeds, a row per place, alpha and
-    group. Empty where the run has no random directions."""
-    random = summary[summary["direction"] == "random"]
+    group; of another `kind` of control, over its own. Empty where the run has none."""
+    random = summary[summary["direction"] == kind]
     grouped = random.groupby([*PLACE, "alpha", *GROUP], sort=False)[value]
     return grouped.agg(
         mean="mean",

@@ -9,10 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_dial.plots import _styled
+from refusal_dial.theme import colour_of, styled
 from refusal_dial.types import DialError
 
-COLOURS = {"learned": "#0072B2", "conditional": "#D55E00", "random_detector": "#767676"}
 NAMES = {
     "learned": "always",
     "conditional": "behind the detector",
@@ -51,13 +50,13 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, spared: str) 
                 name=NAMES[name],
                 legendgroup=name,
                 showlegend=c == 1,
-                line={"color": COLOURS[name]},
+                line={"color": colour_of(name)},
                 text=[f"alpha {alpha:g}" for alpha in mean["alpha"]],
                 hovertemplate="%{text}<br>cost %{x:.2f}, gain %{y:.2f}<extra></extra>",
                 row=1,
                 col=c,
                 **bars,
             )
-    figure.update_xaxes(title_text=f"rise of the rate on {spared}")
-    figure.update_yaxes(title_text=f"rise of the mean score on {wanted}", col=1)
-    return _styled(figure, title, height=480, width=140 + 420 * len(layers))
+    figure.update_xaxes(title_text=f"rise of the share refused, {spared}")
+    figure.update_yaxes(title_text=f"rise of the mean score, {wanted} (log-odds)", col=1)
+    return styled(figure, title, height=480, width=140 + 420 * len(layers))

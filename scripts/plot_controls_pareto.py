@@ -1,37 +1,26 @@
-"""Draw HARMFUL refusal against EDGE over-refusal along alpha, learned against random directions.
+"""Draw HARMFUL refusal against EDGE over-refusal along alpha, learned direction against controls.
 
 RUN is a run folder, or an experiment's folder, of which the newest finished run is taken. Writes
-controls_pareto.html into the run folder, or the file that --out names.
+controls_pareto.html into it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.flags import PlotFlags
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Which run, and where the figure goes."""
-
-    run: str = argument("a run folder, or an experiment's folder")
-    out: str | None = flag(None, "the .html file to write")
-
-
-def main(flags: Flags) -> None:
-    from refusal_dial.files import write_whole
-    from refusal_dial.plots import pareto, title_of
+def main(flags: PlotFlags) -> None:
+    from refusal_dial.figure_files import write_figures
+    from refusal_dial.plots import pareto
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
     title = title_of(read_config(folder), "HARMFUL refusal against EDGE over-refusal")
-    figure = pareto(read_table(folder, "summary"), title)
-    path = Path(flags.out) if flags.out else folder / "controls_pareto.html"
-    write_whole(path, figure.to_html(include_plotlyjs=True, div_id="figure"))
-    print(f"figure: {path.resolve()}")
+    figures = {"controls_pareto": pareto(read_table(folder, "summary"), title)}
+    for path in write_figures(figures, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,40 @@
-"""Draw refusal along alpha, learned direction against random bands, from a run folder.
+"""Draw refusal along alpha, learned direction against bands of its controls, from a run folder.
 
 RUN is a run folder, or an experiment's folder, of which the newest finished run is taken. Writes
-holdout_random_controls.html into the run folder, or the file that --out names.
+holdout_random_controls.html into it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.cli import flag
+from refusal_dial.flags import PlotFlags
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Which run, and what of it."""
+class Flags(PlotFlags):
+    """What of the run is drawn."""
 
-    run: str = argument("a run folder, or an experiment's folder")
     value: str = flag("refusal_rate", "refusal_rate or score_mean")
-    out: str | None = flag(None, "the .html file to write")
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import write_whole
-    from refusal_dial.plots import LABELS, alpha_curves, title_of
+    from refusal_dial.figure_files import write_figures
+    from refusal_dial.plots import LABELS, alpha_curves
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.theme import title_of
     from refusal_dial.types import one_of
 
     if flags.value not in LABELS:
         raise one_of(flags.value, LABELS, "value")
     folder = find_run(flags.run)
-    title = title_of(read_config(folder), "Refusal along the dial, learned against random")
+    title = title_of(read_config(folder), "Refusal along the dial, learned against its controls")
     figure = alpha_curves(read_table(folder, "summary"), title, flags.value)
-    path = Path(flags.out) if flags.out else folder / "holdout_random_controls.html"
-    write_whole(path, figure.to_html(include_plotlyjs=True, div_id="figure"))
-    print(f"figure: {path.resolve()}")
+    figures = {"holdout_random_controls": figure}
+    for path in write_figures(figures, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
 
 
 if __name__ == "__main__":

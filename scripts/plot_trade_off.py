@@ -9,32 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
+from refusal_dial.cli import flag
+from refusal_dial.flags import PlotFlags
 
 
 @dataclass(frozen=True)
-class Flags:
-    """The run, and which prompts steering is for."""
+class Flags(PlotFlags):
+    """Which prompts steering is for."""
 
-    run: str = cli.argument("a run folder of conditional_steering.py, or runs/conditional_steering")
-    wanted: str = cli.flag("HARMFUL", "the subset that steering is for")
-    spared: str = cli.flag("EDGE", "the subset that it should leave alone")
+    wanted: str = flag("HARMFUL", "the subset that steering is for")
+    spared: str = flag("EDGE", "the subset that it should leave alone")
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import write_whole
-    from refusal_dial.plots import title_of
+    from refusal_dial.figure_files import write_figures
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.theme import title_of
     from refusal_dial.trade_off import trade_off
     from refusal_dial.trade_off_plot import trade_off_curves
 
-    run = find_run(flags.run)
-    config, scores = read_config(run), read_table(run, "scores")
+    folder = find_run(flags.run)
+    config, scores = read_config(folder), read_table(folder, "scores")
     scores = scores[scores["split"] == "holdout"]
     threshold = float(config["settings"].get("threshold", 0.0))
     table = trade_off(scores, wanted=flags.wanted, spared=flags.spared, threshold=threshold)
     title = title_of(config, "What steering buys, and what it costs")
-    figure = trade_off_curves(table, title, flags.wanted, flags.spared)
-    print(write_whole(run / "trade_off.html", figure.to_html(include_plotlyjs=True)))
+    figures = {"trade_off": trade_off_curves(table, title, flags.wanted, flags.spared)}
+    for path in write_figures(figures, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
 
 
 if __name__ == "__main__":

@@ -6,27 +6,19 @@ EDGE over-refusal), categories.html and categories.csv into the run folder or --
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.flags import PlotFlags
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Which run, and where the figures go."""
-
-    run: str = argument("a run folder of eval_direction_on_xstest.py")
-    out: str | None = flag(None, "the folder to write to")
-
-
-def main(flags: Flags) -> None:
+def main(flags: PlotFlags) -> None:
+    from refusal_dial.figure_files import write_figures
     from refusal_dial.files import write_whole
-    from refusal_dial.plots import title_of
     from refusal_dial.replies import plots
     from refusal_dial.replies.summary import summarise_replies
     from refusal_dial.run import find_run, read_config, read_table, read_verdict
+    from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
     config = read_config(folder)
@@ -40,11 +32,10 @@ def main(flags: Flags) -> None:
         "trade_off": plots.trade_off_curve(summary, title_of(config, "Refusal and over-refusal")),
         "categories": plots.category_bars(by_category, title_of(config, "Refusal by category")),
     }
-    out = Path(flags.out) if flags.out else folder
-    for name, figure in figures.items():
-        html = figure.to_html(include_plotlyjs=True, div_id=name)
-        print(f"figure: {write_whole(out / f'{name}.html', html).resolve()}")
-    write_whole(out / "categories.csv", by_category.to_csv(index=False, lineterminator="\n"))
+    table = by_category.to_csv(index=False, lineterminator="\n")
+    write_whole(Path(flags.out or folder) / "categories.csv", table)
+    for path in write_figures(figures, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
 
 
 if __name__ == "__main__":

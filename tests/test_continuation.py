@@ -18,6 +18,7 @@ from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
 from refusal_dial.continuation.opened import open_continuations
 from refusal_dial.continuation.spoken import spoken_batches
+from refusal_dial.flags import PlotFlags
 from refusal_dial.run import read_table
 from refusal_dial.sampling import Decoding
 from refusal_dial.tokens import tokenize
@@ -129,7 +130,7 @@ def test_random_weights_show_no_effect_and_the_run_is_complete(whole, capsys):
 
 def test_figures_and_statistics_come_from_the_run_alone(whole, tmp_path, capsys):
     script = runpy.run_path(str(ROOT / "scripts/plot_toxicity.py"))
-    script["main"](script["Flags"](run=str(whole), out=str(tmp_path)))
+    script["main"](PlotFlags(run=str(whole), out=str(tmp_path)))
     names = {path.stem for path in tmp_path.glob("*.html")}
     assert names == {"alpha_sweep", "heatmap_subset", "heatmap_layer", "distributions", "layers"}
     assert (tmp_path / "statistics.csv").read_text().startswith("layer,subset,strength,mean,std")

@@ -236,11 +236,14 @@ def test_examples_hold_every_prompt_with_its_exact_scores(qwen_folder, tmp_path)
             assert learned[line["id"], alpha] == score
 
 
-@pytest.mark.parametrize("script", ["plot_holdout_random_controls", "plot_controls_pareto"])
+@pytest.mark.parametrize(
+    "script", ["plot_holdout_random_controls", "plot_controls_pareto", "plot_score_histograms"]
+)
 def test_plots_are_drawn_from_a_run_folder_alone(main_run, script, tmp_path, capsys):
     module = load(ROOT / "scripts" / f"{script}.py")
     for attempt in ("first.html", "again.html"):
-        module.main(module.Flags(run=str(main_run), out=str(tmp_path / attempt)))
+        flags = get_type_hints(module.main)["flags"]
+        module.main(flags(run=str(main_run), out=str(tmp_path / attempt)))
     page = (tmp_path / "first.html").read_text()
     assert "<html>" in page
     assert "plotly" in page

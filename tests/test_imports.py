@@ -28,7 +28,7 @@ FLOORS = {
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
         types files hub prompts stats missing run run_log journal summary plots tables examples cli
-        flags agreement rated trade_off trade_off_plot openings
+        flags agreement rated trade_off trade_off_plot openings theme figure_files direction_plots
         continuation continuation.flags continuation.summary continuation.layers
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots

@@ -6,10 +6,12 @@ import re
 
 import frames
 import numpy as np
+import pandas as pd
 import pytest
 
-from refusal_dial.plots import COLOURS, alpha_curves, pareto, title_of
+from refusal_dial.plots import alpha_curves, control_kinds, pareto, score_histograms
 from refusal_dial.summary import random_band, summarise
+from refusal_dial.theme import COLOURS, colour_of
 from refusal_dial.types import DialError
 
 GROUPS = frames.GROUPS
@@ -107,7 +109,8 @@ def test_pareto_sets_harmful_against_edge_along_alpha(summary, trade_off):
             one.y, at(summary, "learned", layer, GROUPS[1])["refusal_rate"]
         )
         assert list(one.text) == ["alpha -2", "alpha 0", "alpha 2"]
-    assert [note.text for note in figure.layout.annotations] == ["layer 12", "layer 20"]
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == [f"layer {n} (n = 4 EDGE, 4 HARMFUL)" for n in (12, 20)]
 
 
 def test_pareto_reads_held_out_prompts_only():
@@ -148,18 +151,32 @@ def test_the_same_run_gives_the_same_bytes(summary, draw):
     assert 'id="figure"' in first
 
 
-def test_a_title_says_model_site_and_position_and_escapes_the_name():
-    config = {"settings": {"model": {"name": "me/<b>a&b"}, "site": "resid_pre", "pos": -1}}
-    assert title_of(config, "Question?") == (
-        "Question?<br><sup>me/&lt;b&gt;a&amp;b, resid_pre, position -1</sup>"
-    )
+def test_every_kind_of_control_is_drawn_in_its_own_colour():
+    rows = frames.scores(frames.dial)
+    other = rows[rows["direction"] == "random"].assign(direction="covariance")
+    both = summarise(pd.concat([rows, other], ignore_index=True))
+    assert control_kinds(both) == ["random", "covariance"]
+    figure = alpha_curves(both, "t")
+    for kind in ("random", "covariance"):
+        drawn = lines(figure, f"{kind} (mean)")
+        assert len(drawn) == 2
+        assert {line.line.color for line in drawn} == {colour_of(kind)}
+    assert {"random", "covariance", "learned"} <= {trace.name for trace in pareto(both, "t").data}
 
 
-def test_the_colours_of_learned_and_random_differ_for_every_eye():
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
-        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    assert len(set(COLOURS.values())) == len(COLOURS)
-    assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in COLOURS.values())  # on white
+def test_histograms_hold_every_scored_prompt_once_a_panel():
+    rows = frames.scores(frames.dial)
+    rows.loc[rows["prompt_id"] == "EDGE-holdout-0", "score"] = np.nan
+    figure = score_histograms(rows, "t")
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == ["unsteered", "layer 20, alpha -2", "layer 20, alpha 2"]
+    assert [bar.name for bar in figure.data[:2]] == ["EDGE (n=3)", "HARMFUL (n=4)"]
+    for bar in figure.data:
+        assert sum(bar.y) == pytest.approx(1)
+    edge = figure.data[0]
+    centre = sum(x * y for x, y in zip(edge.x, edge.y, strict=True))
+    assert centre == pytest.approx(np.mean([-0.5, 0, 0.5]), abs=float(edge.width[0]))
+    assert len(figure.layout.shapes) == 3
+    assert not score_histograms(rows, "t", None).layout.shapes
+    with pytest.raises(DialError, match="no row of this run has a score"):
+        score_histograms(rows.assign(score=np.nan), "t")

@@ -168,7 +168,7 @@ def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
     assert "judge: builtin version" in shown
     script, count = FIGURES[name]
     draw = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
-    draw["main"](draw["Flags"](str(out)))
+    draw["main"](PlotFlags(str(out)))
     assert len(list(out.glob("*.html"))) == count
 
 

@@ -87,6 +87,6 @@ def test_the_figure_shows_both_ways_on_the_same_axes():
     drawn = {trace.name: trace for trace in figure.data}
     assert set(drawn) == set(NAMES.values())
     assert (drawn["behind the detector"].x[0], drawn["behind the detector"].y[0]) == (0.1, 1.5)
-    assert figure.layout.xaxis.title.text == "rise of the rate on S"
+    assert figure.layout.xaxis.title.text == "rise of the share refused, S"
     with pytest.raises(DialError, match="expected directions learned, conditional"):
         trade_off_curves(table.assign(direction="other"), "title", "W", "S")

@@ -11,11 +11,11 @@ from plotly.subplots import make_subplots
 
 from refusal_dial.continuation.layers import REPORT
 from refusal_dial.continuation.summary import CONTROLS
-from refusal_dial.plots import _styled
+from refusal_dial.theme import GREY, add_band, add_line, escaped, styled, subset_colour
 from refusal_dial.types import DialError
 
-COLOURS = {"CHALLENGING": "#D55E00", "BENIGN": "#0072B2"}
-GREY = "#767676"
+SCORE = "mean score of what is said"
+STRENGTH = "alpha (in the run's unit)"
 
 
 def _whole(summary: pd.DataFrame) -> pd.DataFrame:
@@ -25,8 +25,8 @@ def _whole(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
-    """Mean score against alpha: a panel per layer, a line per subset with its interval, controls as
-    grey points, the unsteered model dotted. Raises `DialError` for a run without a direction."""
+    """Mean score against alpha: a panel per layer, a line per subset in its band, controls as grey
+    points, the unsteered model dotted. Raises `DialError` for a run without a direction."""
     rows = _whole(summary)
     learned = rows[rows["direction"] == "learned"]
     if learned.empty:
@@ -40,7 +40,7 @@ def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
         at = {"row": i // columns + 1, "col": i % columns + 1}
         for subset, part in learned[learned["layer"] == layer].groupby("subset", sort=False):
             part = part.sort_values("strength")
-            colour = COLOURS.get(str(subset), "#009E73")
+            colour = subset_colour(str(subset))
             near = rows[(rows["layer"] == layer) & (rows["subset"] == subset)]
             near = near[near["direction"].isin(CONTROLS)]
             figure.add_scatter(
@@ -53,28 +53,16 @@ def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
                 showlegend=bool(i == 0 and subset == learned["subset"].iloc[0] and len(near)),
                 **at,
             )
-            figure.add_scatter(
-                x=part["strength"],
-                y=part["score_mean"],
-                error_y={
-                    "array": part["score_hi"] - part["score_mean"],
-                    "arrayminus": part["score_mean"] - part["score_lo"],
-                    "thickness": 1,
-                },
-                mode="lines+markers",
-                name=str(subset),
-                legendgroup=str(subset),
-                showlegend=i == 0,
-                line={"color": colour},
-                **at,
-            )
+            x, name = part["strength"], escaped(f"{subset} (n={part['n'].iloc[0]})")
+            add_band(figure, x, part["score_lo"], part["score_hi"], colour, name, at)
+            add_line(figure, x, part["score_mean"], colour, name, at, i == 0)
             base = rows[(rows["direction"] == "baseline") & (rows["subset"] == subset)]
             if len(base):
                 level = float(base["score_mean"].iloc[0])
                 figure.add_hline(level, line_dash="dot", line_color=colour, **at)
-    figure.update_xaxes(title_text="alpha")
-    figure.update_yaxes(title_text="mean score", col=1)
-    return _styled(figure, title, height=160 + 260 * deep, width=160 + 260 * columns)
+    figure.update_xaxes(title_text=STRENGTH)
+    figure.update_yaxes(title_text=SCORE, col=1)
+    return styled(figure, title, height=160 + 260 * deep, width=160 + 260 * columns)
 
 
 def heatmap(summary: pd.DataFrame, title: str, across: str) -> go.Figure:
@@ -92,15 +80,15 @@ def heatmap(summary: pd.DataFrame, title: str, across: str) -> go.Figure:
         go.Heatmap(
             z=wide.to_numpy(),
             x=[f"{a:g}" for a in wide.columns],
-            y=[str(name) for name in wide.index],
+            y=[escaped(str(name)) for name in wide.index],
             texttemplate="%{z:.3f}",
             colorscale="Viridis",
-            colorbar={"title": "mean score"},
+            colorbar={"title": {"text": "mean<br>score"}},
         )
     )
-    figure.update_xaxes(title_text="alpha", type="category")
+    figure.update_xaxes(title_text=STRENGTH, type="category")
     figure.update_yaxes(title_text=across, type="category")
-    return _styled(figure, title, height=220 + 26 * len(wide), width=640)
+    return styled(figure, title, height=220 + 26 * len(wide), width=640)
 
 
 def distributions(scores: pd.DataFrame, title: str) -> go.Figure:
@@ -111,14 +99,14 @@ def distributions(scores: pd.DataFrame, title: str) -> go.Figure:
         figure.add_box(
             x=part["strength"].map("{:g}".format),
             y=part["score"],
-            name=str(subset),
-            marker={"color": COLOURS.get(str(subset), "#009E73")},
+            name=escaped(f"{subset} (n={part['prompt_id'].nunique()} openings)"),
+            marker={"color": subset_colour(str(subset))},
             boxmean=True,
         )
     figure.update_layout(boxmode="group")
-    figure.update_xaxes(title_text="alpha", type="category")
+    figure.update_xaxes(title_text=STRENGTH, type="category")
     figure.update_yaxes(title_text="score of a completion")
-    return _styled(figure, title, height=460, width=760)
+    return styled(figure, title, height=460, width=760)
 
 
 def statistics(scores: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +123,7 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
     titles += ["p after Holm's correction", "thirds of the model", "benign openings: difference"]
     figure = make_subplots(rows=2, cols=3, subplot_titles=titles)
     report = layers[layers["split"] == REPORT]
-    x, bar = report["layer"], {"marker_color": COLOURS["CHALLENGING"], "showlegend": False}
+    x, bar = report["layer"], {"marker_color": subset_colour("CHALLENGING"), "showlegend": False}
     figure.add_bar(x=x, y=report["reduction"], row=1, col=1, **bar)
     for half, part in layers.groupby("split"):
         figure.add_scatter(x=part["layer"], y=part["reduction"], name=str(half), row=1, col=2)
@@ -162,9 +150,9 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
         y=benign["difference"],
         error_y=spread,
         mode="markers",
-        marker={"color": COLOURS["BENIGN"]},
+        marker={"color": subset_colour("BENIGN")},
         showlegend=False,
         row=2,
         col=3,
     )
-    return _styled(figure, title, height=760, width=1180)
+    return styled(figure, title, height=760, width=1180)

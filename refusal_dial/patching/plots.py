@@ -17,8 +17,8 @@ from plotly.subplots import make_subplots
 
 from refusal_dial.patching.roles import role_order
 from refusal_dial.patching.summary import moved
-from refusal_dial.plots import _escaped, _styled
 from refusal_dial.summary import GROUP, distinct
+from refusal_dial.theme import escaped, styled
 from refusal_dial.types import DialError, one_of
 
 PANELS = {
@@ -43,7 +43,7 @@ def patching_title(config: Mapping[str, Any], question: str) -> str:
         f"{settings['model']['name']}, n = {pairs['used']} of {pairs['matched']} matched pairs "
         f"({pairs['excluded']} left out: scores closer than {settings['gap']:g})"
     )
-    return f"{question}<br><sup>{_escaped(about)}</sup>"
+    return f"{question}<br><sup>{escaped(about)}</sup>"
 
 
 def axis_of(summary: pd.DataFrame) -> str:
@@ -80,7 +80,7 @@ def heatmaps(summary: pd.DataFrame, title: str, axis: str | None = None) -> go.F
         horizontal_spacing=0.03,
         vertical_spacing=GAP / (len(rows) * tall + (len(rows) - 1) * GAP),
     )
-    labels = [_escaped(_label(table, axis, name)) for name in names]
+    labels = [escaped(_label(table, axis, name)) for name in names]
     for r, row in enumerate(rows, 1):
         for c, kind in enumerate(kinds, 1):
             part = table[(table[["way", *GROUP]] == list(row)).all(axis=1)]
@@ -99,7 +99,7 @@ def heatmaps(summary: pd.DataFrame, title: str, axis: str | None = None) -> go.F
         }
     )
     height = 170 + len(rows) * tall + (len(rows) - 1) * GAP
-    return _styled(figure, title, height=height, width=260 + 380 * len(kinds))
+    return styled(figure, title, height=height, width=260 + 380 * len(kinds))
 
 
 def _drawn(table: pd.DataFrame, axis: str) -> pd.DataFrame:

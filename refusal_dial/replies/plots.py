@@ -9,12 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_dial.plots import _styled
+from refusal_dial.theme import GREY, styled, subset_colour
 from refusal_dial.types import DialError
-
-COLOURS = {"HARMFUL": "#D55E00", "EDGE": "#0072B2", "BENIGN": "#009E73"}
-OTHER = "#CC79A7"
-GREY = "#767676"
 
 
 def _learned(summary: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +51,7 @@ def reply_curves(summary: pd.DataFrame, title: str) -> go.Figure:
         )
         for subset, part in learned[learned["layer"] == layer].groupby("subset", sort=False):
             part = part.sort_values("strength")
-            line = {"color": COLOURS.get(str(subset), OTHER)}
+            line = {"color": subset_colour(str(subset))}
             name = f"{subset} (n={part['n'].iloc[0]})"
             same = {"legendgroup": str(subset), "row": r}
             for value, stem, col in (("refusal_rate", "rate", 1), ("coherence", "coherence", 2)):
@@ -83,7 +79,7 @@ def reply_curves(summary: pd.DataFrame, title: str) -> go.Figure:
     figure.update_xaxes(title_text="strength")
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share refused", col=1)
-    return _styled(figure, title, height=160 + 300 * len(layers), width=980)
+    return styled(figure, title, height=160 + 300 * len(layers), width=980)
 
 
 def trade_off_curve(summary: pd.DataFrame, title: str) -> go.Figure:
@@ -110,7 +106,7 @@ def trade_off_curve(summary: pd.DataFrame, title: str) -> go.Figure:
         )
     figure.update_xaxes(title_text="EDGE refused (over-refusal)", range=[-0.05, 1.1])
     figure.update_yaxes(title_text="HARMFUL refused", range=[-0.05, 1.1])
-    return _styled(figure, title, height=520, width=620)
+    return styled(figure, title, height=520, width=620)
 
 
 def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
@@ -137,7 +133,7 @@ def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
         )
     figure.update_layout(barmode="group")
     figure.update_xaxes(title_text="share refused", range=[0, 1.03])
-    return _styled(figure, title, height=200 + 62 * len(base), width=820)
+    return styled(figure, title, height=200 + 62 * len(base), width=820)
 
 
 def layer_strength(summary: pd.DataFrame, title: str) -> go.Figure:
@@ -169,7 +165,7 @@ def layer_strength(summary: pd.DataFrame, title: str) -> go.Figure:
     figure.update_xaxes(title_text="strength", type="category")
     figure.update_yaxes(type="category")
     figure.update_yaxes(title_text="layer", col=1)
-    return _styled(figure, title, height=240 + 36 * learned["layer"].nunique(), width=900)
+    return styled(figure, title, height=240 + 36 * learned["layer"].nunique(), width=900)
 
 
 def condition_bars(rows: pd.DataFrame, title: str) -> go.Figure:
@@ -180,7 +176,7 @@ def condition_bars(rows: pd.DataFrame, title: str) -> go.Figure:
     figure = make_subplots(rows=2, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.12)
     for subset in subsets:
         part = rows[rows["subset"] == subset]
-        colour = COLOURS.get(subset, OTHER)
+        colour = subset_colour(str(subset))
         for row, (value, stem) in enumerate(
             (("refusal_rate", "rate"), ("coherence", "coherence")), 1
         ):
@@ -196,4 +192,4 @@ def condition_bars(rows: pd.DataFrame, title: str) -> go.Figure:
                 col=1,
             )
     figure.update_yaxes(range=[0, 1.05])
-    return _styled(figure, title, height=640, width=180 + 95 * rows["condition"].nunique())
+    return styled(figure, title, height=640, width=180 + 95 * rows["condition"].nunique())

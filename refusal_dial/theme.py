@@ -1,0 +1,131 @@
+"""How every figure looks: one typeface, few colours, and each kind of direction always in its own.
+
+Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
+and grey and black. Intervals are bands. This module knows plotly and the fields of a run's config.
+It does not know what a figure is about, and it writes no files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY, BLACK = "#767676", "#000000"
+COLOURS = {
+    "learned": BLUE,
+    "baseline": BLACK,
+    "random": GREY,
+    "random_detector": GREY,
+    "shuffled": PURPLE,
+    "covariance": GREEN,
+    "conditional": VERMILLION,
+}
+SUBSET_COLOURS = {
+    "HARMFUL": VERMILLION,
+    "CHALLENGING": VERMILLION,
+    "EDGE": PURPLE,
+    "BENIGN": GREEN,
+}
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+LINES = "#D9D9D6"
+ALPHA = "alpha (residual-stream units)"
+SCORE = "refusal score (log-odds)"
+
+
+def colour_of(kind: str) -> str:
+    """The colour of a kind of direction; one that has none of its own gets the same one always."""
+    spare = (GREEN, PURPLE, VERMILLION)
+    return COLOURS.get(kind) or spare[zlib.crc32(kind.encode()) % len(spare)]
+
+
+def subset_colour(subset: str) -> str:
+    """The colour of a subset of prompts, the same in every figure."""
+    return SUBSET_COLOURS.get(subset, BLUE)
+
+
+def escaped(text: str) -> str:
+    """Plotly reads a little HTML in titles and labels; names are data."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def title_of(config: Mapping[str, Any], question: str) -> str:
+    """The question; then model and layer; then n, site and position; from a run's config."""
+    settings = config["settings"]
+    n = (settings.get("data") or {}).get("n_prompts")
+    layers = _layers(settings.get("layer"))
+    who = escaped(", ".join(filter(None, [str(settings["model"]["name"]), layers])))
+    about = [f"n = {n} prompts" if n else "", settings.get("site") or ""]
+    if settings.get("pos") is not None:
+        about.append(f"position {settings['pos']}")
+    said = " · ".join(filter(None, [who, *map(escaped, about)]))
+    return f"{question}<br><sup>{said}</sup>"
+
+
+def _layers(value: Any) -> str:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if not layers:
+        return "" if value is None else "all layers"
+    some = ", ".join(map(str, layers)) if len(layers) < 7 else f"{len(layers)} of them"
+    return f"layer {some}" if len(layers) == 1 else f"layers {some}"
+
+
+def add_line(
+    figure: go.Figure, x: Any, y: Any, colour: str, name: str, at: Mapping[str, int], legend: bool
+) -> None:
+    """A line through the points of a curve, in the panel `at`."""
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": colour, "width": 2},
+        marker={"size": 5},
+        **at,
+    )
+
+
+def add_band(
+    figure: go.Figure, x: Any, lo: Any, hi: Any, colour: str, name: str, at: Mapping[str, int]
+) -> None:
+    """An interval around a curve, drawn there and back; hidden with the curve called `name`."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*hi, *lo[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        **at,
+    )
+
+
+def styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
+    """The figure in the common look: thin axes, no frame, the legend below, fixed size."""
+    axis = {"linecolor": LINES, "tickcolor": LINES, "zeroline": False, "title_font": {"size": 13}}
+    figure.update_xaxes(title_standoff=8, **axis)
+    figure.update_yaxes(title_standoff=8, **axis)
+    figure.update_annotations(font={"size": 13})
+    return figure.update_layout(
+        template="simple_white",
+        title={
+            "text": title,
+            "font": {"size": 18},
+            **{"x": 0, "xref": "paper", "xanchor": "left"},
+            **{"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
+        },
+        height=height,
+        width=width,
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"t": 100, "l": 70, "r": 30, "b": 90},
+        font={"family": FONT, "size": 13},
+    )

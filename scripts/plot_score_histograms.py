@@ -1,0 +1,32 @@
+"""Draw how the scores of each subset are spread, unsteered and at the ends of the dial.
+
+RUN is a run folder, or an experiment's folder, of which the newest finished run is taken. Writes
+score_histograms.html into it.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import PlotFlags
+
+
+def main(flags: PlotFlags) -> None:
+    from refusal_dial.figure_files import write_figures
+    from refusal_dial.plots import score_histograms
+    from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.theme import title_of
+
+    folder = find_run(flags.run)
+    config = read_config(folder)
+    figure = score_histograms(
+        read_table(folder, "scores"),
+        title_of(config, "How scores are spread"),
+        config["settings"].get("threshold"),
+    )
+    figures = {"score_histograms": figure}
+    for path in write_figures(figures, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,85 @@
+"""One look for every figure: colours that stay, names that are data, titles that say enough."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import pytest
+
+from refusal_dial.theme import (
+    COLOURS,
+    SUBSET_COLOURS,
+    add_band,
+    colour_of,
+    escaped,
+    styled,
+    subset_colour,
+    title_of,
+)
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_colours_stand_out_on_white_and_learned_is_like_no_control():
+    every = [*COLOURS.values(), *SUBSET_COLOURS.values()]
+    assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in every)
+    assert [kind for kind, colour in COLOURS.items() if colour == COLOURS["learned"]] == ["learned"]
+    named = {COLOURS[kind] for kind in ("learned", "random", "shuffled", "covariance")}
+    assert len(named) == 4
+
+
+def test_a_kind_nobody_named_has_one_colour_always():
+    assert colour_of("unheard of") == colour_of("unheard of") != COLOURS["learned"]
+    assert subset_colour("unheard of") == subset_colour("unheard of")
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ([20], "layer 20"),
+        ([20, 21], "layers 20, 21"),
+        ([], "all layers"),
+        (list(range(9)), "layers 9 of them"),
+        (7, "layer 7"),
+        (None, ""),
+    ],
+)
+def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, said):
+    config = {
+        "settings": {
+            "model": {"name": "me/<b>a&b"},
+            "layer": layer,
+            "site": "resid_pre",
+            "pos": -1,
+            "data": {"n_prompts": 540},
+        }
+    }
+    who = "me/&lt;b&gt;a&amp;b" + (f", {said}" if said else "")
+    assert title_of(config, "Question?") == (
+        f"Question?<br><sup>{who} · n = 540 prompts · resid_pre · position -1</sup>"
+    )
+
+
+def test_what_a_run_does_not_say_is_left_out_of_the_title():
+    assert title_of({"settings": {"model": {"name": "m"}}}, "Q") == "Q<br><sup>m</sup>"
+
+
+def test_escaping_is_undone_by_nobody():
+    assert escaped("<script>&") == "&lt;script&gt;&amp;"
+
+
+def test_a_band_goes_there_and_back_and_is_no_line():
+    figure = go.Figure()
+    add_band(figure, [1, 2], [0, 1], [2, 3], "#000000", "learned", {})
+    (band,) = figure.data
+    assert (list(band.x), list(band.y)) == ([1, 2, 2, 1], [2, 3, 1, 0])
+    assert (band.mode, band.line.width, band.legendgroup) == ("lines", 0, "learned")
+
+
+def test_every_figure_has_a_fixed_size_and_the_one_typeface():
+    one, two = (styled(go.Figure(), "t", 300, 400), styled(go.Figure(), "u", 300, 400))
+    assert one.layout.font == two.layout.font
+    assert (one.layout.height, one.layout.width) == (300, 400)
