@@ -11,6 +11,7 @@ import pytest
 
 from refusal_dial import directions, job
 from refusal_dial.engine import score_grid
+from refusal_dial.flags import PlotFlags
 from refusal_dial.judges import UNSCORED, Judge, Judgement, substring
 from refusal_dial.replies.cells import reply_cells, with_and_without
 from refusal_dial.replies.flags import ComparisonFlags, ContrastFlags, DirectionFlags
