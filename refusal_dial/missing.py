@@ -64,14 +64,14 @@ def check_share(missing: Mapping[str, int], total: int, most: float) -> None:
         )
 
 
-def held_intervals(values: Values, interval: Interval, seed: int) -> Values:
+def held_intervals(values: Values, interval: Interval) -> Values:
     """`interval` of each row of `values` over the columns that it has, `row prompt -> row 2`."""
     out = np.full((len(values), 2), np.nan)
     patterns, which = np.unique(np.isfinite(values), axis=0, return_inverse=True)
     for i, has in enumerate(patterns):
         if has.any():
             rows = np.flatnonzero(which.reshape(-1) == i)
-            out[rows] = interval(values[rows][:, has], seed=seed)
+            out[rows] = interval(values[rows][:, has])
     return out
 
 

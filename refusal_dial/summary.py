@@ -6,6 +6,7 @@ the verdict of a run. It knows the columns of the contract. It does not know mod
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
     matrix[cell, column] = part["score"].to_numpy(dtype=float)
     hits = np.where(np.isnan(matrix), np.nan, matrix > threshold)
     table = part.iloc[np.unique(cell, return_index=True)[1]].drop(columns=["prompt_id", "score"])
-    score = held_intervals(matrix, mean_interval, seed)
-    rate = held_intervals(hits, rate_interval, seed)
+    score = held_intervals(matrix, partial(mean_interval, seed=seed))
+    rate = held_intervals(hits, rate_interval)
     table = table.assign(
         n=np.isfinite(matrix).sum(1),
         score_mean=held_means(matrix),

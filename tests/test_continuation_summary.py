@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refusal_dial.continuation.layers import best_layer, by_group, by_layer
-from refusal_dial.continuation.summary import holm, sign_flip_p, summarise_said
+from refusal_dial.continuation.summary import summarise_said
 from refusal_dial.types import DialError
 
 N = 16
@@ -96,25 +94,6 @@ def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
     assert best.layer == 2
     assert best.chosen_on > 0.3
     assert best.p_holm > 0.05
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_monotone_between_p_and_bonferroni(p):
-    found = holm(p)
-    assert (found >= np.array(p) - 1e-12).all()
-    assert (found <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all()
-    assert (np.diff(found[np.argsort(p, kind="stable")]) >= 0).all()
-
-
-def test_holm_by_hand_and_nan_is_not_counted():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
-
-
-def test_a_sign_flip_p_is_a_share_of_all_signs():
-    assert sign_flip_p([1.0, 1.0, 1.0, 1.0]) == 2 / 16
-    assert sign_flip_p([1.0, -1.0]) == 1.0
-    assert sign_flip_p([0.0, 0.0, 3.0]) == sign_flip_p([0.0]) == 1.0
-    assert sign_flip_p(np.ones(30)) == pytest.approx(2 / 10_000)
 
 
 @pytest.mark.parametrize(

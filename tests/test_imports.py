@@ -27,8 +27,9 @@ FLOORS = {
     "ground": """
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
-        types files hub prompts stats missing run run_log journal summary plots tables examples cli
+        types files hub prompts missing run run_log journal summary plots tables examples cli
         flags agreement rated trade_off trade_off_plot openings theme figure_files direction_plots
+        stats stats.intervals stats.p_values stats.effects
         continuation continuation.flags continuation.summary continuation.layers
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
@@ -36,7 +37,8 @@ FLOORS = {
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
-        hooks conditional scorers directions replay.branches replay.bulk row_hooks judging judges
+        hooks conditional scorers directions controls judging judges
+        replay.branches replay.bulk row_hooks
     """,
     # touches the model
     "model": """
@@ -50,7 +52,7 @@ FLOORS = {
     "questions": """
         replies.contrasting replies.job
         spoken strengths contrast replies.opened replies.cells replies.judged
-        study sweep workers executors steering conditioning controls job
+        study sweep workers executors steering conditioning job
         continuation.opened continuation.cells continuation.spoken continuation.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +11,10 @@ from refusal_dial.patching.summary import (
     agreement,
     moved,
     patching_verdict,
-    sign_flip_p,
     summarise_patching,
 )
 from refusal_dial.patching.tables import print_agreement, print_carriers, print_patching
-from refusal_dial.stats import mean_interval
+from refusal_dial.stats import mean_interval, sign_flip_p
 from refusal_dial.summary import COLUMNS as CONTRACT
 
 
@@ -110,24 +107,6 @@ def test_p_is_against_the_same_class_on_the_same_pairs():
     assert weak["p_value"] == sign_flip_p(shifted[None])[0]
     assert pd.isna(cell(summary, "patch", 1, "z", "denoise")["p_value"])  # no control there
     assert summary.loc[summary["direction"] != "patch", "p_value"].isna().all()
-
-
-def test_sign_flips_give_the_exact_p_of_few_pairs():
-    d = np.array([0.5, -0.2, 0.9, 0.3, 0.4])
-    sums = np.array([np.dot(signs, d) for signs in product([-1, 1], repeat=5)])
-    exact = (np.abs(sums) >= abs(d.sum()) - 1e-9).mean()
-    assert sign_flip_p(d[None])[0] == pytest.approx(exact, abs=0.01)
-    assert sign_flip_p(np.zeros((1, 4)))[0] == 1
-    assert np.isnan(sign_flip_p(np.ones((2, 1)))).all()
-    both = sign_flip_p(np.stack([d, -d, 10 * d]))
-    assert both[0] == both[1] == both[2]
-
-
-def test_p_is_uniform_where_patch_and_control_are_alike():
-    rng = np.random.default_rng(5)
-    p = sign_flip_p(rng.normal(size=(400, 20)), n_flips=999)
-    for level in (0.05, 0.2, 0.5):
-        assert (p <= level).mean() == pytest.approx(level, abs=0.05)
 
 
 def test_moved_is_the_same_both_ways_round():

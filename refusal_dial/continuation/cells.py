@@ -6,41 +6,41 @@ module builds cells; it does not run them.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.continuation.opened import Opened
-from refusal_dial.controls import random_directions
+from refusal_dial.controls import random_directions, shuffled_directions
 from refusal_dial.directions import Direction, mean_diff
 from refusal_dial.hooks import steer
 from refusal_dial.steering import BASELINE, LABELS
 from refusal_dial.sweep import Cell
 
 
-def shuffled_directions(opened: Opened, layer: int, n: int, seed: int) -> list[Direction]:
-    """n directions learned in the same way from the same openings with their labels shuffled."""
+def relearned(opened: Opened, layer: int, labels: Sequence[float]) -> Direction:
+    """The direction of a layer learned from the same openings under other labels, 1 for BENIGN."""
     i = opened.layers.index(layer)
-    rows, drawn = opened.pooled[i], []
-    for number in range(n):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        order = torch.randperm(len(rows), generator=generator)
-        half = len(rows) // 2
-        about = replace(opened.learned[i].provenance, seed=number)
-        drawn.append(mean_diff(rows[order[:half]], rows[order[half:]], about))
-    return drawn
+    benign = torch.tensor(labels) > 0.5
+    about = opened.learned[i].provenance
+    return mean_diff(opened.pooled[i][benign], opened.pooled[i][~benign], about)
 
 
 def continuation_cells(opened: Opened, flags: ContinuationFlags) -> list[Cell]:
     """The baseline, then for each layer the learned direction at every alpha, and the controls at
     every alpha but 0. A cell of alpha 0 has no hooks: it is the baseline."""
     cells = [Cell({**BASELINE.labels, "strength": 0.0})]
+    half = opened.pooled.shape[1] // 2
+    benign = [1.0] * half + [0.0] * (opened.pooled.shape[1] - half)
     for layer, learned in zip(opened.layers, opened.learned, strict=True):
         named: list[tuple[str, int | None, Direction]] = [("learned", None, learned)]
         controls = random_directions(learned, flags.n_random, flags.seed)
         named += [("random", i, one) for i, one in enumerate(controls)]
-        shuffled = shuffled_directions(opened, layer, flags.n_shuffled, flags.seed)
+        shuffled = shuffled_directions(
+            learned, partial(relearned, opened, layer), benign, flags.n_shuffled, flags.seed
+        )
         named += [("shuffled", i, one) for i, one in enumerate(shuffled)]
         step = opened.step(layer, flags.alpha_unit)
         norm = opened.step(layer, "residual")

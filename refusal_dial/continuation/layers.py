@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusal_dial.continuation.summary import holm
+from refusal_dial.stats import holm
 from refusal_dial.types import DialError
 
 CHOOSE, REPORT = "choose", "report"

@@ -10,13 +10,13 @@ columns. It knows no models, and which way is better is the reader's to say.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
 
 from refusal_dial.missing import held_intervals, held_means, held_rank_p
-from refusal_dial.stats import mean_interval
+from refusal_dial.stats import mean_interval, sign_flip_p
 from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "strength"]
@@ -25,7 +25,6 @@ COLUMNS = [*AXES, *GROUP, "n", "samples", "score_mean", "score_lo", "score_hi"]
 COLUMNS += ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "p_control", "nll_mean"]
 COLUMNS += ["nll_difference"]
 CONTROLS = ("random", "shuffled")
-N_FLIPS = 9999
 
 
 def per_prompt(rows: pd.DataFrame) -> pd.DataFrame:
@@ -77,8 +76,8 @@ def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
     if not base.any():
         raise DialError(f"{who}: the baseline is missing")
     shift, unlikely = score - score[base][0], nll - nll[base][0]
-    means = held_intervals(score, mean_interval, seed)
-    differences = held_intervals(shift, mean_interval, seed)
+    means = held_intervals(score, partial(mean_interval, seed=seed))
+    differences = held_intervals(shift, partial(mean_interval, seed=seed))
     with np.errstate(divide="ignore", invalid="ignore"):
         unsteered = held_means(np.where(np.isfinite(shift), score[base][0], np.nan))
         reduction = -held_means(shift) / unsteered
@@ -91,30 +90,11 @@ def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         diff_lo=differences[:, 0],
         diff_hi=differences[:, 1],
         reduction=reduction,
-        p_paired=[sign_flip_p(row[np.isfinite(row)], seed) for row in shift],
+        p_paired=[sign_flip_p(row[np.isfinite(row)], seed)[0] for row in shift],
         p_control=_p_control(table, shift),
         nll_mean=held_means(nll),
         nll_difference=held_means(unlikely),
     )
-
-
-def sign_flip_p(differences: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of `mean(differences) = 0`, by flipping signs: exact for up to 13 differences
-    that are not 0, else from 9,999 draws with the +1 that keeps it valid. 1 where at most one is
-    not 0: then both signs are as far."""
-    values = np.asarray(differences, dtype=float)
-    values = values[values != 0]
-    if len(values) < 2:
-        return 1.0
-    found = scipy_stats.permutation_test(
-        (values,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=N_FLIPS,
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)
 
 
 def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
@@ -126,15 +106,3 @@ def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
         same = control & (layer == layer[i]) & (strength == strength[i])
         values.append(held_rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
     return values
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjustment: `p_(i) -> max over j <= i of min(1, (m - j + 1) p_(j))`, the
-    p-values counted from the smallest (Holm 1979). NaN stays NaN and is not counted."""
-    p = np.asarray(p_values, dtype=float)
-    out = np.full(p.shape, np.nan)
-    told = np.flatnonzero(np.isfinite(p))
-    order = told[np.argsort(p[told], kind="stable")]
-    factors = len(order) - np.arange(len(order))
-    out[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
-    return out

@@ -6,15 +6,17 @@ the contract. It does not know models or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, spearmanr
+from scipy.stats import spearmanr
 
 from refusal_dial.missing import held_means
-from refusal_dial.stats import mean_interval, rate_interval
+from refusal_dial.stats import benjamini_hochberg, mean_interval, rate_interval, sign_flip_p
 from refusal_dial.summary import AXES, GROUP, distinct
 
 CELL = ["direction", "seed", "layer", "site", "way", "role", "head", "neuron"]
@@ -57,18 +59,18 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
     table["n"] = held.sum(1)
     over = np.where(held, score > threshold, np.nan)
     for name, values, interval in (
-        ("effect", effect, mean_interval),
-        ("score", score, mean_interval),
+        ("effect", effect, partial(mean_interval, seed=seed)),
+        ("score", score, partial(mean_interval, seed=seed)),
         ("rate", over, rate_interval),
     ):
         mean = "refusal_rate" if name == "rate" else f"{name}_mean"
         table[mean] = held_means(np.where(held, values, np.nan))
-        table[[f"{name}_lo", f"{name}_hi"]] = _intervals(values, held, interval, seed)
+        table[[f"{name}_lo", f"{name}_hi"]] = _intervals(values, held, interval)
     return table.assign(p_value=_p_values(table, effect, seed))
 
 
 def _intervals(
-    values: NDArray[np.float64], held: NDArray[np.bool_], interval: Any, seed: int
+    values: NDArray[np.float64], held: NDArray[np.bool_], interval: Callable[..., Any]
 ) -> NDArray[np.float64]:
     """Intervals of rows that have different pairs. Rows alike are computed once."""
     out = np.full((len(values), 2), np.nan)
@@ -78,7 +80,7 @@ def _intervals(
         if not has.any():
             continue
         unique, back = np.unique(values[rows][:, has], axis=0, return_inverse=True)
-        out[rows] = interval(unique, seed=seed)[back.reshape(-1)]
+        out[rows] = interval(unique)[back.reshape(-1)]
     return out
 
 
@@ -92,27 +94,8 @@ def _p_values(table: pd.DataFrame, effect: NDArray[np.float64], seed: int) -> ND
     patterns, which = np.unique(np.isfinite(differences), axis=0, return_inverse=True)
     for i, has in enumerate(patterns):
         rows = np.flatnonzero(which.reshape(-1) == i)
-        out[np.array(tested)[rows]] = sign_flip_p(differences[rows][:, has], seed)
+        out[np.array(tested)[rows]] = sign_flip_p(differences[rows][:, has], seed, FLIPS)
     return out
-
-
-def sign_flip_p(
-    differences: NDArray[np.float64], seed: int = 0, n_flips: int = FLIPS
-) -> NDArray[np.float64]:
-    """`p = (1 + #{|mean of flipped| >= |mean|}) / (1 + n_flips)` of each row, two-sided.
-
-    If a difference is as likely to be d as -d, flipping signs at random leaves its law as it is
-    (Fisher's randomisation test for paired samples). 1 where a row is all 0; NaN for fewer than two
-    differences.
-    """
-    n = differences.shape[1]
-    if n < 2:
-        return np.full(len(differences), np.nan)
-    flips = np.random.default_rng(seed).integers(0, 2, (n_flips, n), dtype=np.int8) * 2.0 - 1
-    least = np.abs(differences.sum(1)) * (1 - 1e-12)
-    pairs = zip(differences, least, strict=True)
-    reached = [int((np.abs(flips @ row) >= low).sum()) for row, low in pairs]
-    return (1 + np.array(reached)) / (1 + n_flips)
 
 
 def moved(summary: pd.DataFrame) -> pd.DataFrame:
@@ -143,9 +126,7 @@ def patching_verdict(summary: pd.DataFrame) -> list[dict[str, Any]]:
         patches = part[part["direction"] == "patch"].sort_values("moved", ascending=False)
         if patches.empty:
             continue
-        tested = patches["p_value"].notna()
-        found = patches["p_value"].where(tested, 1.0)
-        found[tested] = false_discovery_control(found[tested]) if tested.any() else 1.0
+        found = np.nan_to_num(benjamini_hochberg(patches["p_value"]), nan=1.0)
         strong = (patches["moved"] >= CARRIES) & (found < 0.05)
         records.append(
             {

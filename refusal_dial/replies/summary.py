@@ -12,16 +12,16 @@ same place and strength. Knows columns. It knows no models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from refusal_dial.continuation.summary import holm, sign_flip_p
 from refusal_dial.missing import held_intervals, held_means
 from refusal_dial.quality import LOOPS, coherence
-from refusal_dial.stats import mean_interval, rank_p, rate_interval
+from refusal_dial.stats import holm, mean_interval, rank_p, rate_interval, sign_flip_p
 from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative", "strength"]
@@ -99,7 +99,7 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     columns |= _mean(value["by_logit"], "logit_rate", "logit", seed, rate=True)
     columns |= _mean(value["refused"], "refusal_rate", "rate", seed, rate=True)
     columns |= _widened(_mean(shift, "difference", "diff", seed), shift)
-    columns["p_paired"] = [sign_flip_p(row[np.isfinite(row)], seed) for row in shift]
+    columns["p_paired"] = [sign_flip_p(row[np.isfinite(row)], seed)[0] for row in shift]
     columns |= _mean(value["coherence"], "coherence", "coherence", seed)
     columns |= _mean(lost, "coherence_difference", "coherence_diff", seed)
     for name in ("unclear", "degenerate", "phrase", "unlike"):
@@ -117,7 +117,8 @@ def _mean(
     matrix: Matrix, name: str, stem: str, seed: int, rate: bool = False
 ) -> dict[str, NDArray[np.float64]]:
     """The mean of each row with its interval over prompts, those without a value left out."""
-    bounds = held_intervals(matrix, rate_interval if rate else mean_interval, seed)
+    interval = rate_interval if rate else partial(mean_interval, seed=seed)
+    bounds = held_intervals(matrix, interval)
     return {name: held_means(matrix), f"{stem}_lo": bounds[:, 0], f"{stem}_hi": bounds[:, 1]}
 
 

@@ -1,0 +1,152 @@
+"""p-values that assume no distribution: ranks among controls, permutations, and their corrections.
+
+`rank_p` asks whether a direction does more than its controls do, and is what a claim about a
+direction needs. `sign_flip_p` and `permutation_p` ask whether prompts moved at all, which almost
+any direction makes them do. Many cells are looked at together, so one of them is small by chance:
+`max_t_p`, `holm` and `benjamini_hochberg` take that into account. None of this says how large an
+effect is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from refusal_dial.types import DialError
+
+N_PERMUTATIONS = 9_999
+EXACT_UP_TO = 13  # differences whose 2^n signs are all tried
+Floats = NDArray[np.float64]
+
+
+def rank_p(effect: float, null: ArrayLike) -> float:
+    """`p = (1 + #{|null| >= |effect|}) / (1 + n)`, two-sided.
+
+    The rank of an effect among n effects of control directions, with the +1 that keeps p valid: if
+    the effect is one more draw from the null, P(p <= a) <= a (Phipson and Smyth 2010). NaN without
+    a null or with an effect that is not finite.
+
+    Raises `DialError` for a null that holds NaN: a missing control must not look like a weak one.
+    """
+    draws = np.asarray(null, dtype=float)
+    if draws.size == 0 or not np.isfinite(effect):
+        return float("nan")
+    _check_null(draws)
+    return float((1 + (np.abs(draws) >= abs(effect)).sum()) / (1 + draws.size))
+
+
+def rank_p_values(effects: ArrayLike, null: ArrayLike) -> Floats:
+    """`rank_p` of many cells at once, `cell`, `draw cell` -> `cell`: each among its own column."""
+    found, draws = np.asarray(effects, dtype=float), np.asarray(null, dtype=float)
+    return np.array([rank_p(one, draws[:, c]) for c, one in enumerate(found)])
+
+
+def max_t_p(effects: ArrayLike, null: ArrayLike) -> Floats:
+    """Each cell's p, corrected for all cells by the largest effect of every draw, `cell`,
+    `draw cell` -> `cell` (Westfall and Young 1993, single step):
+
+    `p[c] = (1 + #{draws i: max over cells of |t_i| >= |t[c]|}) / (1 + n)`
+
+    t is the effect over the root mean square, per cell, of the n + 1 effects, so that a strong
+    alpha does not drown the others. If the learned direction is one more draw, the chance that any
+    p is at most a is at most a, whatever ties cells together. Twenty draws go as low as 1/21 for
+    any number of cells, where Holm's correction of ranks could never pass 0.05. A cell in which
+    nothing moves has p = 1, one whose effect is NaN has NaN.
+
+    Raises `DialError` for a null that holds NaN or has other cells.
+    """
+    found, draws = np.asarray(effects, dtype=float), np.asarray(null, dtype=float)
+    if draws.size == 0:
+        return np.full(found.shape, np.nan)
+    if draws.shape[1:] != found.shape:
+        raise DialError(f"{found.size} effects and a null of {draws.shape[1:]} cells")
+    _check_null(draws)
+    told = np.isfinite(found)
+    every = np.vstack([found[told], draws[:, told]])
+    size = np.sqrt((every**2).mean(0))
+    t = np.divide(np.abs(every), size, out=np.zeros_like(every), where=size > 0)
+    out = np.full(found.shape, np.nan)
+    if told.any():
+        furthest = t[1:].max(1)
+        reached = (furthest[:, None] >= t[0] * (1 - 1e-12)).sum(0)
+        out[told] = (1 + reached) / (1 + len(draws))
+    return out
+
+
+def sign_flip_p(
+    differences: ArrayLike, seed: int = 0, n_permutations: int = N_PERMUTATIONS
+) -> Floats:
+    """Two-sided p of `mean(differences) = 0` of each row, `row pair -> row`:
+
+    `p = (1 + #{|mean of flipped| >= |mean|}) / (1 + n_permutations)`
+
+    If a difference is as likely to be d as -d, flipping signs at random leaves its law as it is
+    (Fisher's randomisation test for paired samples). Up to 13 differences all signs are tried, of
+    which the observed ones are the 1. 1 where a row is all 0; NaN where it holds NaN or nothing.
+    """
+    rows = np.atleast_2d(np.asarray(differences, dtype=float))
+    n = rows.shape[1]
+    if n == 0:
+        return np.full(len(rows), np.nan)
+    if n <= EXACT_UP_TO:
+        signs = (np.arange(2**n)[:, None] >> np.arange(n) & 1) * 2.0 - 1
+        counted, total = 0, 2**n
+    else:
+        rng = np.random.default_rng(seed)
+        signs = rng.integers(0, 2, (n_permutations, n), dtype=np.int8) * 2.0 - 1
+        counted, total = 1, 1 + n_permutations
+    least = np.abs(rows.sum(1)) - 1e-12 * np.abs(rows).sum(1)
+    reached = [
+        (np.abs(signs @ row) >= low).sum() if np.isfinite(row).all() else np.nan
+        for row, low in zip(rows, least, strict=True)
+    ]
+    return (counted + np.array(reached, dtype=float)) / total
+
+
+def permutation_p(
+    one: ArrayLike, other: ArrayLike, seed: int = 0, n_permutations: int = N_PERMUTATIONS
+) -> float:
+    """Two-sided p of `mean(one) = mean(other)` for different prompts, by dealing them out anew:
+    every deal where there are at most `n_permutations`, else that many with the +1 (by scipy).
+    NaN where a set is empty or holds NaN."""
+    a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    if not len(a) or not len(b) or not np.isfinite([*a, *b]).all():
+        return float("nan")
+    found = stats.permutation_test(
+        (a, b),
+        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
+        vectorized=True,
+        n_resamples=n_permutations,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down adjustment: `p_(i) -> max over j <= i of min(1, (m - j + 1) p_(j))`, the
+    p-values counted from the smallest (Holm 1979): the chance of any false positive. NaN stays NaN
+    and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    out = np.full(p.shape, np.nan)
+    told = np.flatnonzero(np.isfinite(p))
+    order = told[np.argsort(p[told], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    out[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
+    return out
+
+
+def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+    """`p_(i) -> min over j >= i of min(1, m p_(j) / j)`: what share of the findings at or below it
+    is false (Benjamini and Hochberg 1995, by scipy). NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    out = np.full(p.shape, np.nan)
+    told = np.isfinite(p)
+    if told.any():
+        out[told] = stats.false_discovery_control(p[told], method="bh")
+    return out
+
+
+def _check_null(draws: Floats) -> None:
+    if not np.isfinite(draws).all():
+        raise DialError(f"{int((~np.isfinite(draws)).sum())} of {draws.size} null effects are NaN")
