@@ -51,6 +51,8 @@ class Machines(Protocol):
     @property
     def executor(self) -> str: ...
     @property
+    def device_map(self) -> str | None: ...
+    @property
     def ray_address(self) -> str | None: ...
     @property
     def workers(self) -> int | None: ...
@@ -90,7 +92,8 @@ def _on_ray(
     task = Task(
         name=who.name,
         revision=None if folder.is_dir() or who.name == "embedded" else who.revision,
-        device=device,
+        device=device if machines.device_map is None else "auto",
+        device_map=machines.device_map,
         dtype=who.dtype,
         batches=batches,
     )

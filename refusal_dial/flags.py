@@ -149,6 +149,9 @@ class StudyFlags:
     seed: int = flag(0, "seed of the split, the random directions and the bootstrap", _seed)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    device_map: str | None = flag(
+        None, "auto: split a model larger than one device over all of them (accelerate)"
+    )
     batch_size: int = flag(64, "prompts a batch", at_least(1, whole))
     engine: str = flag("auto", "auto (fast, exact) or plain", _choice(ENGINES, "engine"))
     memory_gb: float | None = flag(

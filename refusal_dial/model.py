@@ -27,6 +27,7 @@ from refusal_dial.types import SITES, DialError, hook_name, one_of
 log = logging.getLogger("refusal_dial")
 
 EMBEDDED = Path(__file__).parent / "organism" / "weights"
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,6 +52,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     *,
+    device_map: str | dict[str, str | int] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
@@ -60,18 +62,29 @@ def load_model(
     float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
     frozen; gradients with respect to activations and added vectors still work.
 
+    `device_map` splits a model that no one device holds, by accelerate: `"auto"` over what there
+    is, or `{module: device}` with `"disk"` among the devices. TransformerLens takes maps of GPUs
+    alone, or of CPU and disk alone. It takes the place of `device`.
+
     Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
-    cannot be reached, an unknown device or dtype.
+    cannot be reached, an unknown device, dtype or device map, or a map beside a device.
     """
+    if device_map is not None and device != "auto":
+        raise DialError(f"--device {device} and --device-map {device_map}: give one of them")
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise one_of(device_map, DEVICE_MAPS, "device map")
     where, why = device_of(device)
     number, why_number = dtype_of(dtype, where)
     source = source_of(name)
+    if device_map is not None:
+        where, why = f"map {device_map}", "split by accelerate"
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
     quiet_transformers()
     try:
         model = TransformerBridge.boot_transformers(
             source,
-            device=where,
+            device=None if device_map is not None else where,
+            device_map=device_map,
             dtype=number,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -80,11 +93,13 @@ def load_model(
         reason = one_line(error)
         if "out of memory" in reason.lower():
             raise DialError(
-                f"model {name!r} does not fit on {where}: try --dtype bfloat16"
+                f"model {name!r} does not fit on {where}: try --dtype bfloat16 or --device-map auto"
             ) from error
         if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
             raise DialError(f"model {name!r} could not be loaded: {reason}") from error
         raise
+    if str(model.cfg.device) == "meta":  # embeddings on disk, which are read on the CPU
+        model.cfg.device = "cpu"
     model.requires_grad_(False)
     model.eval()
     if model.tokenizer is not None:

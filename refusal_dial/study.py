@@ -73,7 +73,7 @@ def open_study(
     Raises `DialError` for whatever of it cannot be used.
     """
     prompts = load_prompts(flags.prompts)
-    model = load_model(flags.model, flags.device, flags.dtype)
+    model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
     wanted = range(int(model.cfg.n_layers)) if layers is None else layers
     chosen = check_layers(model, wanted)
     check_site(model, site)

@@ -41,6 +41,7 @@ class Task:
     revision: str | None
     device: str
     dtype: str
+    device_map: str | None
     batches: Batches
 
 
@@ -50,7 +51,13 @@ class Worker:
     def open(self, task: Task) -> dict[str, str]:
         """Load the model; what this worker is, to be compared with `about` of the driver."""
         log.setLevel(logging.INFO)
-        self._model = load_model(task.name, task.device, task.dtype, revision=task.revision)
+        self._model = load_model(
+            task.name,
+            task.device,
+            task.dtype,
+            device_map=task.device_map,
+            revision=task.revision,
+        )
         self._batches = task.batches
         return about(self._model)
 

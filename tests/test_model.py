@@ -10,7 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from refusal_dial import hub, model
+from refusal_dial.activations import collect
+from refusal_dial.engine import score_grid
+from refusal_dial.generate import generate
+from refusal_dial.hooks import ablate, steer
 from refusal_dial.model import check_layers, check_site, identity, load_model
+from refusal_dial.sampling import Decoding
 from refusal_dial.tokens import last_logits, tokenize
 from refusal_dial.types import DialError
 
@@ -167,3 +172,59 @@ def test_the_hub_is_asked_once_and_offline_mode_is_believed(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hub.hub_reachable() is False
     hub.hub_reachable.cache_clear()
+
+
+# --- larger than one device
+
+
+@pytest.fixture(scope="module")
+def split(qwen_folder):
+    """The tiny model with its first block kept on the CPU and two on disk."""
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb"), "cpu")
+    places |= {"lm_head": "cpu", "model.layers.0": "cpu"}
+    places |= {"model.layers.1": "disk", "model.layers.2": "disk"}
+    return load_model(str(qwen_folder), device_map=places)
+
+
+def test_a_model_split_over_cpu_and_disk_is_the_same_model(split, qwen):
+    weights = dict(split.original_model.named_parameters())
+    assert {str(w.device) for n, w in weights.items() if ".layers.2." in n} == {"meta"}
+    assert identity(split).revision == identity(qwen).revision
+    unit = torch.nn.functional.normalize(torch.arange(32.0), dim=0)
+    grid = [[], [steer(unit, 4.0, layer=1)], [ablate(unit, layer=2, site="attn_out")]]
+    scores, said, seen = [], [], []
+    for one in (split, qwen):
+        tokens = tokenize(one, tiny.sentences(4))
+        scores.append(score_grid(one, tokens, grid, lambda logits: logits[:, 7].double()))
+        said.append(generate(one, tokens, grid, Decoding(max_new_tokens=4)))
+        seen.append(collect(one, tokens, range(3))[0])
+    assert (scores[1][0] - scores[1][1]).abs().min() > 1e-3  # steering does something
+    torch.testing.assert_close(*scores, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(*seen, atol=1e-6, rtol=1e-6)
+    assert said[0] == said[1]
+
+
+def test_what_the_replay_cannot_run_is_left_to_the_plain_path_and_said(qwen_folder, caplog):
+    loaded = load_model(str(qwen_folder), device_map={"": "disk"})
+    with caplog.at_level("INFO", "refusal_dial"):
+        score_grid(loaded, tokenize(loaded, ["a b"]), [[]], lambda logits: logits[:, 7].double())
+    assert "plain forward passes for Qwen2ForCausalLM: its modules are managed" in caplog.text
+
+
+def test_a_map_by_name_is_left_to_accelerate(qwen_folder, qwen):
+    loaded = load_model(str(qwen_folder), device_map="auto")
+    tokens = tokenize(qwen, tiny.sentences(3))
+    torch.testing.assert_close(last_logits(loaded, tokens), last_logits(qwen, tokens))
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "--device cpu and --device-map auto: give one"),
+        ({"device_map": "atuo"}, "unknown device map 'atuo': did you mean 'auto'"),
+        ({"device_map": {"": "disk", "lm_head": 0}}, "device_map mixes CPU/disk offload"),
+    ],
+)
+def test_a_device_map_that_cannot_be_used_is_refused(qwen_folder, given, error):
+    with pytest.raises(DialError, match=error):
+        load_model(str(qwen_folder), **given)

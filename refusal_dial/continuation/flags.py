@@ -56,6 +56,9 @@ class ContinuationFlags:
     seed: int = flag(0, "seed of openings, halves, samples and controls", _seed)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    device_map: str | None = flag(
+        None, "auto: split a model larger than one device over all of them (accelerate)"
+    )
     batch_size: int = flag(16, "openings a batch", at_least(1, whole))
     rows: int = flag(512, "completions made at once, at most", at_least(1, whole))
     executor: str = flag(

@@ -70,7 +70,7 @@ def open_continuations(flags: ContinuationFlags) -> Opened:
     """
     openings = load_openings(flags.openings, flags.n, flags.n_pairs, flags.seed)
     scorer = load_toxicity(flags.scorer, flags.device, label=flags.toxic_label)
-    model = load_model(flags.model, flags.device, flags.dtype)
+    model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
     layers = check_layers(model, flags.layer or range(int(model.cfg.n_layers)))
     check_site(model, flags.site)
     learn = [p for subset in (BENIGN, CHALLENGING) for p in openings.learn if p.subset == subset]
