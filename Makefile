@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := experiments/steering_holdout_control.py
 
-.PHONY: demo test check setup bench train clean
+.PHONY: demo test check setup bench faults train clean
 
 demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
@@ -21,6 +21,10 @@ check: $(READY)  ## lint, format, types
 bench: $(READY)  ## ours beside plain hooks, ratios measured in one run
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/generation.py
+
+N ?= 100
+faults: $(READY)  ## kill runs N times a job at random points, resume them, count what was lost
+	$(BIN)/python tests/faults/campaign.py --n $(N)
 
 train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
 	$(BIN)/python scripts/train_embedded_model.py

@@ -16,20 +16,31 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, printable
 from refusal_dial.values import BY_TYPE
 
 T = TypeVar("T")
 USAGE, INTERRUPTED = 2, 130
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _DISK |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's own words
+
+
+class _Printable(logging.Formatter):
+    """Lines of the log as a terminal may show them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 _CONSOLE = logging.StreamHandler()
-_CONSOLE.setFormatter(logging.Formatter("%(message)s"))
+_CONSOLE.setFormatter(_Printable("%(message)s"))
 
 
 def flag(default: T, help: str, parse: Callable[[Any], T] | None = None) -> T:
@@ -54,11 +65,22 @@ def argument(help: str) -> Any:
 def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> None:
     """Check the command line, call `main(flags)`, and turn what goes wrong into one line.
 
-    Exit codes: 0 done, 2 unusable input, 130 interrupted. Anything else is a fault of ours and
-    keeps its traceback.
+    Exit codes: 0 done, 2 unusable input or machine, 130 interrupted. Anything else is a fault of
+    ours and keeps its traceback. `--debug`, which every script takes, shows the others' too.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [typed for typed in argv if typed != "--debug"]
     _quiet_libraries()
+    try:
+        _guarded(main, argv)
+    except SystemExit as stop:
+        if debug and isinstance(stop.__context__, Exception):
+            traceback.print_exception(stop.__context__)
+        raise
+
+
+def _guarded(main: Callable[[Any], object], argv: Sequence[str]) -> None:
     try:
         flags_type = get_type_hints(main)["flags"]
         flags = parse(flags_type, argv, main)
@@ -76,10 +98,14 @@ def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> Non
             raise
         where = error.filename or "to the disk"
         _stop(f"error: cannot read or write {where}: {error.strerror}", USAGE)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(some in str(error) for some in _MEMORY):
+            raise
+        _stop("error: out of memory: lower --batch-size, or take a smaller --dtype", USAGE)
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    print(" ".join(line.splitlines()), file=sys.stderr)
+    print(printable(" ".join(line.splitlines())), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -244,6 +270,7 @@ def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
     )
     about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
     lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
+    about += "\n\n--debug, besides the flags below, shows the traceback of an error."
     shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
     screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
     screen = re.sub(r"\n *Type: Optional\[\]", "", screen)

@@ -11,9 +11,10 @@ leaves unselected positions bit-equal. It does not know whether the model has it
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -139,13 +140,14 @@ class Edit:
 
 def _hook(
     operation: Operation,
-    layer: int,
+    layer: SupportsIndex,
     pos: Pos,
     site: str,
     head: int | None = None,
     neuron: int | None = None,
 ) -> Hook:
     name = hook_name(site, layer)
+    layer = operator.index(layer)
     check_pos(pos)
     if (head is None) == (site == "z"):
         raise DialError(f"site 'z' needs head=, and only it does: site {site!r}, head {head}")
@@ -178,7 +180,7 @@ def steer(
     direction: HasUnit | Float[Tensor, "*batch d_model"],
     alpha: int | float | Float[Tensor, " batch"],
     *,
-    layer: int,
+    layer: SupportsIndex,
     pos: Pos = ALL,
     site: str = "resid_pre",
 ) -> Hook:
@@ -202,7 +204,7 @@ def steer(
 def ablate(
     direction: HasUnit | Float[Tensor, " d_model"],
     *,
-    layer: int,
+    layer: SupportsIndex,
     pos: Pos = ALL,
     site: str = "resid_pre",
 ) -> Hook:
@@ -225,7 +227,7 @@ def clamp(
     direction: HasUnit | Float[Tensor, " d_model"],
     value: int | float,
     *,
-    layer: int,
+    layer: SupportsIndex,
     pos: Pos = ALL,
     site: str = "resid_pre",
 ) -> Hook:
@@ -239,7 +241,7 @@ def clamp(
 def patch(
     value: Float[Tensor, "*batch width"],
     *,
-    layer: int,
+    layer: SupportsIndex,
     pos: Pos = ALL,
     site: str = "resid_pre",
     head: int | None = None,

@@ -110,8 +110,8 @@ def carry_out(
     rows, as read back, into the summary and the verdict. A finished run is read, and nothing of it
     is computed again.
 
-    Raises `DialError` where more than the share `max_missing` of the rows has no score. The rows
-    stay; a rerun that allows more goes on after them.
+    Raises `DialError` before the batch with which more than the share `max_missing` of all rows
+    would have no score. The rows before it stay, and a rerun computes it again.
     """
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
@@ -135,12 +135,12 @@ def carry_out(
     computed = compute(study.model, batches, kept, len(sizes), flags)
     with bar, closing(computed):
         for number, batch in enumerate(map(marked, computed), kept):
+            missing.update(left_out(batch))
+            check_share(missing, sum(sizes), flags.max_missing)
             append(run, batch)
             bar.update(len(batch))
             if note is not None:
                 note(number, batch)
-            missing.update(left_out(batch))
-            check_share(missing, sum(sizes), flags.max_missing)
     for reason, n in missing.items():
         log.warning("%d of %d rows have no score and are left out: %s", n, sum(sizes), reason)
     summary, found = close(read_table(run.folder, "scores"))

@@ -8,8 +8,10 @@ or a site exists is `model.check_sites`'s business.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias, get_args
+from numbers import Integral
+from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
 
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
 """Where in a block: the residual stream (pre, mid, post), what attention or the MLP adds to it,
@@ -28,6 +30,8 @@ Hook: TypeAlias = tuple[str, Callable[..., Any]]
 SITES: tuple[str, ...] = get_args(Site)
 NAMED_POS: tuple[str, ...] = get_args(NamedPos)
 ALL: NamedPos = "all"
+
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 _HOOK_NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -54,14 +58,28 @@ def one_of(value: object, choices: Iterable[object], what: str) -> DialError:
     return DialError(f"unknown {what} {given!r}:{hint} choices are {', '.join(names)}")
 
 
-def hook_name(site: str, layer: int) -> str:
+def printable(text: str, keep: str = "") -> str:
+    """The text with its control characters spelt out (`\\x1b`), but for those to `keep`: what a
+    prompt or a file name holds must not move the cursor, nor turn the reading direction."""
+    return "".join(c if c in keep or not _commands(c) else _spelt(c) for c in text)
+
+
+def _commands(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTIONS
+
+
+def _spelt(c: str) -> str:
+    return c.encode("unicode_escape").decode()
+
+
+def hook_name(site: str, layer: SupportsIndex) -> str:
     """`("resid_pre", 20)` -> `"blocks.20.hook_resid_pre"`, TransformerLens's classic name.
 
     Raises `DialError` for an unknown site or a layer that is not a whole number from 0 up.
     """
     if site not in _HOOK_NAMES:
         raise one_of(site, SITES, "site")
-    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+    if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0:
         raise DialError(f"layer must be a whole number from 0 up, not {layer!r}")
     return f"blocks.{layer}.{_HOOK_NAMES[site]}"
 
@@ -74,11 +92,11 @@ def check_pos(pos: Pos) -> None:
         if pos not in NAMED_POS:
             raise one_of(pos, NAMED_POS, "pos")
     elif isinstance(pos, tuple | list):
-        if not pos or not all(isinstance(p, int) and not isinstance(p, bool) for p in pos):
+        if not pos or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in pos):
             raise DialError(f"pos must hold whole numbers, at least one: {pos!r}")
         if len(set(pos)) < len(pos):
             raise DialError(f"pos names a position twice: {pos!r}")
-    elif not isinstance(pos, int | slice) and not hasattr(pos, "ndim"):
+    elif not isinstance(pos, Integral | slice) and not hasattr(pos, "ndim"):
         raise DialError(
             f"pos must be an int, a tuple of ints, a slice, a tensor with one position a row, "
             f"or one of {', '.join(NAMED_POS)}; not {pos!r}"
@@ -119,8 +137,8 @@ def positions(pos: Pos, length: int) -> list[int]:
             return [0] if decoding else []
         case slice():
             return [] if decoding and pos != slice(None) else list(range(length))[pos]
-        case int():
-            return positions((pos,), length)
+        case Integral():
+            return positions((int(pos),), length)
         case tuple() | list():
             if decoding:
                 return [0] if -1 in pos else []
@@ -130,5 +148,5 @@ def positions(pos: Pos, length: int) -> list[int]:
                     f"position {outside[0]} is outside a prompt of {length} tokens: "
                     f"valid are {-length} to {length - 1}"
                 )
-            return [p % length for p in pos]
+            return [int(p) % length for p in pos]
     raise DialError(f"pos {pos!r} has no fixed indices")
