@@ -366,6 +366,41 @@ def test_help_does_not_offer_h_for_a_flag_that_begins_with_it(capsys):
 # --- what goes wrong inside main
 
 
+def test_debug_shows_the_traceback_behind_a_line(inside):
+    for arguments in (["RUN", "--debug"], ["--debug", "RUN"]):
+        code, out, err, called = inside(*arguments, work=raising(DialError("no such layer")))
+        assert (code, out, called) == (2, "", True)
+        assert err.startswith("error: no such layer\nTraceback (most recent call last):")
+        assert err.rstrip().endswith("DialError: no such layer")
+    code, _, err, _ = inside("RUN", "--debug", "--layr", "3")
+    assert code == 2
+    assert "Traceback" in err
+    assert inside("RUN", "--debug")[:3] == (0, "", "")
+    assert "Traceback" not in inside("RUN", work=raising(DialError("no such layer")))[2]
+    assert "--debug" in inside("--help")[1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_one_line_with_a_remedy(error, inside):
+    code, _, err, _ = inside("RUN", work=raising(error))
+    assert code == 2
+    assert err == "error: out of memory: lower --batch-size, or take a smaller --dtype\n"
+
+
+def test_control_characters_of_the_input_do_not_reach_the_terminal(inside):
+    text = "a\x1b[2Jb\x07\u202ec\x9bd\ud800é🙂שלום"
+    shown = r"a\x1b[2Jb\x07\u202ec\x9bd\ud800é🙂שלום"
+    assert inside("RUN", work=raising(DialError(text)))[2] == f"error: {shown}\n"
+    assert inside("RUN", work=lambda: log.info("%s", text))[2] == f"{shown}\n"
+
+
 def test_success_is_exit_code_0(inside, script):
     assert inside("RUN") == (0, "", "", True)
     assert script("RUN", work="print('done')") == (0, "done\n", "", True)

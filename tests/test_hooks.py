@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -265,3 +266,15 @@ def test_ablated_everywhere_nothing_is_left_in_the_stream_at_any_layer(qwen):
         plain = collect_positions(qwen, tokens, [0, 1, 2], (-2, -1), site=site)[0]
         assert (left @ r).abs().max() < 1e-4 * left.norm(dim=-1).max()
         assert (plain @ r).abs().min() > 0.001
+
+
+def test_numpys_integers_are_layers_and_positions():
+    unit = torch.nn.functional.normalize(torch.ones(4), dim=0)
+    typed = steer(unit, 2.0, layer=np.int64(3), pos=np.int64(-1))
+    plain = steer(unit, 2.0, layer=3, pos=-1)
+    assert typed[0] == plain[0]
+    assert type(typed[1].layer) is int
+    rows = torch.randn(2, 5, 4)
+    assert torch.equal(typed[1](rows), plain[1](rows))
+    several = steer(unit, 2.0, layer=3, pos=(np.int32(-2), np.int64(-1)))
+    assert torch.equal(several[1](rows), steer(unit, 2.0, layer=3, pos=(-2, -1))[1](rows))

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from refusal_dial.missing import held_intervals, held_means
+from refusal_dial.missing import held_intervals, held_means, held_rank_p
 from refusal_dial.quality import LOOPS, coherence
-from refusal_dial.stats import holm, mean_interval, rank_p, rate_interval, sign_flip_p
+from refusal_dial.stats import holm, mean_interval, rate_interval, sign_flip_p
 from refusal_dial.types import DialError
 
 AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative", "strength"]
@@ -53,7 +53,7 @@ def read(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
         parts[here] = coherence(some["repeated"], some["nll"], float(own[system]))
     bad = (rows["stop"] != "end") | (rows["completion"] == '""') | (rows["repeated"] > LOOPS)
     return rows.assign(
-        by_logit=(rows["score"] > threshold).astype(float),
+        by_logit=(rows["score"] > threshold).astype(float).mask(rows["score"].isna()),
         refused=np.where(scored, refused, np.nan),
         unclear=np.where(scored, rows["label"] == "unclear", np.nan),
         degenerate=bad.astype(float),
@@ -110,7 +110,7 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     told |= (table["system"] != "") & (table["direction"] == "baseline")
     table["p_holm"] = np.nan
     table.loc[told, "p_holm"] = holm(table.loc[told, "p_paired"])
-    return table.assign(p_control=_p_control(table))
+    return table.assign(p_control=_p_control(table, shift))
 
 
 def _mean(
@@ -135,14 +135,14 @@ def _widened(
     return columns
 
 
-def _p_control(table: pd.DataFrame) -> list[float]:
+def _p_control(table: pd.DataFrame, shift: Matrix) -> list[float]:
     keys = ["layer", "site", "pos", "strength", "system"]
     place = table.groupby(keys, dropna=False).ngroup()
-    random = table["direction"] == "random"
+    random = (table["direction"] == "random").to_numpy()
     found = []
-    for where, kind, effect in zip(place, table["direction"], table["difference"], strict=True):
-        null = table.loc[random & (place == where), "difference"]
-        found.append(rank_p(effect, null) if kind == "learned" else float("nan"))
+    for where, kind, effect in zip(place, table["direction"], shift, strict=True):
+        null = shift[random & (place == where).to_numpy()]
+        found.append(held_rank_p(effect, null) if kind == "learned" else float("nan"))
     return found
 
 
