@@ -1,0 +1,113 @@
+"""Workers: what is sent to one does the same there, and one that differs is refused."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pairs_case
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from refusal_dial import cli, job
+from refusal_dial.model import identity, load_model
+from refusal_dial.types import DialError
+from refusal_dial.workers import Task, Worker, about, check_same
+
+ROOT = Path(__file__).parents[1]
+STUDY = ("--refusal-tokens=I", "--batch-size=4", "--layer=1,2")
+SWEEPS = {
+    "steer_refusal_direction": (*STUDY, "--n-random=1", "--alphas=-1,1", "--k=1"),
+    "patch_sites": (*STUDY, "--gap=0"),
+    "attribution_patching": (*STUDY, "--gap=0", "--refine=2"),
+    "compare_prompting_steering": (
+        *("--refusal-tokens=I", "--batch-size=4", "--layer=1", "--n=4", "--k=1"),
+        *("--n-random=1", "--alphas=0.2", "--max-new-tokens=2"),
+    ),
+    "toxicity_steering": (
+        *("--layer=1", "--n=4", "--n-pairs=2", "--n-random=1", "--n-shuffled=0", "--samples=1"),
+        *("--max-new-tokens=2", "--batch-size=4"),
+    ),
+}
+
+
+class Enough(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> str:
+    return pairs_case.write(tmp_path_factory.mktemp("prompts") / "pairs.jsonl")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_sends_batches_that_do_the_same_elsewhere_and_no_model(
+    name, qwen_folder, prompts, tmp_path, monkeypatch
+):
+    reason = "Ray is not installed: pip install 'refusal-dial[ray]'"
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason=reason)
+    seen = []
+
+    def elsewhere(model, batches, skip, n, machines):
+        sent = cloudpickle.dumps(batches)
+        weights = model.original_model.get_input_embeddings().weight
+        assert weights[100].detach().numpy().tobytes() not in sent
+        there = cloudpickle.loads(sent)
+        for number in range(skip, n):
+            here, frame = (next(one(model, skip=number)) for one in (batches, there))
+            pd.testing.assert_frame_equal(frame, here)
+            seen.append(number)
+            yield frame
+        raise Enough  # no summary is asked for
+
+    monkeypatch.setattr(job, "compute", elsewhere)
+    given = ["--model", str(qwen_folder), "--device=cpu", *SWEEPS[name]]
+    given += [] if name == "toxicity_steering" else ["--prompts", prompts]
+    script = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))
+    with pytest.raises(Enough):
+        cli.run(script["main"], [*given, "--out", str(tmp_path / "run")])
+    assert len(seen) > 1
+    assert seen == list(range(len(seen)))
+
+
+def nothing(model, *, skip):
+    yield pd.DataFrame({"skip": [skip]})
+
+
+def test_a_worker_loads_the_model_by_its_name_and_says_what_it_is(qwen, qwen_folder):
+    worker = Worker()
+    task = Task(str(qwen_folder), None, "cpu", "float32", None, nothing)
+    there, here = worker.open(task), about(qwen)
+    check_same(here, there)
+    assert there["the weights"].startswith(identity(qwen).revision)
+    frame, lines = worker.batch(3)
+    assert list(frame["skip"]) == [3]
+    assert lines == []
+
+
+def test_a_worker_with_other_weights_is_refused(qwen, qwen_folder, tmp_path):
+    other = tiny.hf_model("Qwen2", seed=1)
+    other.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    there = Worker().open(Task(str(tmp_path), None, "cpu", "float32", None, nothing))
+    with pytest.raises(DialError, match=r"a worker has the weights \w+ .* where this process has"):
+        check_same(about(qwen), there)
+
+
+def test_a_worker_with_another_package_is_refused(qwen):
+    there = about(qwen) | {"torch": "1.0.0"}
+    with pytest.raises(DialError, match=r"a worker has torch 1\.0\.0 where this process has"):
+        check_same(about(qwen), there)
+    local = about(qwen)
+    assert local["torch"] == torch.__version__.split("+")[0]  # a build for another device will do
+
+
+def test_a_worker_without_the_model_says_so(tmp_path):
+    with pytest.raises(DialError, match="no folder"):
+        Worker().open(Task(str(tmp_path / "gone"), None, "cpu", "float32", None, nothing))
+
+
+def test_two_loads_of_one_model_are_the_same(qwen, qwen_folder):
+    check_same(about(qwen), about(load_model(str(qwen_folder), "cpu")))
