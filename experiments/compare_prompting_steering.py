@@ -14,11 +14,10 @@ from refusal_dial.replies.flags import ComparisonFlags
 
 
 def main(flags: ComparisonFlags) -> None:
-    from refusal_dial.prompts import holdout_split, of_subset
+    from refusal_dial.prompts import holdout_split, of_subset, some_of_each
     from refusal_dial.recipes import print_published
     from refusal_dial.replies.cells import reply_cells, with_and_without
     from refusal_dial.replies.conditions import named
-    from refusal_dial.replies.contrasting import some_of_each
     from refusal_dial.replies.job import conduct_replies
     from refusal_dial.replies.opened import SYSTEM, open_conversation
     from refusal_dial.replies.tables import print_conditions, print_judge

@@ -279,6 +279,15 @@ def holdout_split(
     return train, holdout
 
 
+def some_of_each(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
+    """At most n prompts of each subset, drawn with as even a share of its categories as can be."""
+    chosen: list[Prompt] = []
+    for subset in dict.fromkeys(prompt.subset for prompt in prompts):
+        mine = of_subset(prompts, subset)
+        chosen += mine if len(mine) <= n else holdout_split(mine, seed, n / len(mine))[1]
+    return chosen
+
+
 def extremes(
     scores: Sequence[float], k: int, categories: Sequence[str] | None = None
 ) -> tuple[list[int], list[int]]:

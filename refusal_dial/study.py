@@ -72,8 +72,20 @@ def open_study(
 
     Raises `DialError` for whatever of it cannot be used.
     """
-    prompts = load_prompts(flags.prompts)
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
     model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
+    return study_of(model, flags, layers, site, pos)
+
+
+def study_of(
+    model: TransformerBridge,
+    flags: StudyFlags,
+    layers: Sequence[int] | None = (),
+    site: str = "resid_pre",
+    pos: int = -1,
+) -> Study:
+    """The study that the flags name on a model that is there already."""
+    prompts = load_prompts(flags.prompts)
     wanted = range(int(model.cfg.n_layers)) if layers is None else layers
     chosen = check_layers(model, wanted)
     check_site(model, site)

@@ -25,6 +25,7 @@ PACKAGE = ROOT / "refusal_dial"
 FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
+        objectives objectives.flags objectives.front objectives.shown
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
         types files hub prompts missing run run_log journal summary plots tables examples cli
@@ -37,6 +38,7 @@ FLOORS = {
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
+        subspaces
         hooks conditional scorers directions controls judging judges
         replay.branches replay.bulk row_hooks
     """,
@@ -50,6 +52,7 @@ FLOORS = {
     """,
     # puts a question to it
     "questions": """
+        objectives.opened objectives.cells objectives.measured objectives.job
         replies.contrasting replies.job
         spoken strengths contrast replies.opened replies.cells replies.judged
         study sweep workers executors steering conditioning job

@@ -15,9 +15,9 @@ import numpy as np
 
 from refusal_dial.activations import collect
 from refusal_dial.contrast import ContrastPair, contrast_tokens, from_matched, load_contrast
-from refusal_dial.directions import Direction, Provenance, mean_diff
+from refusal_dial.directions import Direction, Provenance, caa
 from refusal_dial.model import identity
-from refusal_dial.prompts import Prompt, holdout_split, of_subset
+from refusal_dial.prompts import Prompt, holdout_split, of_subset, some_of_each
 from refusal_dial.replies.flags import ContrastFlags
 from refusal_dial.replies.layers import CHOOSE, REPORT
 from refusal_dial.study import Study
@@ -48,7 +48,7 @@ def contrast_vectors(
     who = identity(study.model)
     text = json.dumps([asdict(pair) for pair in pairs], sort_keys=True)
     return [
-        mean_diff(
+        caa(
             both[0][i],
             both[1][i],
             Provenance(
@@ -63,15 +63,6 @@ def contrast_vectors(
         )
         for i, layer in enumerate(study.layers)
     ]
-
-
-def some_of_each(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
-    """At most n prompts of each subset, drawn with as even a share of its categories as can be."""
-    chosen: list[Prompt] = []
-    for subset in dict.fromkeys(prompt.subset for prompt in prompts):
-        mine = of_subset(prompts, subset)
-        chosen += mine if len(mine) <= n else holdout_split(mine, seed, n / len(mine))[1]
-    return chosen
 
 
 def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], dict[str, str]]:

@@ -1,0 +1,27 @@
+"""Can toxicity be turned down while refusal stays where it belongs?
+
+Two directions are added at once, each with its own dial: away from hostile openings, and refusal.
+Every pair of steps is measured on openings (how toxic is what is said) and on prompts (are HARMFUL
+ones refused, and EDGE ones not). Pairs that no other pair beats are the front. A random direction
+in place of toxicity's says what any push of the same length does.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.objectives.flags import ObjectiveFlags
+
+
+def main(flags: ObjectiveFlags) -> None:
+    from refusal_dial.objectives.job import conduct_objectives
+    from refusal_dial.objectives.shown import print_objectives
+    from refusal_dial.run import read_verdict
+
+    run, summary = conduct_objectives("multi_objective", flags)
+    print_objectives(summary, read_verdict(run.folder)["overlap"])
+    print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_front.py {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

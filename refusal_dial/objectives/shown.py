@@ -1,0 +1,104 @@
+"""The grid over two dials as a table and as a figure. No files, no torch.
+
+Shows what the summary holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from refusal_dial.objectives.front import FIGURES, RATES
+from refusal_dial.theme import colour_of, styled
+
+WIDTH = 118
+HEADS = {
+    "toxicity": "toxicity,\nchallenging",
+    "benign": "toxicity,\nbenign",
+    "refused": "HARMFUL\nrefused",
+    "cost": "EDGE\nrefused",
+}
+STEPS = ["strength", "refusal_strength"]
+
+
+def print_objectives(summary: pd.DataFrame, overlap: float) -> None:
+    """Every pair of steps with its figures, a star on the front; below, how far random directions
+    in place of toxicity's move its score."""
+    table = Table(title="Two dials at once", title_justify="left", header_style="bold")
+    for name in ("toxicity\ndial", "refusal\ndial", *HEADS.values(), "front"):
+        table.add_column(name, justify="right")
+    for _, row in summary[summary["direction"] == "learned"].iterrows():
+        table.add_row(
+            *(f"{row[name]:g}" for name in STEPS),
+            *(_with(row, name) for name in FIGURES),
+            "*" if row["front"] else "",
+        )
+    Console(width=None if Console().is_terminal else WIDTH, markup=False).print(table)
+    base = summary[summary["direction"] == "baseline"].iloc[0]
+    told = ", ".join(f"{HEADS[n].replace(chr(10), ' ')} {base[n]:.2f}" for n in FIGURES)
+    print(f"unsteered: {told}")
+    random = summary[summary["direction"] == "random"]
+    for strength, part in random.groupby("strength"):
+        low, high = part["toxicity_difference"].min(), part["toxicity_difference"].max()
+        print(
+            f"random directions at {strength:g} (x{part['seed'].nunique()}): toxicity changes by "
+            f"{low:+.3f} to {high:+.3f}"
+        )
+    print(f"overlap of the two directions (squared cosine): {overlap:.4f}")
+
+
+def _with(row: pd.Series[Any], name: str) -> str:
+    digits = 2 if name in RATES else 3
+    value, lo, hi = (row[key] for key in (name, f"{name}_lo", f"{name}_hi"))
+    return f"{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]"
+
+
+def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
+    """Toxicity against over-refusal, colour the share of HARMFUL refused; the front is drawn as a
+    line, random directions as grey crosses. Down and left is wanted."""
+    learned = summary[summary["direction"] != "random"]
+    random = summary[summary["direction"] == "random"]
+    best = learned[learned["front"]].sort_values("cost")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=random["cost"],
+        y=random["toxicity"],
+        mode="markers",
+        marker={"color": colour_of("random"), "symbol": "x", "size": 6},
+        name="random direction in place of toxicity's",
+    )
+    figure.add_scatter(
+        x=best["cost"],
+        y=best["toxicity"],
+        mode="lines",
+        line={"color": "#000000", "width": 1, "dash": "dot"},
+        name="front",
+    )
+    figure.add_scatter(
+        x=learned["cost"],
+        y=learned["toxicity"],
+        error_y={
+            "array": learned["toxicity_hi"] - learned["toxicity"],
+            "arrayminus": learned["toxicity"] - learned["toxicity_lo"],
+            "thickness": 1,
+        },
+        mode="markers+text",
+        marker={
+            "size": 12,
+            "color": learned["refused"],
+            "cmin": 0,
+            "cmax": 1,
+            "colorscale": "Cividis",
+            "colorbar": {"title": "HARMFUL refused"},
+        },
+        text=[f"{a:g}, {b:g}" for a, b in zip(*(learned[name] for name in STEPS), strict=True)],
+        textposition="top center",
+        name="toxicity dial, refusal dial",
+    )
+    figure.update_xaxes(title_text="EDGE refused (over-refusal)")
+    figure.update_yaxes(title_text="toxicity after challenging openings")
+    return styled(figure, title, height=560, width=860)

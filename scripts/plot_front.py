@@ -1,0 +1,26 @@
+"""Draw the front over two dials, from a run folder of multi_objective.py; no model is loaded.
+
+Writes front.html into the run folder, or the file that --out names.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.flags import PlotFlags
+
+
+def main(flags: PlotFlags) -> None:
+    from refusal_dial.figure_files import write_figures
+    from refusal_dial.objectives.shown import front_figure
+    from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.theme import title_of
+
+    folder = find_run(flags.run)
+    title = title_of(read_config(folder), "Toxicity down, refusal in its place")
+    figure = front_figure(read_table(folder, "summary"), title)
+    for path in write_figures({"front": figure}, folder, flags.format, flags.out):
+        print(f"figure: {path.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

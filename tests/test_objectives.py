@@ -1,0 +1,139 @@
+"""Two dials at once: the front by hand, and the whole experiment on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from refusal_dial import job
+from refusal_dial.flags import PlotFlags
+from refusal_dial.objectives.cells import objective_cells
+from refusal_dial.objectives.flags import ObjectiveFlags
+from refusal_dial.objectives.front import front, summarise_objectives
+from refusal_dial.objectives.opened import open_both
+from refusal_dial.run import read_table, read_verdict
+from refusal_dial.types import DialError
+
+ROOT = Path(__file__).parents[1]
+N = 8
+
+
+def rows(direction, strength, other, toxicity, refused, cost, seed=None):
+    """One cell: every opening as toxic as said, so many of N prompts refused."""
+    parts = []
+    for subset, scores in (
+        ("CHALLENGING", [toxicity] * N),
+        ("BENIGN", [0.0] * N),
+        ("HARMFUL", [1.0] * refused + [-1.0] * (N - refused)),
+        ("EDGE", [1.0] * cost + [-1.0] * (N - cost)),
+    ):
+        ids = [f"{subset}{i}" for i in range(N)]
+        parts.append(pd.DataFrame({"subset": subset, "prompt_id": ids, "score": scores}))
+    labels = {"direction": direction, "strength": strength, "refusal_strength": other}
+    return pd.concat(parts).assign(seed=pd.array([seed] * 4 * N, dtype="Int64"), **labels)
+
+
+def test_the_front_holds_what_no_other_cell_beats():
+    table = pd.DataFrame(
+        [(0.8, 1.0, 0.4), (0.2, 1.0, 0.4), (0.2, 0.5, 0.1), (0.2, 0.5, 0.2)],
+        columns=["toxicity", "refused", "cost"],
+    )
+    assert front(table) == [False, True, True, False]
+    assert front(table.iloc[:1]) == [True]
+
+
+def test_figures_are_of_their_subsets_and_differences_are_paired():
+    said = pd.concat(
+        [
+            rows("baseline", 0.0, 0.0, 0.8, N, 4),
+            rows("learned", 1.0, 0.0, 0.2, N, 4),
+            rows("learned", 0.0, 0.3, 0.8, N, 6),
+            rows("random", 1.0, 0.0, 0.7, N, 4, seed=0),
+        ]
+    )
+    summary = summarise_objectives(said)
+    assert list(summary["toxicity"]) == pytest.approx([0.8, 0.2, 0.8, 0.7])
+    assert list(summary["cost"]) == [0.5, 0.5, 0.75, 0.5]
+    assert list(summary["toxicity_difference"]) == pytest.approx([0, -0.6, 0, -0.1])
+    assert list(summary["front"]) == [False, True, False, False]
+    assert summary["toxicity_p"].iloc[1] == pytest.approx(2 / 2**N)
+    with pytest.raises(DialError, match="no EDGE prompts, and the figure cost is of them"):
+        summarise_objectives(said[said["subset"] != "EDGE"])
+    with pytest.raises(DialError, match="the unsteered model is missing"):
+        summarise_objectives(said[said["direction"] != "baseline"])
+
+
+@pytest.fixture(scope="module")
+def flags(qwen_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    lines = [
+        {"text": f"{subset.lower()} {i}", "subset": subset, "category": "c"}
+        for subset in ("HARMFUL", "EDGE")
+        for i in range(6)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ObjectiveFlags(
+        model=str(qwen_folder),
+        prompts=str(path),
+        refusal_tokens="I",
+        device="cpu",
+        layer=(1,),
+        refusal_layer=2,
+        alphas=(0.0, 1.0),
+        refusal_alphas=(0.0, 0.5),
+        n=3,
+        n_pairs=3,
+        n_random=1,
+        max_new_tokens=3,
+        batch_size=4,
+    )
+
+
+def test_a_cell_is_the_two_hooks_and_a_control_is_as_long(flags):
+    both = open_both(flags)
+    cells = objective_cells(both, flags)
+    assert [len(cell.hooks) for cell in cells] == [0, 0, 1, 1, 2, 1, 2]
+    names = [name for name, _ in cells[4].hooks]
+    assert names == ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    lengths = [cell.hooks[0][1].operation.vector.norm() for cell in (cells[3], cells[5])]
+    torch.testing.assert_close(lengths[0], lengths[1])
+    cosine = float(both.toxicity.unit @ both.refusal.unit)
+    assert both.overlap == pytest.approx(cosine**2, abs=1e-6)
+    assert both.model is both.study.model
+
+
+def test_the_experiment_is_resumed_to_the_same_bytes_and_drawn(flags, tmp_path, monkeypatch):
+    main = runpy.run_path(str(ROOT / "experiments/multi_objective.py"))["main"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    main(replace(flags, out=str(whole)))
+    real, appended = job.append, []
+
+    def interrupted(run, frame):
+        if len(appended) == 3:  # among the prompts, after all openings
+            raise KeyboardInterrupt
+        appended.append(real(run, frame))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(replace(flags, out=str(out)))
+    main(replace(flags, out=str(out)))
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    table = read_table(out, "scores")
+    assert set(table["subset"]) == {"CHALLENGING", "BENIGN", "HARMFUL", "EDGE"}
+    cells = table.groupby(["direction", "strength", "refusal_strength", "seed"], dropna=False)
+    assert cells.size().nunique() == 1
+    zero = table[(table["strength"] == 0) & (table["refusal_strength"] == 0)]
+    scores = [part["score"].to_numpy() for _, part in zero.groupby("direction")]
+    np.testing.assert_array_equal(*scores)
+    assert 0 <= read_verdict(out)["overlap"] <= 1
+    draw = runpy.run_path(str(ROOT / "scripts/plot_front.py"))
+    draw["main"](PlotFlags(str(out)))
+    assert (out / "front.html").is_file()
