@@ -32,6 +32,11 @@ class Tokens:
         spare = int((mask.sum(0) == 0).long().cumprod(0).sum())
         return Tokens(ids[:, spare:], mask[:, spare:])
 
+    def chosen(self, rows: Sequence[int]) -> Tokens:
+        """These rows, in this order, with the padding that none of them needs cut away."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.ids.device)
+        return Tokens(self.ids[index], self.mask[index]).rows(0, len(index))
+
     def on(self, model: TransformerBridge) -> Tokens:
         """The same where this model reads tokens."""
         return Tokens(self.ids.to(model.cfg.device), self.mask.to(model.cfg.device))

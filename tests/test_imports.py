@@ -35,6 +35,7 @@ FLOORS = {
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
+        selection selection.flags selection.rules selection.tables
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
@@ -48,6 +49,7 @@ FLOORS = {
         model tokens activations engine sampling generate judge_model toxicity validation
         doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
+        selection.candidates selection.layout
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,
     # puts a question to it
@@ -57,6 +59,7 @@ FLOORS = {
         spoken strengths contrast replies.opened replies.cells replies.judged
         study sweep workers executors steering conditioning job
         continuation.opened continuation.cells continuation.spoken continuation.job
+        selection.measures selection.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,
 }

@@ -27,7 +27,7 @@ KNOWN = (Add, AddIf, Project, Clamp, Set)
 
 def restricted(operation: Operation, rows: Int[Tensor, " some"]) -> Operation:
     """The operation on these batch rows alone."""
-    return _with(operation, {k: v[rows.to(v.device)] for k, v in _operands(operation, 2).items()})
+    return _with(operation, {k: v[rows.to(v.device)] for k, v in operands(operation, 2).items()})
 
 
 def restrict(edit: Edit, rows: Int[Tensor, " some"]) -> Edit:
@@ -58,22 +58,22 @@ def edited(
     if cells == 1:
         return restricted(operations[0], prompts)(rows[0])[None].to(rows.dtype)
     stacked = {}
-    for name, operand in _operands(operations[0], 0).items():
-        operands = torch.stack([getattr(operation, name) for operation in operations])
-        operands = operands.to(rows)
+    for name, operand in operands(operations[0], 0).items():
+        each = torch.stack([getattr(operation, name) for operation in operations]).to(rows)
         if operand.ndim < 2:
-            operands = operands[:, None].expand(cells, batch, *operand.shape)
+            each = each[:, None].expand(cells, batch, *operand.shape)
         else:
-            operands = operands[:, prompts.to(operands.device)]
-        stacked[name] = operands.flatten(0, 1)
+            each = each[:, prompts.to(each.device)]
+        stacked[name] = each.flatten(0, 1)
     out = _with(operations[0], stacked)(rows.flatten(0, 1))
     return out.view(cells, batch, *out.shape[1:]).to(rows.dtype)
 
 
-def _operands(operation: Any, least: int) -> dict[str, Tensor]:
+def operands(operation: Any, least: int) -> dict[str, Tensor]:
+    """Its tensors of at least so many axes, by name."""
     values = {f.name: getattr(operation, f.name) for f in fields(operation)}
     return {k: v for k, v in values.items() if isinstance(v, Tensor) and v.ndim >= least}
 
 
-def _with(operation: Any, operands: dict[str, Tensor]) -> Any:
-    return replace(operation, **operands) if operands else operation
+def _with(operation: Any, changed: dict[str, Tensor]) -> Any:
+    return replace(operation, **changed) if changed else operation

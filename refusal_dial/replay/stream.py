@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from refusal_dial.replay.bare import Bare, UnfitError
 from refusal_dial.replay.branches import Branches, KeysOnly, KeysTakenError, Pair
-from refusal_dial.replay.bulk import edited, restricted
+from refusal_dial.replay.bulk import edited, operands, restricted
 from refusal_dial.replay.plan import RESIDUAL, Touch
 from refusal_dial.replay.recording import Recording, stream_of
 from refusal_dial.replay.rectangles import Rectangle
@@ -113,17 +113,23 @@ class Stream:
         for entries in rounds:
             together: dict[object, list[Entry]] = {}
             for branch, one in entries:
-                if one.run is not None and one.run[0] >= begin:
+                if one.run is not None and (one.run[0] >= begin or self._clips(one, begin)):
                     together.setdefault(one.alike(), []).append((branch, one))
                 else:
                     self._edit_scattered(value[:, branch, :, one.columns], one, begin)
             for group in together.values():
                 self._edit_run(value, group, begin)
 
+    @staticmethod
+    def _clips(one: Touch, begin: int) -> bool:
+        """Whether a run that begins before the stream may be edited from the stream's start on: it
+        may where the operation has no operand of its own for each position."""
+        return int(one.where[0, -1]) >= begin and not operands(one.edit.operation, 3)
+
     def _edit_run(self, value: Hidden, group: list[Entry], begin: int) -> None:
         """The same run of positions of every prompt, in several branches at once."""
         branches, one = [branch for branch, _ in group], group[0][1]
-        run = slice(int(one.where[0, 0]) - begin, int(one.where[0, -1]) + 1 - begin)
+        run = slice(max(0, int(one.where[0, 0]) - begin), int(one.where[0, -1]) + 1 - begin)
         area = value[:, :, run, one.columns]
         low, high = branches[0], branches[-1] + 1
         which: slice | list[int] = slice(low, high) if high - low == len(branches) else branches

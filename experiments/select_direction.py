@@ -1,0 +1,43 @@
+"""Which of the model's many refusal directions should be used: from which layer and position?
+
+A mean difference of HARMFUL and harmless prompts is taken at every template position and layer.
+Each is ablated everywhere on HARMFUL prompts (bypass) and harmless ones (KL), and added to harmless
+prompts (induce); the rule drops what does damage or induces nothing and keeps the best (Arditi et
+al. 2024). `--rule cosmic` scores no output at all, `--rule effect` any scorer. What was chosen is
+then reported on prompts that the choice never saw.
+
+`--published FOLDER` applies the rule to a run of the refusal_direction project, without a model.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.selection.flags import SelectionFlags
+
+
+def main(flags: SelectionFlags) -> None:
+    from refusal_dial.selection import rules
+    from refusal_dial.selection.tables import print_report, print_selection
+
+    if flags.published is not None:
+        from refusal_dial.selection.layout import candidate, read_published
+
+        frame, raw = read_published(flags.published)
+        ranked = rules.rank(flags.rule, frame, int(frame["layer"].max()) + 1, flags.limits)
+        print_selection(ranked, flags.rule)
+        pos, layer = rules.chosen(ranked)
+        norm = "" if raw is None else f", norm {candidate(raw, pos, layer).norm:.2f}"
+        print(f"chosen: position {pos}, layer {layer}{norm}")
+        return
+    from refusal_dial.selection.job import conduct_selection
+    from refusal_dial.study import open_study
+
+    study = open_study(flags)
+    selected = conduct_selection("select_direction", study, flags)
+    print_selection(selected.ranked, flags.rule)
+    print_report(selected.report)
+    print(f"direction: {selected.run.folder}/direction.safetensors")
+
+
+if __name__ == "__main__":
+    cli.run(main)
