@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refusal_dial.cli import flag, listed, number, whole
+from refusal_dial.cli import flag
 from refusal_dial.flags import STEERABLE, StudyFlags, _choice, at_least
 from refusal_dial.selection.rules import LIMITS, RULES, Limits
 from refusal_dial.types import DialError
+from refusal_dial.values import listed, number, whole
 
 METHODS = ("mean_diff", "probe")
 LAYOUTS = ("run", "refusal_direction")
