@@ -21,6 +21,7 @@ check: $(READY)  ## lint, format, types
 bench: $(READY)  ## ours beside plain hooks, ratios measured in one run
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/generation.py --layers all --alphas 3 --rounds 1
 
 N ?= 100
 faults: $(READY)  ## kill runs N times a job at random points, resume them, count what was lost

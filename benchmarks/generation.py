@@ -1,11 +1,12 @@
 """Steered generation, ours beside one call a cell and beside plain Hugging Face `generate`.
 
-    python benchmarks/generation.py [--prompts 8] [--alphas 17] [--new 32] [--rounds 3]
-        [--threads 2]
+    python benchmarks/generation.py [--prompts 8] [--alphas 17] [--layers 20] [--new 32]
+        [--rounds 3] [--threads 2]
 
-On the embedded model, in turns, in one process; ratios are medians over rounds. `grid`: every alpha
-in one call of ours against one call of ours an alpha, and against TransformerLens's way, Hugging
-Face `generate` inside `model.hooks`, once an alpha. `plain`: one cell without hooks, ours against
+On the embedded model, in turns, in one process; ratios are medians over rounds. `grid`: every layer
+and alpha in one call of ours against one call of ours a cell, and against TransformerLens's way,
+Hugging Face `generate` inside `model.hooks`, once a cell. `--layers all --alphas 3` is the toxicity
+study's sweep. `plain`: one cell without hooks, ours against
 Hugging Face's own `generate` on the same rows of the same model before TransformerLens wraps it.
 """
 
@@ -38,6 +39,7 @@ def main() -> None:
     )
     for name, value in (("prompts", 8), ("alphas", 17), ("new", 32), ("rounds", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--layers", default="20", help="a layer, or all")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_model("embedded", "cpu", "float32")
@@ -45,7 +47,8 @@ def main() -> None:
     tokens = tokenize(model, texts)
     unit = torch.nn.functional.normalize(torch.randn(int(model.cfg.d_model)), dim=0)
     alphas = torch.linspace(-8, 8, args.alphas).tolist()
-    grid = [[steer(unit, alpha, layer=20, pos=-1)] for alpha in alphas]
+    every = range(int(model.cfg.n_layers)) if args.layers == "all" else [int(args.layers)]
+    grid = [[steer(unit, alpha, layer=n, pos=-1)] for n in every for alpha in alphas]
     decoding = Decoding(args.new, rows=len(grid) * len(texts))
     bare = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
 
@@ -77,7 +80,8 @@ def main() -> None:
         hf, _ = timed(lambda: theirs(bare))
         ratios["plain"].append(one / hf)
     print(
-        f"{len(texts)} prompts x {len(grid)} alphas, {args.new} new tokens, {args.threads} threads"
+        f"{len(texts)} prompts x {len(every)} layers x {len(alphas)} alphas, {args.new} new tokens, "
+        f"{args.threads} threads"
     )
     print(f"grid against one call a cell      {statistics.median(ratios['one call a cell']):.1f}x")
     print(
