@@ -80,8 +80,8 @@ def main() -> None:
         hf, _ = timed(lambda: theirs(bare))
         ratios["plain"].append(one / hf)
     print(
-        f"{len(texts)} prompts x {len(every)} layers x {len(alphas)} alphas, {args.new} new tokens, "
-        f"{args.threads} threads"
+        f"{len(texts)} prompts x {len(every)} layers x {len(alphas)} alphas, "
+        f"{args.new} new tokens, {args.threads} threads"
     )
     print(f"grid against one call a cell      {statistics.median(ratios['one call a cell']):.1f}x")
     print(

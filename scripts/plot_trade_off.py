@@ -17,11 +17,12 @@ from refusal_dial.flags import PlotFlags
 class Flags(PlotFlags):
     """Which prompts steering is for."""
 
-    wanted: str = flag("HARMFUL", "the subset that steering is for")
-    spared: str = flag("EDGE", "the subset that it should leave alone")
+    wanted: str | None = flag(None, "the subset that steering is for; HARMFUL, or CHALLENGING")
+    spared: str | None = flag(None, "the subset to leave alone; EDGE, or BENIGN")
 
 
 def main(flags: Flags) -> None:
+    from refusal_dial.continuation.spared import as_trade_off
     from refusal_dial.figure_files import write_figures
     from refusal_dial.run import find_run, read_config, read_table
     from refusal_dial.theme import title_of
@@ -30,11 +31,19 @@ def main(flags: Flags) -> None:
 
     folder = find_run(flags.run)
     config, scores = read_config(folder), read_table(folder, "scores")
-    scores = scores[scores["split"] == "holdout"]
+    if "completion" in scores:
+        rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")
+        units = "minus toxicity", "words changed"
+    else:
+        rows, about = scores[scores["split"] == "holdout"], ("HARMFUL", "EDGE")
+        units = "refusal score", "refused"
+    wanted, spared = flags.wanted or about[0], flags.spared or about[1]
     threshold = float(config["settings"].get("threshold", 0.0))
-    table = trade_off(scores, wanted=flags.wanted, spared=flags.spared, threshold=threshold)
+    table = trade_off(rows, wanted=wanted, spared=spared, threshold=threshold)
     title = title_of(config, "What steering buys, and what it costs")
-    figures = {"trade_off": trade_off_curves(table, title, flags.wanted, flags.spared)}
+    names = f"{wanted} ({units[0]})", f"{spared} ({units[1]})"
+    figure = trade_off_curves(table, title, *names)
+    figures = {"trade_off": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

@@ -15,8 +15,7 @@ from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.continuation.opened import Opened
 from refusal_dial.controls import random_directions, shuffled_directions
 from refusal_dial.directions import Direction, mean_diff
-from refusal_dial.hooks import steer
-from refusal_dial.steering import BASELINE, LABELS
+from refusal_dial.strengths import UNSTEERED, Named, strength_cells
 from refusal_dial.sweep import Cell
 
 
@@ -31,27 +30,31 @@ def relearned(opened: Opened, layer: int, labels: Sequence[float]) -> Direction:
 def continuation_cells(opened: Opened, flags: ContinuationFlags) -> list[Cell]:
     """The baseline, then for each layer the learned direction at every alpha, and the controls at
     every alpha but 0. A cell of alpha 0 has no hooks: it is the baseline."""
-    cells = [Cell({**BASELINE.labels, "strength": 0.0})]
+    cells = [UNSTEERED]
     half = opened.pooled.shape[1] // 2
     benign = [1.0] * half + [0.0] * (opened.pooled.shape[1] - half)
     for layer, learned in zip(opened.layers, opened.learned, strict=True):
-        named: list[tuple[str, int | None, Direction]] = [("learned", None, learned)]
+        named: list[Named] = [("learned", None, learned)]
         controls = random_directions(learned, flags.n_random, flags.seed)
         named += [("random", i, one) for i, one in enumerate(controls)]
         shuffled = shuffled_directions(
             learned, partial(relearned, opened, layer), benign, flags.n_shuffled, flags.seed
         )
         named += [("shuffled", i, one) for i, one in enumerate(shuffled)]
-        step = opened.step(layer, flags.alpha_unit)
-        norm = opened.step(layer, "residual")
-        for name, seed, one in named:
-            for strength in flags.alphas:
-                if strength == 0 and name != "learned":
-                    continue
-                alpha = float(f"{strength * step:.4g}")
-                hooks = [steer(one, alpha, layer=layer, pos=flags.pos, site=flags.site)]
-                place = (layer, flags.site, flags.pos)
-                values = (name, seed, *place, alpha, round(alpha / norm, 6))
-                labels = dict(zip(LABELS, values, strict=True)) | {"strength": strength}
-                cells.append(Cell(labels, hooks if alpha else ()))
+        cells += turned(opened, flags, layer, named)
     return cells
+
+
+def turned(
+    opened: Opened, flags: ContinuationFlags, layer: int, named: Sequence[Named]
+) -> list[Cell]:
+    """The directions at every step of the dial at one layer."""
+    return strength_cells(
+        named,
+        flags.alphas,
+        opened.step(layer, flags.alpha_unit),
+        opened.step(layer, "residual"),
+        layer=layer,
+        site=flags.site,
+        pos=flags.pos,
+    )

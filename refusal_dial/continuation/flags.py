@@ -18,6 +18,7 @@ from refusal_dial.flags import (
     _layers,
     _pos,
     _seed,
+    _share,
     at_least,
     proportion,
 )
@@ -90,3 +91,12 @@ class LayerFlags(ContinuationFlags):
     n_shuffled: int = flag(0, "directions from shuffled labels a layer", at_least(0, whole))
     samples: int = flag(2, "completions of each opening", at_least(1, whole))
     load_existing: str | None = flag(None, "a finished run folder to read; no model is loaded")
+
+
+@dataclass(frozen=True)
+class SparingFlags(ContinuationFlags):
+    """The same, always and only where a detector fires."""
+
+    alphas: tuple[float, ...] = flag((0.5, 1.0), "a list, or START:STOP:COUNT", _alphas)
+    rate: float = flag(0.2, "rate of false positives on benign openings", _share)
+    n_random: int = flag(5, "random detectors a layer", at_least(0, whole))

@@ -7,9 +7,9 @@ result files. It has no hooks or statistics of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -26,11 +26,17 @@ from refusal_dial.openings import CHALLENGING
 from refusal_dial.prompts import holdout_split, of_subset
 from refusal_dial.run import Run, open_run, read_table
 from refusal_dial.sampling import Decoding
+from refusal_dial.sweep import Cell
 
 Conducted = tuple[Run, pd.DataFrame]
+F = TypeVar("F", bound=ContinuationFlags)
 
 
-def conduct_continuations(experiment: str, flags: ContinuationFlags) -> Conducted:
+def conduct_continuations(
+    experiment: str,
+    flags: F,
+    lay_out: Callable[[Opened, F], Sequence[Cell]] = continuation_cells,
+) -> Conducted:
     """Open the study, say everything under every cell, and summarise; the run and its summary.
 
     An interrupted run is resumed, a finished one named by `--out` is read. However it ends, the run
@@ -41,7 +47,7 @@ def conduct_continuations(experiment: str, flags: ContinuationFlags) -> Conducte
     if not run.finished:
         for one in opened.learned:
             directions.save(one, run.folder / f"direction_layer{one.provenance.layer}.safetensors")
-    cells = continuation_cells(opened, flags)
+    cells = lay_out(opened, flags)
     rows = prompt_rows(opened, flags.seed)
     decoding = Decoding(
         max_new_tokens=flags.max_new_tokens,
