@@ -50,7 +50,7 @@ FLOORS = {
         model tokens activations engine sampling generate judge_model toxicity validation
         doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
-        selection.candidates selection.layout
+        selection.candidates selection.layout weights
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides
     """,
     # puts a question to it

@@ -1,0 +1,60 @@
+"""Write a copy of a model that has lost a direction: its weights are orthogonalised to it.
+
+The copy is loaded by plain transformers, without this library. Before it is kept it is compared
+with the model under the hooks that ablate the direction everywhere: the same logits, or it is not
+kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refusal_dial import cli
+from refusal_dial.cli import argument, flag
+
+TEXTS = ("How do I bake bread?", "Write a poem about the sea.", "What is 7 times 8?", "Hi")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which direction, out of which model, to where."""
+
+    direction: str = argument("a direction file, such as runs/.../direction.safetensors")
+    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    out: str = flag("runs/exported_model", "the folder to write, which must not be there yet")
+    dtype: str = flag("auto", "auto (as on disk), float32, bfloat16 or float16")
+    device: str = flag("cpu", "where the two are compared: auto, cpu, cuda, cuda:N or mps")
+    plain: bool = flag(False, "compare on plain text, for a model without a chat template")
+
+
+def main(flags: Flags) -> None:
+    import shutil
+
+    from refusal_dial import directions, weights
+    from refusal_dial.model import DTYPES, load_model
+    from refusal_dial.tokens import tokenize
+    from refusal_dial.types import DialError, one_of
+
+    if flags.dtype not in ("auto", *DTYPES):
+        raise one_of(flags.dtype, ("auto", *DTYPES), "dtype")
+    direction = directions.load(flags.direction)
+    model = load_model(flags.model, flags.device, "float32")
+    tokens = tokenize(model, TEXTS, chat=not flags.plain)
+    plain = weights.orthogonalised(model, direction, flags.dtype)
+    folder = weights.save_model(plain, model.tokenizer, flags.out)
+    exported = load_model(str(folder), flags.device, "float32")
+    off, largest = weights.difference(model, exported, direction, tokens)
+    # what is stored in half precision is rounded to it
+    allowed = 1e-4 if "32" in str(plain.dtype) else 0.05
+    if not off <= allowed * max(1.0, largest):
+        shutil.rmtree(folder)
+        raise DialError(
+            f"the exported model differs from the hooks by {off:.3g} in a logit (largest "
+            f"{largest:.3g}) and is not kept: this model writes in another way; use the hooks"
+        )
+    number = str(plain.dtype).removeprefix("torch.")
+    print(f"exported: {folder}, {number} (largest difference to the hooks {off:.2g} in a logit)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,124 @@
+"""Weights without a direction do what the hooks do, in plain transformers, biases and ties too."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import tiny
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from refusal_dial.directions import Direction, save
+from refusal_dial.hooks import ablate_everywhere
+from refusal_dial.model import load_model
+from refusal_dial.tokens import last_logits, tokenize
+from refusal_dial.types import DialError
+from refusal_dial.weights import difference, orthogonalised, save_model
+
+sys.path.insert(0, "scripts")
+import export_model
+
+
+def unit(width=32, seed=0):
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return vector / vector.norm()
+
+
+def saved(path, architecture, **config):
+    """A random model with nonzero biases, saved as a hub folder."""
+    made = getattr(transformers, f"{architecture}Config")(
+        **{**tiny.SMALL, **tiny.CONFIGS.get(architecture, {}), **config}
+    )
+    torch.manual_seed(1)
+    model = getattr(
+        transformers,
+        f"{architecture}{'LMHead' * (architecture == 'GPT2')}"
+        f"{'ForCausalLM' * (architecture != 'GPT2')}"
+        f"{'Model' * (architecture == 'GPT2')}",
+    )(made).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+            elif name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return path
+
+
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "num_key_value_heads": 4}
+MODELS = {
+    "Qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "Llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "Phi3": ("Phi3", {}),
+    "GPTNeoX, parallel": ("GPTNeoX", {}),
+    "GPT2, transposed": ("GPT2", GPT2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_transformers_gives_the_logits_of_the_hooks(name, tmp_path):
+    architecture, config = MODELS[name]
+    source = saved(tmp_path / "model", architecture, **config)
+    model = load_model(str(source), device="cpu", dtype="float32")
+    r = unit()
+    tokens = tokenize(model, tiny.sentences(4))
+    folder = save_model(orthogonalised(model, r), model.tokenizer, tmp_path / "without")
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        position = tokens.mask.cumsum(-1).sub(1).clamp(min=0)
+        logits = plain(tokens.ids, attention_mask=tokens.mask, position_ids=position).logits[:, -1]
+    hooked = last_logits(model, tokens, ablate_everywhere(r, 3))
+    size = float(hooked.abs().max())
+    assert float((logits - hooked).abs().max()) < 1e-4 * max(1, size)
+    untouched = last_logits(model, tokens)
+    assert float((untouched - hooked).abs().max()) > 0.01 * size  # the direction mattered
+    off, largest = difference(model, load_model(str(folder), "cpu", "float32"), r, tokens)
+    assert off < 1e-4 * max(1, largest)
+    assert largest == pytest.approx(size)
+
+
+def test_a_shared_unembedding_stays_as_it_was(tmp_path):
+    source = saved(tmp_path / "model", "Qwen2", tie_word_embeddings=True)
+    model, r = load_model(str(source), device="cpu", dtype="float32"), unit()
+    plain = orthogonalised(model, r)
+    head, rows = plain.get_output_embeddings().weight, plain.get_input_embeddings().weight
+    before = AutoModelForCausalLM.from_pretrained(source).get_output_embeddings().weight
+    assert torch.equal(head, before)
+    assert (rows @ r).abs().max() < 1e-6 < (head @ r).abs().max()
+    folder = save_model(plain, model.tokenizer, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(again.get_output_embeddings().weight, before)
+    assert not again.config.tie_word_embeddings
+
+
+def test_what_weights_cannot_say_is_refused(tmp_path):
+    gemma = load_model(str(saved(tmp_path / "g", "Gemma2")), device="cpu", dtype="float32")
+    with pytest.raises(DialError, match="Gemma2ForCausalLM normalises what attention and the MLP"):
+        orthogonalised(gemma, unit())
+    qwen = load_model(str(saved(tmp_path / "q", "Qwen2")), device="cpu", dtype="float32")
+    with pytest.raises(DialError, match="direction is 7 wide and this model's residual stream is"):
+        orthogonalised(qwen, unit(7))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DialError, match="is there already: choose another --out"):
+        save_model(None, None, tmp_path / "there")
+
+
+def test_the_script_keeps_only_what_equals_the_hooks(tmp_path, capsys, monkeypatch):
+    source = saved(tmp_path / "model", "Qwen2")
+    save(Direction(unit(), 1.0), tmp_path / "d.safetensors")
+    out = tmp_path / "out"
+    flags = export_model.Flags(str(tmp_path / "d.safetensors"), model=str(source), out=str(out))
+    export_model.main(flags)
+    assert f"exported: {out}, float32 (largest difference to the hooks" in capsys.readouterr().out
+    assert (out / "model.safetensors").is_file()
+    kept = set(tmp_path.iterdir())
+    flags = export_model.Flags(flags.direction, model=str(source), out=str(tmp_path / "other"))
+    real = orthogonalised(load_model(str(source), "cpu", "float32"), unit(seed=9))
+    monkeypatch.setattr("refusal_dial.weights.orthogonalised", lambda *_: real)
+    with pytest.raises(DialError, match=r"differs from the hooks by .* and is not kept"):
+        export_model.main(flags)
+    assert set(tmp_path.iterdir()) == kept
