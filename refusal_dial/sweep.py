@@ -31,17 +31,30 @@ class Cell:
 
 @dataclass(frozen=True)
 class Budget:
-    """How a sweep may use the machine; results do not depend on it beyond rounding."""
+    """How a sweep may use the machine; results do not depend on it beyond rounding. `rows` bounds
+    what one batch yields, and so what is lost with whoever computes it, in whole cells."""
 
     batch_size: int = 32
     engine: str = "auto"
     memory_gb: float | None = None
+    rows: int = 2**16
+
+
+def batches(n_prompts: int, n_cells: int, budget: Budget) -> list[tuple[range, range]]:
+    """(prompts, cells) of each batch, in order: some prompts under all cells, or under as many
+    cells as `budget.rows` allows where they are more."""
+    size = budget.batch_size
+    some = max(1, budget.rows // size)
+    return [
+        (range(i, min(i + size, n_prompts)), range(c, min(c + some, n_cells)))
+        for i in range(0, n_prompts, size)
+        for c in range(0, n_cells, some)
+    ]
 
 
 def batch_sizes(n_prompts: int, n_cells: int, budget: Budget) -> list[int]:
     """Rows that each batch of a sweep yields, in order."""
-    starts = range(0, n_prompts, budget.batch_size)
-    return [n_cells * min(budget.batch_size, n_prompts - start) for start in starts]
+    return [len(prompts) * len(cells) for prompts, cells in batches(n_prompts, n_cells, budget)]
 
 
 def sweep_batches(
@@ -53,23 +66,24 @@ def sweep_batches(
     budget: Budget,
     skip: int = 0,
 ) -> Iterator[pd.DataFrame]:
-    """A frame per batch of prompts: the cell's labels, the prompt's columns, `score`.
+    """A frame per batch: the cell's labels, the prompt's columns, `score`; by prompts in batches,
+    then cell, then prompt, however the cells are divided.
 
     `rows` describes the prompts, one line each, in the order of `tokens`. The first `skip` batches
     are left out: they were computed before. Batches do not depend on one another.
     """
-    size, tokens = budget.batch_size, tokens.on(model)
-    for start in range(skip * size, len(tokens), size):
-        batch = rows.iloc[start : start + size]
+    tokens = tokens.on(model)
+    for prompts, numbers in batches(len(tokens), len(cells), budget)[skip:]:
+        some = cells[numbers.start : numbers.stop]
         scores = score_grid(
             model,
-            tokens.rows(start, start + size),
-            [cell.hooks for cell in cells],
+            tokens.rows(prompts.start, prompts.stop),
+            [cell.hooks for cell in some],
             scorer,
             engine=budget.engine,
             memory_gb=budget.memory_gb,
         )
-        yield _tidy(cells, batch, scores.numpy())
+        yield _tidy(some, rows.iloc[prompts.start : prompts.stop], scores.numpy())
 
 
 def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: NDArray[np.float64]) -> pd.DataFrame:

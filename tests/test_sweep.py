@@ -57,6 +57,21 @@ def test_batches_can_be_skipped_and_their_sizes_are_known_beforehand(qwen):
         pd.testing.assert_frame_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 6, 8])
+def test_rows_come_in_the_same_order_however_many_a_batch_may_have(qwen, most):
+    tokens = tokenize(qwen, tiny.sentences(5))
+    undivided = sweep_batches(qwen, tokens, rows(5), cells(), scorer, Budget(2))
+    whole = pd.concat(undivided, ignore_index=True)
+    budget = Budget(2, rows=most)
+    parts = list(sweep_batches(qwen, tokens, rows(5), cells(), scorer, budget))
+    assert [len(part) for part in parts] == batch_sizes(5, 4, budget)
+    assert max(map(len, parts)) <= max(most, 2)  # one cell of two prompts is the least
+    table = pd.concat(parts, ignore_index=True)
+    pd.testing.assert_frame_equal(table, whole, check_exact=False, atol=1e-6, rtol=0)
+    rest = sweep_batches(qwen, tokens, rows(5), cells(), scorer, budget, skip=2)
+    pd.testing.assert_frame_equal(next(rest), parts[2])
+
+
 def test_scores_do_not_depend_on_the_batch_size(qwen):
     tokens = tokenize(qwen, tiny.sentences(5))
     tables = []
