@@ -41,6 +41,7 @@ def main(flags: ContrastFlags) -> None:
     print_published(flags.config, flags.model, {"summary": summary, "layers": half, "norms": norms})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_layer_strength.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

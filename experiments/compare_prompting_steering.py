@@ -42,6 +42,7 @@ def main(flags: ComparisonFlags) -> None:
     print_published(flags.config, flags.model, {"summary": named(summary)})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_conditions.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

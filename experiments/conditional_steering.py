@@ -51,6 +51,7 @@ def main(flags: Flags) -> None:
     print_trade_off(trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=flags.threshold))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_trade_off.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def main(flags: DirectionFlags) -> None:
     print_judge(read_verdict(run.folder))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_xstest.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def main(flags: Flags) -> None:
     print_patching(summary, "layer", "role")
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_patching.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main(flags: PatchingFlags) -> None:
     print_patching(summary, "role", "layer")
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_patching.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def main(flags: Flags) -> None:
     print_carriers(summary, "attn_out")
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_patching.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

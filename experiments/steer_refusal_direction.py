@@ -28,6 +28,7 @@ def main(flags: SteeringFlags) -> None:
     print_verdict(summary)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def main(flags: HoldoutFlags) -> None:
     print(f"run: {run.folder}")
     print(f"examples: {dump}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

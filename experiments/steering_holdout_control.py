@@ -34,6 +34,7 @@ def main(flags: HoldoutFlags) -> None:
     print_published(flags.config, flags.model, {"summary": held_out})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def main(flags: ContinuationFlags) -> None:
     print_published(flags.config, flags.model, {"summary": summary})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_toxicity.py {run.folder}")
+    print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

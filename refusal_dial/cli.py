@@ -57,9 +57,9 @@ CONFIG: Any = flag(None, "a .yaml file of flags; those on the command line come 
 """Every script takes it. A script that has to know the file has it among its flags."""
 
 
-def argument(help: str) -> Any:
-    """A required positional argument."""
-    return field(metadata={"help": help, "parse": None})
+def argument(help: str, many: bool = False) -> Any:
+    """A required positional argument; with `many`, one or more, as text with commas between."""
+    return field(metadata={"help": help, "parse": None, "many": many})
 
 
 def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> None:
@@ -216,6 +216,9 @@ def _given(
     needed = [name for name in free[len(arguments) :] if name not in recipe]
     if needed:
         raise DialError(f"missing argument {needed[0].upper()}: see --help")
+    if free and known[free[-1]].metadata.get("many"):
+        last = len(free) - 1
+        arguments = [*arguments[:last], ",".join(arguments[last:])]
     if len(arguments) > len(free):
         surplus = arguments[len(free)]
         raise DialError(f"unexpected argument {surplus!r}: options are given as --name value")

@@ -32,6 +32,8 @@ FLOORS = {
         types files hub prompts missing run run_log journal summary plots tables examples cli
         flags agreement rated trade_off trade_off_plot openings theme figure_files direction_plots
         stats stats.intervals stats.p_values stats.effects
+        report report.reading report.prompt_texts report.verdicts report.dial report.summary_tables
+        report.figures report.page
         continuation continuation.flags continuation.summary continuation.layers
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots

@@ -1,0 +1,59 @@
+"""A run folder, read for a report: what was asked, its rows, its summary, and its prompts' texts.
+
+Knows the files of a run. It computes nothing, and shows nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refusal_dial.report.prompt_texts import Texts, texts_of
+from refusal_dial.run import find_run, read_config, read_table, read_verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A finished run as it lies in its folder. `files` are the SHA-256 of its tables."""
+
+    name: str
+    config: Mapping[str, Any]
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    verdict: Mapping[str, Any]
+    texts: Texts
+    files: Mapping[str, str]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return dict(self.config["settings"])
+
+    @property
+    def kind(self) -> str:
+        """What was measured: `patching`, judged `replies`, `continuations`, or `scores`."""
+        if "way" in self.scores:
+            return "patching"
+        if "label" in self.scores:
+            return "replies"
+        return "continuations" if "completion" in self.scores else "scores"
+
+
+def read_run(where: str | Path) -> Reading:
+    """The run in this folder, or the newest finished one of an experiment's folder.
+
+    Raises `DialError` for what is no run, or one that is not finished.
+    """
+    folder = find_run(where)
+    config, verdict = read_config(folder), read_verdict(folder)
+    scores, summary = read_table(folder, "scores"), read_table(folder, "summary")
+    files = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("scores.csv", "summary.csv")
+    }
+    texts = texts_of(config["settings"], list(dict.fromkeys(scores["prompt_id"])))
+    return Reading(folder.resolve().name, config, scores, summary, verdict, texts, files)

@@ -1,0 +1,238 @@
+"""What a report is made of: every number stands in the run's files, every text is data."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import frames
+import numpy as np
+import pandas as pd
+import pytest
+import report_case
+
+from refusal_dial.openings import load_openings
+from refusal_dial.prompts import data_hash
+from refusal_dial.report import dial
+from refusal_dial.report.dial import dials
+from refusal_dial.report.figures import figures_of
+from refusal_dial.report.page import page
+from refusal_dial.report.prompt_texts import texts_of
+from refusal_dial.report.reading import read_run
+from refusal_dial.report.summary_tables import summary_table
+from refusal_dial.report.verdicts import verdict_of
+from refusal_dial.types import DialError
+
+OWN = [path.name for path in files("refusal_dial.report").iterdir() if path.name.endswith(".js")]
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return frames.scores(frames.dial)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, scores):
+    here = tmp_path_factory.mktemp("report")
+    return report_case.leave_run(here / "made", scores, report_case.prompts_file(here))
+
+
+@pytest.fixture(scope="module")
+def reading(folder):
+    return read_run(folder)
+
+
+@pytest.fixture(scope="module")
+def html(reading):
+    return page([reading])
+
+
+def data_of(html: str) -> dict:
+    inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert inside is not None
+    return json.loads(inside[1])
+
+
+def test_every_score_is_in_the_dial_at_its_alpha_and_prompt(reading, scores):
+    (run,) = dials([reading])["runs"]
+    ids = [prompt["id"] for prompt in run["prompts"]]
+    found = {
+        (one["kind"], one["seed"], one["layer"], alpha, who): score
+        for one in run["series"]
+        for alpha, column in zip(one["alphas"], one["scores"], strict=True)
+        for who, score in zip(ids, column, strict=True)
+    }
+    steered = scores[scores["direction"] != "baseline"]
+    assert len(found) == len(steered)
+    for row in steered.itertuples():
+        seed = None if pd.isna(row.seed) else row.seed
+        key = (row.direction, seed, row.layer, row.alpha, row.prompt_id)
+        assert found[key] == pytest.approx(row.score, rel=1e-5)
+    base = scores[scores["direction"] == "baseline"].set_index("prompt_id")["score"]
+    assert run["base"][0]["scores"] == pytest.approx(list(base[ids]), rel=1e-5)
+
+
+def test_prompts_are_found_again_by_their_hash_alone(folder, reading, tmp_path):
+    settings = reading.settings
+    ids = ["EDGE-holdout-0"]
+    assert texts_of(settings, ids).by_id[ids[0]].text == report_case.HOSTILE[0]
+    source = report_case.prompts_file(tmp_path)
+    moved = {**settings, "data": {**settings["data"], "source": str(source)}}
+    assert texts_of(moved, ids).why_not == ""
+    assert texts_of(moved, ["nobody"]).why_not == f"1 prompts of the run are not in {source}"
+    source.write_text(source.read_text().replace("HARMFUL number 1", "another text"))
+    changed = texts_of(moved, ids)
+    assert not changed.by_id
+    assert "has changed since the run: its hash is" in changed.why_not
+    source.unlink()
+    assert "no prompts file" in texts_of(moved, ids).why_not
+    assert "cannot be read here" in texts_of({}, ids).why_not
+
+
+def test_openings_of_a_study_of_continuations_are_found_again():
+    openings = load_openings("embedded", 6, 3, 0)
+    data = {"source": "embedded", "measure": data_hash(openings.measure)}
+    settings = {"data": data, "n": 6, "n_pairs": 3, "seed": 0}
+    ids = [one.id for one in openings.measure]
+    assert [texts_of(settings, ids).by_id[one].text for one in ids] == [
+        one.text for one in openings.measure
+    ]
+    assert "has changed" in texts_of({**settings, "seed": 1}, ids).why_not
+
+
+def test_what_was_said_stands_with_its_sample_score_and_label(tmp_path, scores):
+    source = report_case.prompts_file(tmp_path)
+    run = report_case.leave_spoken(tmp_path / "spoken", scores, source)
+    (told,) = dials([read_run(run)])["runs"]
+    assert told["kind"] == "replies"
+    learned = next(one for one in told["series"] if one["kind"] == "learned")
+    (first, second) = learned["said"][0][0]
+    assert told["words"][first[0]] == "Sure, EDGE-holdout-0 at -2"
+    assert told["words"][second[0]] == report_case.BROKEN + "-2"
+    assert told["labels"][first[2]] == "full_compliance"
+    assert first[1] == learned["scores"][0][0] == -3
+    assert len(told["words"]) == len(set(told["words"]))
+
+
+def test_a_missing_score_is_none_and_not_a_number(folder, reading, scores):
+    holes = scores.copy()
+    holes.loc[scores["prompt_id"] == "EDGE-holdout-1", "score"] = np.nan
+    (run,) = dials([type(reading)(**{**vars(reading), "scores": holes})])["runs"]
+    assert all(side["scores"][1] is None for side in run["base"])
+    assert all(column[1] is None for one in run["series"] for column in one["scores"])
+
+
+def test_controls_beyond_what_a_page_holds_are_left_out_and_counted(reading, monkeypatch):
+    monkeypatch.setattr(dial, "MOST", 60)
+    (run,) = dials([reading])["runs"]
+    kinds = [one["kind"] for one in run["series"]]
+    assert kinds.count("learned") == 1
+    assert kinds.count("random") == 1
+    assert run["left_out"] == 2
+
+
+def test_several_layers_share_the_scale_that_makes_them_comparable(reading, scores):
+    other = frames.scores(frames.dial, layers=(12,), alphas=(-3.0, 0.0, 3.0))
+    both = [reading, type(reading)(**{**vars(reading), "scores": other})]
+    assert dials([reading])["unit"] == "alpha"
+    assert dials(both)["unit"] == "alpha_relative"
+
+
+def test_a_run_without_a_baseline_is_refused(reading, scores):
+    steered = scores[scores["direction"] != "baseline"]
+    with pytest.raises(DialError, match="made has no baseline rows"):
+        dials([type(reading)(**{**vars(reading), "scores": steered})])
+
+
+def test_the_verdict_says_what_the_summary_holds(reading):
+    first = verdict_of(reading)[0]
+    table = reading.summary
+    edge = table[(table["subset"] == "EDGE") & (table["direction"] == "learned")]
+    low, high = edge.iloc[0], edge.iloc[-1]
+    assert first.about == "EDGE holdout, layer 20, n = 4"
+    assert f"{low['refusal_rate']:.2f} [{low['rate_lo']:.2f}, {low['rate_hi']:.2f}]" in first.effect
+    assert f"at alpha 2 (p = {high['p_value']:.3g})" in first.effect
+    assert first.controls.startswith("the mean of 3 random directions stays within")
+
+
+def test_the_table_has_every_row_and_the_interval_beside_its_mean(reading):
+    table = summary_table(reading)
+    assert len(table["rows"]) == len(reading.summary)
+    names = [column["name"] for column in table["columns"]]
+    assert "layer" not in names
+    assert "layer 20" in table["caption"]
+    place = names.index("mean score")
+    row = reading.summary.iloc[3]
+    expected = [row["score_mean"], row["score_lo"], row["score_hi"]]
+    assert table["rows"][3][place] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_figures_are_those_of_the_experiment(reading, scores):
+    assert set(figures_of(reading)) == {"curves", "pareto", "histograms"}
+    edge = type(reading)(
+        **{**vars(reading), "summary": reading.summary[reading.summary["subset"] == "EDGE"]}
+    )
+    assert set(figures_of(edge)) == {"curves", "histograms"}
+
+
+def test_the_same_run_gives_the_same_page(reading, html):
+    assert page([reading]) == html
+
+
+def test_the_page_asks_for_nothing_and_holds_texts_as_data(html):
+    data = data_of(html)
+    texts = [prompt["text"] for prompt in data["dial"]["runs"][0]["prompts"]]
+    assert texts[: len(report_case.HOSTILE)] == report_case.HOSTILE
+    outside = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert "window.hit" not in outside
+    assert html.count("window.hit") == html.count("\\u003cscript\\u003ewindow.hit") + 1
+    assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=", outside)
+    assert "default-src 'none'" in html
+
+
+def test_command_versions_hashes_and_settings_are_on_the_page(html, reading, folder):
+    assert escape(str(reading.config["command"])) in html
+    assert reading.settings["data"]["hash"] in html
+    assert reading.files["scores.csv"] in html
+    for name, version in reading.config["versions"].items():
+        assert f"<dt>{name}</dt><dd>{version}</dd>" in html
+
+
+def test_a_name_that_is_markup_is_text(tmp_path, scores):
+    run = tmp_path / "made"
+    source = report_case.prompts_file(tmp_path)
+    report_case.leave_run(run, scores, source, model="<script>window.hit = 4</script>")
+    shown = page([read_run(run)])
+    assert "<script>window.hit" not in shown
+    assert "&lt;script&gt;window.hit = 4&lt;/script&gt;" in shown
+
+
+def test_nothing_and_two_of_one_name_are_refused(reading):
+    with pytest.raises(DialError, match="takes one run folder or more"):
+        page([])
+    with pytest.raises(DialError, match="two of the runs are called 'made'"):
+        page([reading, reading])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_scripts_never_set_markup(name):
+    source = files("refusal_dial.report").joinpath(name).read_text(encoding="utf-8")
+    for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "http:"):
+        assert way not in source.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_script_takes_several_runs_and_says_where_the_page_is(folder, tmp_path, scores, capsys):
+    from test_experiments import ROOT, load
+
+    other = tmp_path / "other"
+    report_case.leave_run(other, scores, Path(read_run(folder).settings["data"]["source"]))
+    module = load(ROOT / "scripts" / "report.py")
+    out = tmp_path / "page.html"
+    from refusal_dial import cli
+
+    cli.run(module.main, [str(folder), str(other), "--out", str(out)])
+    assert f"report: {out.resolve()}" in capsys.readouterr().out
+    assert [run["name"] for run in data_of(out.read_text())["dial"]["runs"]] == ["made", "other"]
