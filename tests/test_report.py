@@ -141,10 +141,15 @@ def test_several_layers_share_the_scale_that_makes_them_comparable(reading, scor
     assert dials(both)["unit"] == "alpha_relative"
 
 
-def test_a_run_without_a_baseline_is_refused(reading, scores):
+def test_a_run_of_another_shape_has_its_tables_and_how_it_was_made(reading, scores):
     steered = scores[scores["direction"] != "baseline"]
-    with pytest.raises(DialError, match="made has no baseline rows"):
-        dials([type(reading)(**{**vars(reading), "scores": steered})])
+    other = type(reading)(**{**vars(reading), "scores": steered})
+    assert other.kind == "other"
+    assert dials([other])["runs"] == []
+    assert "stands in the tables" in verdict_of(other)[0].effect
+    shown = page([other])
+    assert len(data_of(shown)["tables"][0]["rows"]) == len(reading.summary)
+    assert data_of(shown)["figures"] == []
 
 
 def test_the_verdict_says_what_the_summary_holds(reading):

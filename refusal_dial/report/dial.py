@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from refusal_dial.report.reading import Reading
-from refusal_dial.types import DialError
 
 PLACE = ["direction", "seed", "layer", "site", "pos", "system"]
 POSITIONS = ("strength", "alpha_relative", "alpha")
@@ -32,7 +31,7 @@ MOST = 400_000
 
 def dials(readings: Sequence[Reading]) -> dict[str, Any]:
     """The dials of all runs, on one scale: `unit` is the first column that all of them have."""
-    told = [one for one in readings if one.kind != "patching"]
+    told = [one for one in readings if one.kind not in ("patching", "other")]
     unit = _unit([one.scores for one in told])
     return {"unit": unit, "unit_name": UNITS[unit], "runs": [_dial(one, unit) for one in told]}
 
@@ -60,7 +59,9 @@ def _dial(reading: Reading, unit: str) -> dict[str, Any]:
     ids = list(dict.fromkeys(rows["prompt_id"]))
     column = {one: i for i, one in enumerate(ids)}
     rows = rows.assign(column=rows["prompt_id"].map(column))
-    base, series, left_out = [], [], 0
+    base: list[dict[str, Any]] = []
+    series: list[dict[str, Any]] = []
+    left_out = 0
     for key, part in rows.groupby(PLACE, sort=False, dropna=False):
         named = dict(zip(PLACE, map(_plain, key), strict=True))
         if named["direction"] == "baseline":
@@ -70,8 +71,6 @@ def _dial(reading: Reading, unit: str) -> dict[str, Any]:
         else:
             kind = named.pop("direction")
             series.append({"kind": kind, **named, **_steps(part, unit, len(ids), words, labels)})
-    if not base:
-        raise DialError(f"{reading.name} has no baseline rows: there is nothing to compare with")
     threshold = reading.settings.get("threshold")
     return {
         "name": reading.name,
@@ -115,7 +114,7 @@ def _steps(
     at = part.groupby(unit, sort=True)
     sides = [_side(one, n, words, labels) for _, one in at]
     found: dict[str, Any] = {
-        "at": [round(float(value), 4) for value, _ in at],
+        "at": [round(float(one[unit].iloc[0]), 4) for _, one in at],
         "alphas": [float(one["alpha"].iloc[0]) for _, one in at],
         "scores": [side["scores"] for side in sides],
     }

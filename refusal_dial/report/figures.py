@@ -41,6 +41,8 @@ def _wanted(reading: Reading) -> dict[str, Draw]:
         return title_of(reading.config, question)
 
     threshold = reading.settings.get("threshold")
+    if reading.kind == "other":
+        return {}
     if reading.kind == "patching":
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}

@@ -35,9 +35,14 @@ class Reading:
 
     @property
     def kind(self) -> str:
-        """What was measured: `patching`, judged `replies`, `continuations`, or `scores`."""
+        """What was measured: `patching`, judged `replies`, `continuations`, `scores`, or something
+        `other`, whose rows have no baseline or whose summary has no groups of prompts."""
+        if not {"subset", "split", "direction", "n", "score_mean"} <= set(self.summary):
+            return "other"
         if "way" in self.scores:
             return "patching"
+        if "baseline" not in set(self.scores["direction"]):
+            return "other"
         if "label" in self.scores:
             return "replies"
         return "continuations" if "completion" in self.scores else "scores"

@@ -35,6 +35,8 @@ def verdict_of(reading: Reading) -> list[Said]:
     summary = reading.summary
     if reading.kind == "patching":
         return _patched(summary)
+    if reading.kind == "other":
+        return [Said(str(reading.config["experiment"]), "what it came to stands in the tables", "")]
     learned = summary[summary["direction"] == "learned"]
     if learned.empty:
         return [_unsteered(row) for _, row in summary.iterrows()][:6]
@@ -117,7 +119,7 @@ def _patched(summary: pd.DataFrame) -> list[Said]:
     place = ["layer", "site", "role", "head", "neuron"]
     patches = table[table["direction"] == "patch"]
     for (way, subset, split), part in patches.groupby(["way", *GROUP], sort=False):
-        best = part.loc[part["moved"].abs().idxmax()]
+        best = part.iloc[int(part["moved"].abs().argmax())]
         where = {name: best[name] for name in place if not pd.isna(best[name]) and best[name] != ""}
         same = table[(table["way"] == way) & (table[GROUP] == [subset, split]).all(axis=1)]
         for name, wanted in where.items():
