@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ torch.set_num_threads(THREADS)
 settings.register_profile("suite", derandomize=True)  # a change fails its own run, not the next
 settings.register_profile("search", derandomize=False)  # HYPOTHESIS_PROFILE=search looks further
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A lone surrogate that a test logged is escaped: a worker cannot send it, and would die."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
