@@ -26,6 +26,15 @@ SWEEPS = {
         *("--refusal-tokens=I", "--batch-size=4", "--layer=1", "--n=4", "--k=1"),
         *("--n-random=1", "--alphas=0.2", "--max-new-tokens=2"),
     ),
+    "select_direction": (
+        *("--refusal-tokens=I", "--batch-size=2", "--n-train=2", "--n-val=2", "--n-test=2"),
+        "--positions=-1",
+    ),
+    "multi_objective": (
+        *("--refusal-tokens=I", "--batch-size=4", "--layer=1", "--n=4", "--n-pairs=2"),
+        *("--samples=1", "--max-new-tokens=2", "--refusal-layer=2", "--n-prompts=2"),
+        *("--n-random=1", "--n-shuffled=0"),
+    ),
     "toxicity_steering": (
         *("--layer=1", "--n=4", "--n-pairs=2", "--n-random=1", "--n-shuffled=0", "--samples=1"),
         *("--max-new-tokens=2", "--batch-size=4"),
@@ -39,7 +48,12 @@ class Enough(Exception):  # noqa: N818
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory) -> str:
-    return pairs_case.write(tmp_path_factory.mktemp("prompts") / "pairs.jsonl")
+    texts = [
+        (f"{clean} {again}", f"{corrupted} {again}", "EDGE")
+        for again in ("Now.", "Please.")
+        for clean, corrupted, _ in pairs_case.TEXTS
+    ]
+    return pairs_case.write(tmp_path_factory.mktemp("prompts") / "pairs.jsonl", texts)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
