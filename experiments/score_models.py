@@ -27,7 +27,7 @@ def main(flags: Flags) -> None:
     from refusal_dial.job import conduct
     from refusal_dial.steering import BASELINE, placed, steering_cells
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial, print_groups
+    from refusal_dial.tables import print_controls, print_dial, print_groups
 
     known = load(flags.direction) if flags.direction else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
@@ -41,6 +41,7 @@ def main(flags: Flags) -> None:
         run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
         print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")
         print_dial(summary)
+        print_controls(summary)
         print(f"run: {run.folder}")
 
 

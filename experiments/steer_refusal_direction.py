@@ -13,18 +13,18 @@ from refusal_dial.flags import SteeringFlags
 
 def main(flags: SteeringFlags) -> None:
     from refusal_dial.job import conduct
-    from refusal_dial.prompts import of_subset
-    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.steering import learn, steering_cells, training
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial, print_verdict
+    from refusal_dial.tables import print_controls, print_dial, print_verdict
 
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
-    edge = of_subset(study.prompts, "EDGE")
+    edge = training(study, flags)
     learned = learn(study, flags, edge)
-    cells = steering_cells(study, flags, learned)
+    cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steer_refusal_direction", study, flags, rows, cells, learned)
     print_dial(summary)
+    print_controls(summary)
     print_verdict(summary)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")

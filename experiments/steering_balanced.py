@@ -15,16 +15,15 @@ def main(flags: HoldoutFlags) -> None:
     from refusal_dial.examples import examples
     from refusal_dial.files import write_whole
     from refusal_dial.job import conduct
-    from refusal_dial.prompts import holdout_split, of_subset
     from refusal_dial.run import read_table
-    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.steering import learn, steering_cells, training
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial, print_verdict
+    from refusal_dial.tables import print_controls, print_dial, print_verdict
 
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
-    train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
+    train = training(study, flags, flags.holdout)
     learned = learn(study, flags, train, balanced=True)
-    cells = steering_cells(study, flags, learned)
+    cells = steering_cells(study, flags, learned, train, balanced=True)
     rows = prompt_rows(study, train)
     run, summary = conduct("steering_balanced", study, flags, rows, cells, learned)
     dump = run.folder / "examples.jsonl"
@@ -32,6 +31,7 @@ def main(flags: HoldoutFlags) -> None:
         write_whole(dump, examples(read_table(run.folder, "scores"), study.prompts))
     held_out = summary[summary["split"] == "holdout"]
     print_dial(held_out)
+    print_controls(held_out)
     print_verdict(held_out)
     print(f"run: {run.folder}")
     print(f"examples: {dump}")

@@ -16,20 +16,20 @@ from refusal_dial.flags import HoldoutFlags
 
 def main(flags: HoldoutFlags) -> None:
     from refusal_dial.job import conduct
-    from refusal_dial.prompts import holdout_split, of_subset
     from refusal_dial.recipes import print_published
-    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.steering import learn, steering_cells, training
     from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_dial, print_verdict
+    from refusal_dial.tables import print_controls, print_dial, print_verdict
 
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
-    train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
+    train = training(study, flags, flags.holdout)
     learned = learn(study, flags, train)
-    cells = steering_cells(study, flags, learned)
+    cells = steering_cells(study, flags, learned, train)
     rows = prompt_rows(study, train)
     run, summary = conduct("steering_holdout_control", study, flags, rows, cells, learned)
     held_out = summary[summary["split"] == "holdout"]
     print_dial(held_out)
+    print_controls(held_out)
     print_verdict(held_out)
     print_published(flags.config, flags.model, {"summary": held_out})
     print(f"run: {run.folder}")

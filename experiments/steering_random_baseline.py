@@ -13,8 +13,7 @@ from refusal_dial.flags import SteeringFlags
 
 def main(flags: SteeringFlags) -> None:
     from refusal_dial.job import conduct
-    from refusal_dial.prompts import of_subset
-    from refusal_dial.steering import learn, steering_cells
+    from refusal_dial.steering import learn, steering_cells, training
     from refusal_dial.study import open_study, prompt_rows
     from refusal_dial.tables import print_band
     from refusal_dial.types import DialError
@@ -22,9 +21,9 @@ def main(flags: SteeringFlags) -> None:
     if flags.n_random == 0:
         raise DialError("--n-random 0: a random baseline needs at least one random direction")
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
-    edge = of_subset(study.prompts, "EDGE")
+    edge = training(study, flags)
     learned = learn(study, flags, edge)
-    cells = steering_cells(study, flags, learned)
+    cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steering_random_baseline", study, flags, rows, cells, learned)
     print_band(summary)

@@ -61,7 +61,7 @@ def conditional_cells(
 ) -> list[Cell]:
     """The baseline; then for each layer and alpha always-on steering (`learned`), the same behind
     the detector (`conditional`), and behind `--n-random` random ones (`random_detector`)."""
-    cells = steering_cells(study, replace(flags, n_random=0), learned)
+    cells = steering_cells(study, flags, learned)
     for direction, detector in zip(learned, watching, strict=True):
         layer = direction.provenance.layer
         rows = study.activations[study.layers.index(layer)][study.rows(calibration)]

@@ -19,6 +19,8 @@ STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d
 UNITS = ("absolute", "residual")
 SCORERS = ("refusal_score", "logit_diff")
 ENGINES = ("auto", "plain")
+CONTROLS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
+BY_DEFAULT = ("random", "shuffled", "length")
 FORMATS = ("html", "png", "pdf", "svg")
 EXECUTORS = ("local", "ray")
 MACHINES = ("executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
@@ -114,6 +116,13 @@ def _gpus(value: Any) -> float:
     return share
 
 
+def _controls(value: Any) -> tuple[str, ...]:
+    if value == "none":
+        return ()
+    kinds = tuple(_choice(CONTROLS, "control")(str(part).strip()) for part in listed(value))
+    return tuple(kind for kind in CONTROLS if kind in kinds)
+
+
 def _share(value: Any) -> float:
     if not 0 < number(value) < 1:
         raise DialError(f"expected a share between 0 and 1, not {value!r}")
@@ -190,7 +199,10 @@ class SteeringFlags(StudyFlags):
     alpha_unit: str = flag(
         "absolute", "absolute, or residual: multiples of the mean norm", _choice(UNITS, "unit")
     )
-    n_random: int = flag(20, "random directions a layer", at_least(0, whole))
+    controls: tuple[str, ...] = flag(
+        BY_DEFAULT, f"a list of {', '.join(CONTROLS)}; or none", _controls
+    )
+    n_random: int = flag(20, "draws a layer of each random control", at_least(0, whole))
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, whole)
     )
@@ -200,6 +212,9 @@ class SteeringFlags(StudyFlags):
 class HoldoutFlags(SteeringFlags):
     """How much of EDGE the direction never sees."""
 
+    controls: tuple[str, ...] = flag(
+        ("holdout", *BY_DEFAULT), f"a list of {', '.join(CONTROLS)}; or none", _controls
+    )
     holdout: float = flag(0.5, "share of EDGE prompts held out", _share)
 
 

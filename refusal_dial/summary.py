@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from refusal_dial.missing import held_intervals, held_means, held_rank_p
+from refusal_dial.comparison import ADDED, compared, with_gap_share
+from refusal_dial.missing import held_intervals, held_means
 from refusal_dial.stats import mean_interval, rate_interval
 from refusal_dial.types import DialError
 
@@ -28,10 +28,8 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
     """One row per cell and group of prompts, in order of first appearance.
 
     `score_mean` with its bootstrap interval over prompts; `refusal_rate`, the share of prompts with
-    score > threshold, with its interval; `p_value`, for every direction but the random ones, the
-    rank of `|mean score at alpha - mean score of the baseline|` among those of the random
-    directions at the same layer, site, position, alpha and prompts (NaN where there are none). A
-    row without a score is left out of all of these, and of `n` (see `missing`).
+    score > threshold, with its interval; `p_value` and what else `comparison` says of a cell beside
+    its controls. A row without a score is left out of all of these, and of `n` (see `missing`).
 
     Raises `DialError` if a cell lacks prompts that another cell of its group has.
     """
@@ -39,9 +37,9 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
         _summarise_group(part, threshold, seed)
         for _, part in scores.groupby(GROUP, sort=False, dropna=False)
     ]
-    summary = pd.concat(parts, ignore_index=True)
-    extra = [name for name in summary.columns if name not in COLUMNS]
-    return summary[[*COLUMNS, *extra]]
+    summary = with_gap_share(pd.concat(parts, ignore_index=True))
+    extra = [name for name in summary.columns if name not in (*COLUMNS, *ADDED)]
+    return summary[[*COLUMNS, *extra, *ADDED]]
 
 
 def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.DataFrame:
@@ -68,22 +66,7 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
         rate_lo=rate[:, 0],
         rate_hi=rate[:, 1],
     )
-    return table.assign(p_value=_p_values(table, matrix))
-
-
-def _p_values(table: pd.DataFrame, matrix: NDArray[np.float64]) -> list[float]:
-    baseline = np.flatnonzero(table["direction"] == "baseline")
-    if not len(baseline):
-        return [float("nan")] * len(table)
-    shift = matrix - matrix[baseline[0]]
-    random = table["direction"] == "random"
-    where = table[[*PLACE, "alpha"]].apply(tuple, axis=1)
-    null = {place: np.flatnonzero(random & (where == place)) for place in where[random].unique()}
-    values = []
-    for i, (kind, place) in enumerate(zip(table["direction"], where, strict=True)):
-        tested = kind not in ("random", "baseline") and place in null
-        values.append(held_rank_p(shift[i], shift[null[place]]) if tested else float("nan"))
-    return values
+    return compared(table, matrix)
 
 
 def distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
@@ -148,13 +131,13 @@ def verdict(summary: pd.DataFrame, direction: str = "learned") -> list[dict[str,
 
 
 def _end(row: pd.Series[Any]) -> dict[str, float | None]:
-    names = ("alpha", "refusal_rate", "rate_lo", "rate_hi", "p_value")
-    return {name: _real(row[name]) for name in names}
+    names = ["alpha", "refusal_rate", "rate_lo", "rate_hi", "p_value", *ADDED]
+    return {name: _real(row[name]) if name in row else None for name in names}
 
 
 def _real(value: Any) -> float | None:
-    """A plain number; None for NaN, which JSON does not have."""
-    return None if np.isnan(value) else float(value)
+    """A plain number; None for NaN and infinity, which JSON does not have."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

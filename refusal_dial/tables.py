@@ -11,14 +11,25 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from refusal_dial.comparison import CONTROLS, CORRECTED, NULLS
 from refusal_dial.summary import PLACE, distinct, prompt_groups, random_band, verdict
 
 WIDTH = 118
+LIKE_NOTHING = 0.05
+SAID = {
+    "random": "random directions",
+    "covariance": "directions of the activations' covariance",
+    "shuffled": "directions from shuffled labels",
+    "flipped": "sign flipped",
+    "length": "direction of prompt length",
+    "fold": "learned without one fold",
+}
 
 
 def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
     """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
-    p-value, and the mean and 95% range of the random directions."""
+    p-value corrected for all alphas and layers, and the mean and 95% range of the random
+    directions. Runs of older versions have uncorrected p-values."""
     console = _console()
     learned = summary[summary["direction"] == shown]
     band = random_band(summary)
@@ -47,34 +58,109 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
                 line.append(f"{one['mean']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]")
             table.add_row(*line)
         console.print(table)
+    if "p_corrected" in summary and len(band):
+        console.print(
+            f"p: rank among {band['n_seeds'].iloc[0]} random directions, corrected for every alpha "
+            "and layer. The table of controls has fairer ones.",
+            highlight=False,
+        )
+
+
+def print_controls(summary: pd.DataFrame) -> None:
+    """A table per layer: of every kind of control the refusal rate at the lowest and the highest
+    alpha, the mean and 95% range over its draws, and the learned direction's p among them."""
+    for place in distinct(summary[summary["direction"] == "learned"], PLACE):
+        here = summary[(summary[PLACE] == list(place)).all(axis=1)]
+        subset, split = prompt_groups(here)[0]
+        here = here[(here["subset"] == subset) & (here["split"] == split)]
+        kinds = [kind for kind in CONTROLS if (here["direction"] == kind).any()]
+        if not kinds:
+            continue
+        table = Table(
+            title=f"Controls, refusal rate on {subset} {split}: layer {place[0]}",
+            title_justify="left",
+            header_style="bold",
+        )
+        ends = sorted({here["alpha"].min(), here["alpha"].max()})
+        for name in ("direction", "draws", *(f"alpha {alpha:g}" for alpha in ends)):
+            table.add_column(name, justify="left" if name == "direction" else "right")
+        for kind in ("learned", *kinds):
+            mine = here[here["direction"] == kind]
+            shown = [_control(mine, here, kind, alpha) for alpha in ends]
+            n = mine["seed"].nunique()
+            table.add_row(SAID.get(kind, kind), str(n) if n else "", *shown)
+        _console().print(table)
+
+
+def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float) -> str:
+    rates = mine.loc[mine["alpha"] == alpha, "refusal_rate"]
+    if kind == "learned" or len(rates) == 1:
+        return f"{rates.iloc[0]:.2f}"
+    low, high = rates.quantile(0.025), rates.quantile(0.975)
+    learned = here[(here["direction"] == "learned") & (here["alpha"] == alpha)].iloc[0]
+    p = learned.get(CORRECTED.get(kind, ""), float("nan"))
+    tested = "" if pd.isna(p) else f" p={p:.3f}"
+    return f"{rates.mean():.2f} [{low:.2f}, {high:.2f}]{tested}"
 
 
 def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
     row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
     text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
-    return text if pd.isna(row["p_value"]) else f"{text} p={row['p_value']:.3f}"
+    p = _p(row)
+    return text if pd.isna(p) else f"{text} p={p:.3f}"
+
+
+def _p(row: Any) -> float:
+    """The corrected p-value; where a run of an older version has none, the uncorrected one."""
+    return float(row["p_corrected" if pd.notna(row.get("p_corrected")) else "p_value"])
 
 
 def print_verdict(summary: pd.DataFrame) -> None:
-    """What the learned direction did to EDGE, a sentence per layer and split, controls included."""
+    """What the learned direction did to EDGE, a sentence per layer and split, controls included.
+
+    Where it does no more than the fairest controls do, what these prompts and draws could have
+    shown."""
+    fairest = next((kind for kind in NULLS if (summary["direction"] == kind).any()), "")
     for record in verdict(summary):
         if record["subset"] != "EDGE":
             continue
-        ends = " and ".join(_end(record[name]) for name in ("lowest", "highest"))
+        both = [record[name] for name in ("lowest", "highest")]
         far = record["random_mean_off_baseline"]
         control = "no random directions to compare with"
         if far is not None:
             control = f"the mean of the random directions stays within {far:.2f} of unsteered"
-        _console().print(
+        said = (
             f"EDGE {record['split']}, layer {record['layer']}: refusal rate "
-            f"{_shown(record['baseline_rate'])} unsteered, {ends}; {control}.",
-            highlight=False,
+            f"{_shown(record['baseline_rate'])} unsteered, {' and '.join(map(_end, both))}; "
+            f"{control}."
         )
+        nulls = [nothing_shown(end, fairest, record["n"]) for end in both] if fairest else []
+        _console().print(" ".join([said, *filter(None, nulls)]), highlight=False)
 
 
 def _end(end: dict[str, Any]) -> str:
-    p = "" if end["p_value"] is None else f" (p = {end['p_value']:.3f})"
-    return f"{_shown(end['refusal_rate'])} at alpha {end['alpha']:g}{p}"
+    p = end["p_corrected"] if end["p_corrected"] is not None else end["p_value"]
+    tested = "" if p is None else f" (p = {p:.3f})"
+    return f"{_shown(end['refusal_rate'])} at alpha {end['alpha']:g}{tested}"
+
+
+def nothing_shown(end: dict[str, Any], kind: str, n: int) -> str:
+    """The sentence of a null result: what moved, and the smallest shift that n prompts and this
+    many draws could have shown. Empty where an effect is shown, or nothing was tested."""
+    p = end[CORRECTED[kind]]
+    if p is None or p <= LIKE_NOTHING or not end["alpha"]:
+        return ""
+    said = f"No more than {SAID[kind]} at alpha {end['alpha']:g} (p = {p:.3f}):"
+    if end["detectable"] is None:
+        return f"{said} with so few draws or prompts no effect could have shown."
+    share = ""
+    if end["gap_share"] and end["shift"]:
+        part = abs(end["detectable"] / end["shift"] * end["gap_share"])
+        share = f", {part:.2f} of the gap between HARMFUL and BENIGN"
+    return (
+        f"{said} the mean score moves by {end['shift']:+.2f}, and the smallest shift that these "
+        f"{n} prompts and draws could have shown is {end['detectable']:.2f}{share}."
+    )
 
 
 def _shown(rate: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,17 @@ import pytest
 import torch
 
 from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.flags import RELATIVE_ALPHAS, SteeringFlags
+from refusal_dial.flags import CONTROLS, RELATIVE_ALPHAS, SteeringFlags
 from refusal_dial.prompts import Prompt
 from refusal_dial.scorers import RefusalTokens
-from refusal_dial.steering import alphas_at, learn, placed, steering_cells
+from refusal_dial.steering import (
+    alphas_at,
+    control_directions,
+    learn,
+    placed,
+    steering_cells,
+    training,
+)
 from refusal_dial.study import Study
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import DialError
@@ -82,7 +90,7 @@ def test_only_the_given_prompts_are_learned_from(planted):
 
 def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(planted):
     study, _ = planted
-    asked = flags(alphas=(-2.0, 0.0, 3.0))
+    asked = flags(alphas=(-2.0, 0.0, 3.0), controls=("random",))
     cells = steering_cells(study, asked, learn(study, asked, study.prompts))
     assert len(cells) == 1 + 2 * (1 + 3) * 3
     assert cells[0].labels["direction"] == "baseline"
@@ -97,6 +105,55 @@ def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(plante
         (c.labels["layer"], c.labels["seed"]) for c in cells if c.labels["direction"] == "random"
     }
     assert seeds == {(layer, seed) for layer in (0, 2) for seed in range(3)}
+
+
+def test_every_control_that_is_named_is_there_at_every_layer_and_alpha(planted):
+    study, _ = planted
+    kinds = {"random": 3, "covariance": 3, "shuffled": 3, "flipped": 1, "length": 1, "fold": 5}
+    asked = flags(alphas=(-2.0, 3.0), controls=CONTROLS)
+    learned = learn(study, asked, study.prompts)
+    cells = steering_cells(study, asked, learned, study.prompts)
+    found = Counter((c.labels["direction"], c.labels["layer"]) for c in cells[1:])
+    assert found == {(k, n): 2 * m for k, m in {**kinds, "learned": 1}.items() for n in (0, 2)}
+    named = control_directions(study, asked, learned[0], study.prompts)
+    assert {one.norm for _, _, one in named} == {learned[0].norm}
+    assert {one.provenance.layer for _, _, one in named} == {0}
+
+
+def test_draw_i_belongs_together_over_layers(planted):
+    """Shuffled labels are the same at every layer, so a correction over layers may pair them."""
+    study, _ = planted
+    same = replace(study, activations=study.activations[:1].expand(2, -1, -1))
+    learned = learn(same, flags(), same.prompts)
+    for kind in ("random", "covariance", "shuffled"):
+        asked = flags(controls=(kind,))
+        one, two = (control_directions(same, asked, d, same.prompts) for d in learned)
+        assert all(torch.equal(a.unit, b.unit) for (*_, a), (*_, b) in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_shuffled_directions_lose_what_the_learned_one_has(planted, balanced):
+    study, truth = planted
+    asked = flags(controls=("shuffled",), n_random=20)
+    (learned, _) = learn(study, asked, study.prompts, balanced)
+    null = control_directions(study, asked, learned, study.prompts, balanced)
+    cosines = torch.stack([one.unit for *_, one in null]) @ truth
+    assert float(learned.unit @ truth) > float(cosines.abs().max())
+    assert abs(float(cosines.mean())) < 0.5
+
+
+def test_a_direction_from_a_file_has_the_controls_that_need_no_learning(planted):
+    study, _ = planted
+    asked = flags(controls=CONTROLS)
+    (learned, _) = learn(study, asked, study.prompts)
+    kinds = {kind for kind, *_ in control_directions(study, asked, learned, ())}
+    assert kinds == {"random", "covariance", "flipped"}
+
+
+def test_holdout_among_the_controls_holds_out(planted):
+    study, _ = planted
+    assert len(training(study, flags(controls=("holdout",)), 0.25)) == 30
+    assert len(training(study, flags(controls=()))) == N
 
 
 def test_alphas_are_what_steer_takes_whatever_their_unit(planted):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusal_dial.comparison import ADDED
 from refusal_dial.stats import mean_interval, rank_p, rate_interval
 from refusal_dial.summary import AXES, COLUMNS, random_band, summarise, verdict
 from refusal_dial.types import DialError
@@ -30,8 +31,8 @@ def cell(summary, direction, subset="EDGE", **where):
 def test_the_columns_are_the_contract_and_others_come_after():
     assert COLUMNS == CONTRACT
     scores = frames.scores(frames.dial)
-    assert list(summarise(scores).columns) == [*CONTRACT, "alpha_relative"]
-    assert list(summarise(scores.drop(columns="alpha_relative")).columns) == CONTRACT
+    assert list(summarise(scores).columns) == [*CONTRACT, "alpha_relative", *ADDED]
+    assert list(summarise(scores.drop(columns="alpha_relative")).columns) == [*CONTRACT, *ADDED]
 
 
 # one group of three prompts: baseline, one learned alpha, two random directions at that alpha

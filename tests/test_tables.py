@@ -6,11 +6,18 @@ import re
 
 import frames
 import numpy as np
+import pandas as pd
 import pytest
 
 from refusal_dial import tables
 from refusal_dial.summary import summarise
-from refusal_dial.tables import print_band, print_dial, print_groups, print_verdict
+from refusal_dial.tables import (
+    print_band,
+    print_controls,
+    print_dial,
+    print_groups,
+    print_verdict,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,45 @@ def test_the_verdict_is_a_sentence_a_layer_about_edge_and_its_control(summary, p
     assert "no random directions to compare with" in " ".join(alone.split())
 
 
+def test_beside_a_null_result_stands_what_could_have_been_shown(printed):
+    def idle(direction, seed, layer, alpha, subset, i):
+        push = np.random.default_rng([len(direction), seed or 0]).normal()
+        return i + alpha * push * (1 + 0.1 * i)
+
+    groups = [("EDGE", "holdout"), ("HARMFUL", "holdout"), ("BENIGN", "holdout")]
+    null = summarise(frames.scores(idle, n_random=20, groups=groups))
+    out = " ".join(printed(118, print_verdict, null).split())
+    one = null[(null["direction"] == "learned") & (null["subset"] == "EDGE")].iloc[-1]
+    assert f"No more than random directions at alpha 2 (p = {one['p_corrected']:.3f})" in out
+    assert f"could have shown is {one['detectable']:.2f}" in out
+    few = summarise(frames.scores(idle, n_random=3, groups=groups))
+    assert "with so few draws or prompts no effect could have shown" in " ".join(
+        printed(118, print_verdict, few).split()
+    )
+
+
+def test_every_control_has_a_line_with_its_range_and_p(printed):
+    rows = frames.scores(frames.dial, n_random=19)
+    more = [
+        rows[rows["direction"] == "random"].assign(direction=kind)
+        for kind in ("shuffled", "length")
+    ]
+    more[1] = more[1][more[1]["seed"] == 0].assign(seed=pd.NA)
+    whole = summarise(pd.concat([rows, *more]))
+    out = printed(118, print_controls, whole)
+    for line in ("directions from shuffled labels", "random directions", "prompt length"):
+        assert line in out
+    shuffled = next(line for line in out.splitlines() if "shuffled" in line)
+    assert "19" in shuffled
+    assert shuffled.count("p=0.050") == 2
+    assert "p=" not in next(line for line in out.splitlines() if "prompt length" in line)
+
+
+def test_a_run_without_controls_has_no_table_of_them(capsys):
+    print_controls(summarise(frames.scores(frames.dial, n_random=0)))
+    assert capsys.readouterr().out == ""
+
+
 def test_alphas_go_up(summary, printed):
     out = printed(118, print_dial, summary[summary["layer"].isna() | (summary["layer"] == 12)])
     places = [out.index(row_of(out, alpha)) for alpha in ("-2", "0", "2")]
@@ -107,6 +153,7 @@ def test_without_random_directions_the_dial_has_no_column_for_them(printed):
     out = printed(118, print_dial, alone)
     assert "random" not in out
     assert "p=" not in out
+    assert "p:" not in out
     assert "-2" in out
 
 

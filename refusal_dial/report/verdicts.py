@@ -15,7 +15,7 @@ from refusal_dial.patching.summary import moved
 from refusal_dial.report.reading import Reading
 from refusal_dial.summary import GROUP
 
-P_COLUMNS = ("p_holm", "p_value", "p_paired")
+P_COLUMNS = ("p_corrected", "p_holm", "p_value", "p_paired")
 FIRST = ("EDGE", "CHALLENGING", "HARMFUL")
 UNSEEN = ("holdout", "report", "all")
 
@@ -89,7 +89,9 @@ def _steered(summary: pd.DataFrame, key: tuple[Any, ...], part: pd.DataFrame) ->
 
 def _end(row: Any, value: str, stem: str, unit: str) -> str:
     p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), None)
-    said = "" if p is None else f" (p = {p:.3g})"
+    fair = row.get("p_shuffled_corrected")
+    beside = "" if fair is None or pd.isna(fair) else f"; {fair:.3g} among shuffled labels"
+    said = "" if p is None else f" (p = {p:.3g}{beside})"
     at = f"{row[unit]:g}".replace("-", "−")
     return f"{_with_interval(row, value, stem)} at {unit} {at}{said}"
 

@@ -1,0 +1,137 @@
+"""Each steered cell set against its controls: p-values by kind, corrected, and the effect's size.
+
+    shift = mean over prompts of (score under the cell - score of the baseline)
+
+`p_value`, `p_covariance` and `p_shuffled` are the rank of |shift| among those of the random,
+covariance and shuffled directions of the same place and alpha. `p_corrected` and its like are
+corrected for all layers, sites and alphas of a group of prompts by the largest effect of every draw
+(`stats.max_t_p`), each among its own kind. `p_holm` and `p_bh` are Holm's and Benjamini and
+Hochberg's corrections among the fairest controls of the run: shuffled labels, else covariance, else
+random. Knows the columns of a sweep, and not what a direction was learned from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from refusal_dial.missing import held_means, held_rank_p
+from refusal_dial.stats import (
+    benjamini_hochberg,
+    gap_share,
+    holm,
+    max_t_p,
+    smallest_detectable,
+    smallest_ranked,
+    standardised,
+)
+
+NULLS = ("shuffled", "covariance", "random")  # the fairest first
+CONTROLS = (*NULLS, "flipped", "length", "fold")
+AT = ["layer", "site", "pos", "alpha"]
+RANKED = {"random": "p_value", "covariance": "p_covariance", "shuffled": "p_shuffled"}
+CORRECTED = {
+    "random": "p_corrected",
+    "covariance": "p_covariance_corrected",
+    "shuffled": "p_shuffled_corrected",
+}
+ADDED = ["p_covariance", "p_shuffled", *CORRECTED.values(), "p_holm", "p_bh"]
+ADDED += ["shift", "effect_size", "gap_share", "detectable"]
+Values = NDArray[np.float64]
+Null = dict[str, dict[int, int]]
+
+
+def compared(table: pd.DataFrame, matrix: Values) -> pd.DataFrame:
+    """The table of one group of prompts, a row per cell, with `p_value` and the columns of `ADDED`
+    but `gap_share`. `matrix` holds the scores, `cell prompt`.
+
+    `effect_size` is the standardised paired difference. `detectable` is the mean shift that this
+    many prompts would show and that would stand out at p <= 0.05 among the fairest controls: the
+    larger of `stats.smallest_detectable` and `stats.smallest_ranked`. NaN without a baseline and,
+    but for `shift`, for the controls themselves; p-values also where there is no such control.
+    """
+    blank = dict.fromkeys(["p_value", *ADDED], np.nan)
+    table = table.reset_index(drop=True).assign(**blank)
+    baseline = np.flatnonzero(table["direction"] == "baseline")
+    if not len(baseline):
+        return table
+    shift = matrix - matrix[baseline[0]]
+    table["shift"] = np.where(table["direction"] != "baseline", held_means(shift), np.nan)
+    told = np.flatnonzero(~table["direction"].isin(["baseline", *CONTROLS]))
+    kept = [row[np.isfinite(row)] for row in shift[told]]
+    table.loc[told, "effect_size"] = [standardised(row) for row in kept]
+    table.loc[told, "detectable"] = [_detectable(row) for row in kept]
+    keys = [repr(row) for row in table[AT].itertuples(index=False, name=None)]
+    for kind in NULLS:
+        null = _rows(table, keys, kind)
+        tested = [int(i) for i in told if keys[i] in null]
+        ranks = [held_rank_p(shift[i], shift[list(null[keys[i]].values())]) for i in tested]
+        table.loc[tested, RANKED[kind]] = ranks
+        table = _corrected(table, keys, null, tested, CORRECTED[kind])
+    fairest = next((kind for kind in NULLS if (table["direction"] == kind).any()), None)
+    return table if fairest is None else _beside(table, keys, fairest, told)
+
+
+def _detectable(differences: Values) -> float:
+    n = len(differences)
+    return smallest_detectable(float(differences.std(ddof=1)), n) if n > 1 else float("nan")
+
+
+def _rows(table: pd.DataFrame, keys: list[str], kind: str) -> Null:
+    """Place and alpha -> seed -> row, of one kind of control."""
+    found: Null = {}
+    rows = np.flatnonzero(table["direction"] == kind)
+    for i, seed in zip(rows.tolist(), table["seed"].iloc[rows].tolist(), strict=True):
+        found.setdefault(keys[i], {})[int(seed)] = i
+    return found
+
+
+def _corrected(
+    table: pd.DataFrame, keys: list[str], null: Null, tested: list[int], name: str
+) -> pd.DataFrame:
+    """For each direction, its cells together. A draw that lacks a cell counts as at least as far in
+    all of them."""
+    shift = table["shift"].to_numpy(dtype=float)
+    told = np.array([i for i in tested if np.isfinite(shift[i])], dtype=int)
+    for direction in table["direction"].iloc[told].unique():
+        mine = told[(table["direction"].iloc[told] == direction).to_numpy()]
+        seeds = sorted({seed for i in mine for seed in null[keys[i]]})
+        places = [[null[keys[i]].get(seed) for i in mine] for seed in seeds]
+        draws = np.array([[np.nan if r is None else shift[r] for r in row] for row in places])
+        whole = np.isfinite(draws).all(1)
+        reached = max_t_p(shift[mine], draws[whole]) * (1 + whole.sum()) if whole.any() else 1.0
+        table.loc[mine, name] = (reached + (~whole).sum()) / (1 + len(seeds))
+    return table
+
+
+def _beside(
+    table: pd.DataFrame, keys: list[str], kind: str, told: NDArray[np.intp]
+) -> pd.DataFrame:
+    """What depends on the fairest null. Alpha 0 does nothing: it is not tested, and has p = 1."""
+    null, shift = _rows(table, keys, kind), table["shift"].to_numpy(dtype=float)
+    for i in told:
+        if keys[i] in null:
+            draws = shift[list(null[keys[i]].values())]
+            stands_out = smallest_ranked(np.where(np.isfinite(draws), draws, np.inf))
+            table.loc[i, "detectable"] = max(float(table["detectable"].iloc[i]), stands_out)
+    rank = table[RANKED[kind]]
+    for direction in table["direction"].iloc[told].unique():
+        mine = np.flatnonzero((table["direction"] == direction) & rank.notna())
+        acting = table["alpha"].iloc[mine].to_numpy(dtype=float) != 0
+        for name, correct in (("p_holm", holm), ("p_bh", benjamini_hochberg)):
+            adjusted = correct(np.where(acting, rank.iloc[mine], np.nan))
+            table.loc[mine, name] = np.where(acting, adjusted, 1.0)
+    return table
+
+
+def with_gap_share(summary: pd.DataFrame) -> pd.DataFrame:
+    """`gap_share` = shift / (mean score of HARMFUL - that of BENIGN), both unsteered and over all
+    splits; NaN where a run lacks one of them."""
+    base = summary[summary["direction"] == "baseline"]
+    ends = []
+    for subset in ("HARMFUL", "BENIGN"):
+        mine = base[(base["subset"] == subset) & base["score_mean"].notna()]
+        n = mine["n"].sum()
+        ends.append((mine["score_mean"] * mine["n"]).sum() / n if n else float("nan"))
+    return summary.assign(gap_share=[gap_share(s, *ends) for s in summary["shift"].astype(float)])
