@@ -33,7 +33,7 @@ def main(flags: DirectionFlags) -> None:
         used = learn(study, flags, train)
     else:
         train = learned_from(given, study.prompts)
-        used = [placed(given, study, flags, layer) for layer in layers]
+        used = [placed(given, study, flags, layer, flags.any_model) for layer in layers]
     talk = open_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})

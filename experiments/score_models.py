@@ -20,6 +20,7 @@ class Flags(SteeringFlags):
     """A saved direction, besides the usual."""
 
     direction: str | None = flag(None, "a .safetensors file; without it nothing is steered")
+    any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
 def main(flags: Flags) -> None:
@@ -28,15 +29,19 @@ def main(flags: Flags) -> None:
     from refusal_dial.steering import BASELINE, placed, steering_cells
     from refusal_dial.study import open_study, prompt_rows
     from refusal_dial.tables import print_controls, print_dial, print_groups
+    from refusal_dial.types import DialError
 
     known = load(flags.direction) if flags.direction else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
+    if not names:
+        raise DialError(f"--model {flags.model!r} names no model: give one, or several with commas")
     for name in names:
         one = replace(flags, model=name)
         if flags.out is not None and len(names) > 1:
             one = replace(one, out=str(Path(flags.out) / name.strip("/.").replace("/", "__")))
         study = open_study(one, (one.layer or None) if known else (), one.site, one.pos)
-        given = [placed(known, study, one, layer) for layer in study.layers] if known else []
+        at = study.layers if known else ()
+        given = [placed(known, study, one, layer, one.any_model) for layer in at if known]
         cells = steering_cells(study, one, given) if given else [BASELINE]
         run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
         print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")

@@ -27,6 +27,7 @@ from refusal_dial.values import BY_TYPE
 
 T = TypeVar("T")
 USAGE, INTERRUPTED = 2, 130
+LONGEST = 800
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _DISK |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's own words
@@ -105,7 +106,10 @@ def _guarded(main: Callable[[Any], object], argv: Sequence[str]) -> None:
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    print(printable(" ".join(line.splitlines())), file=sys.stderr)
+    line = printable(" ".join(line.splitlines()))
+    if len(line) > LONGEST:  # a value may be a megabyte; the remedy stands at the end
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    print(line, file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -69,8 +69,8 @@ def _evenly(value: str) -> tuple[float, ...]:
         start, stop, count = (float(part) for part in value.split(":"))
     except ValueError as error:
         raise DialError(f"expected START:STOP:COUNT such as -6:6:13, not {value!r}") from error
-    if not all(map(math.isfinite, (start, stop, count))) or count < 2 or count != int(count):
-        raise DialError(f"expected START:STOP:COUNT with a count from 2 up, not {value!r}")
+    if not all(map(math.isfinite, (start, stop, count))) or count not in range(2, 10_001):
+        raise DialError(f"expected START:STOP:COUNT with a count from 2 to 10000, not {value!r}")
     step = (stop - start) / (count - 1)
     return _alphas([round(start + i * step, 10) for i in range(int(count))])
 

@@ -95,9 +95,9 @@ def load_model(
             raise DialError(
                 f"model {name!r} does not fit on {where}: try --dtype bfloat16 or --device-map auto"
             ) from error
-        if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
-            raise DialError(f"model {name!r} could not be loaded: {reason}") from error
-        raise
+        known = isinstance(error, OSError | ValueError | RuntimeError | SafetensorError)
+        kind = "" if known else f"{type(error).__name__}: "
+        raise DialError(f"model {name!r} could not be loaded: {kind}{reason}") from error
     if str(model.cfg.device) == "meta":  # embeddings on disk, which are read on the CPU
         model.cfg.device = "cpu"
     model.requires_grad_(False)

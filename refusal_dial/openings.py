@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refusal_dial.prompts import Prompt, read_rows
+from refusal_dial.prompts import Prompt, one_line_each, read_rows
 from refusal_dial.types import DialError
 
 CHALLENGING, BENIGN = "CHALLENGING", "BENIGN"
@@ -57,9 +57,13 @@ def load_openings(
             )
         source = str(found)
     sides: dict[tuple[str, str], list[Prompt]] = {}
+    seen: dict[str, str] = {}
     for number, (where, row) in enumerate(read_rows(HUB_NAMES.get(source, source)), 1):
         prompt, side = _opening(where, row, f"{number:06d}")
         if prompt is not None:
+            if prompt.id in seen:
+                raise DialError(f"{where}: id {prompt.id!r} was used before, at {seen[prompt.id]}")
+            seen[prompt.id] = where
             sides.setdefault((prompt.subset, side), []).append(prompt)
     learn: list[Prompt] = []
     measure: list[Prompt] = []
@@ -93,10 +97,12 @@ def _opening(where: str, row: dict[str, Any], default_id: str) -> tuple[Prompt |
         raise DialError(
             f"{where}: challenging must be true or false, not {row.get('challenging')!r}"
         )
-    if side not in ("", "train", "holdout"):
+    if not isinstance(side, str) or side not in ("", "train", "holdout"):
         raise DialError(f"{where}: split must be train or holdout, not {side!r}")
     rated = prompt.get("toxicity") if isinstance(prompt, dict) else None
+    if rated is not None and (isinstance(rated, bool) or not isinstance(rated, int | float)):
+        raise DialError(f"{where}: prompt.toxicity must be a number or null, not {rated!r:.60}")
     if not row["challenging"] and rated is not None and rated >= RATED_TOXIC:
         return None, ""
     subset = CHALLENGING if row["challenging"] else BENIGN
-    return Prompt(str(row.get("id") or default_id), text, subset), str(side)
+    return one_line_each(where, Prompt(str(row.get("id") or default_id), text, subset)), str(side)

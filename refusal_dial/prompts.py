@@ -202,8 +202,14 @@ def _prompt(where: str, row: Mapping[str, Any], default_id: str) -> Prompt:
         category=_field(row, "category") or _field(row, "type"),
         pair_id=_field(row, "pair_id") or None,
     )
-    if "\n" in prompt.id or "\r" in prompt.id:  # a row of scores.csv is a line
-        raise DialError(f"{where}: id must be one line, not {_short(prompt.id)}")
+    return one_line_each(where, prompt)
+
+
+def one_line_each(where: str, prompt: Prompt) -> Prompt:
+    """The prompt. Raises `DialError` for an id that is not one line of text (a row of scores.csv is
+    a line), or text that UTF-8 does not have."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in prompt.id):
+        raise DialError(f"{where}: id must be one line of text, not {_short(prompt.id)}")
     for name, value in asdict(prompt).items():
         if not str(value).isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DialError(f"{where}: {name} holds half a surrogate pair: {_short(value)}")

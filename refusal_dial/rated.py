@@ -49,6 +49,8 @@ def load_rated(source: str | Path) -> list[Rated]:
     left out. Raises `DialError` naming the row that cannot be read.
     """
     rows = read_rows(str(source))
+    if not rows:
+        raise DialError(f"{source} holds no rated texts: expected a row a text")
     name = Path(source).stem
     if any(isinstance(row.get("prompt"), dict) for _, row in rows):
         return [_part(name, rows, part) for part in ("prompt", "continuation")]
@@ -70,8 +72,13 @@ def _part(name: str, rows: list[tuple[str, dict[str, Any]]], part: str) -> Rated
         one = row.get(part)
         if not isinstance(one, dict) or not isinstance(one.get("text"), str):
             raise DialError(f"{where}: expected {part}.text, as in RealToxicityPrompts")
-        if one.get("toxicity") is not None:
-            kept.append((one["text"], float(one["toxicity"])))
+        rating = one.get("toxicity")
+        if rating is not None:
+            if isinstance(rating, bool) or not isinstance(rating, int | float):
+                raise DialError(f"{where}: {part}.toxicity must be a number, not {rating!r:.60}")
+            kept.append((one["text"], float(rating)))
+    if not kept:
+        raise DialError(f"{name}: nobody rated a {part}: expected {part}.toxicity in [0, 1]")
     texts, ratings = zip(*kept, strict=True) if kept else ((), ())
     return Rated(f"{name} {part}s", tuple(texts), tuple(ratings))
 

@@ -29,6 +29,7 @@ import pandas as pd
 from refusal_dial.files import located, write_whole
 from refusal_dial.journal import cut, record, trusted
 from refusal_dial.run_log import close_log, open_log
+from refusal_dial.spreadsheets import as_meant, to_show
 from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
@@ -189,15 +190,17 @@ def kept_batches(run: Run, sizes: Sequence[int]) -> int:
 def append(run: Run, rows: pd.DataFrame) -> None:
     """Add a batch of rows to scores.csv, on disk when this returns. Floats keep every digit."""
     new = not run.scores.is_file() or run.scores.stat().st_size == 0
-    text = rows.to_csv(index=False, header=new, lineterminator="\n")
+    text = to_show(rows).to_csv(index=False, header=new, lineterminator="\n")
     record(run.scores, run.key, text.encode(), len(rows))
 
 
 def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
     """Write summary.csv and, last of all, summary.json, which marks the run finished."""
     record = json.dumps(verdict, indent=2, allow_nan=False)
-    write_whole(run.folder / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    table = to_show(summary).to_csv(index=False, lineterminator="\n")
+    write_whole(run.folder / "summary.csv", table)
     write_whole(run.folder / "summary.json", record + "\n")
+    close_log()
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -214,14 +217,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
     """`scores` or `summary` of a run, as it was written: floats to the last digit, ids as text
-    (`0001` is not 1), whole numbers whole where some are missing.
+    (`0001` is not 1, and `'=1` in the file is `=1`), whole numbers whole where some are missing.
 
-    Raises `DialError` if it is not there yet or cannot be read.
+    Raises `DialError` if it is not there yet, cannot be read, or lacks a column that is `needed`.
     """
     path = Path(folder) / f"{name}.csv"
-    read_config(folder)
+    experiment = read_config(folder).get("experiment")
     if not path.is_file() or path.stat().st_size == 0:
         raise DialError(f"{folder} has no {name}.csv: run the experiment to its end first")
     try:
@@ -233,9 +236,16 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
             na_values={name: [""] for name in columns if name not in TEXTS},
             **EXACT,
         )
-        return frame.astype({name: "Int64" for name in columns if name in WHOLE})
+        frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
     except (ValueError, TypeError) as error:  # of pandas: a torn line, letters in a number
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    for column in needed:
+        if column not in frame:
+            raise DialError(
+                f"{path} has no column {column!r}: it is of {experiment}, and this takes a run of "
+                "another experiment (see --help)"
+            )
+    return frame
 
 
 def read_verdict(folder: str | Path) -> dict[str, Any]:

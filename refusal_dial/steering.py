@@ -129,19 +129,35 @@ def _numbered(kind: str, drawn: Sequence[Direction]) -> list[tuple[str, int | No
     return [(kind, seed, one) for seed, one in enumerate(drawn)]
 
 
-def placed(direction: Direction, study: Study, flags: SteeringFlags, layer: int) -> Direction:
+def placed(
+    direction: Direction,
+    study: Study,
+    flags: SteeringFlags,
+    layer: int,
+    any_model: bool = False,
+) -> Direction:
     """A direction from a file, to be used at this layer, site and position of this model.
 
-    Raises `DialError` if it is not as wide as the model's residual stream.
+    Raises `DialError` if it is not as wide as the model's residual stream, or, unless `any_model`,
+    if it says that it was learned on other weights. One that does not say is taken.
     """
-    width = int(study.model.cfg.d_model)
+    width, about = int(study.model.cfg.d_model), direction.provenance
     if len(direction.unit) != width:
         raise DialError(
             f"the direction is {len(direction.unit)} wide (learned on "
-            f"{direction.provenance.model or 'an unnamed model'}) and this model's residual "
+            f"{about.model or 'an unnamed model'}) and this model's residual "
             f"stream is {width}: use a direction of the same model"
         )
-    here = replace(direction.provenance, layer=layer, site=flags.site, pos=flags.pos)
+    who = identity(study.model)
+    known = bool(about.revision and who.revision)
+    same = about.revision == who.revision if known else about.model in ("", who.name)
+    if not same and not any_model:
+        raise DialError(
+            f"the direction was learned on {about.model} (revision {about.revision or 'unknown'}) "
+            f"and this is {who.name} (revision {who.revision or 'unknown'}): use a direction of "
+            "this model, or --any-model"
+        )
+    here = replace(about, layer=layer, site=flags.site, pos=flags.pos)
     return replace(direction, provenance=here)
 
 

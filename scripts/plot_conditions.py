@@ -19,7 +19,9 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     title = title_of(read_config(folder), "A system message, the dial, or both")
-    figure = condition_bars(named(read_table(folder, "summary")), title)
+    figure = condition_bars(
+        named(read_table(folder, "summary", "strength", "system", "coherence")), title
+    )
     for path in write_figures({"conditions": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

@@ -17,7 +17,7 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     title = title_of(read_config(folder), "Toxicity down, refusal in its place")
-    figure = front_figure(read_table(folder, "summary"), title)
+    figure = front_figure(read_table(folder, "summary", "front"), title)
     for path in write_figures({"front": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

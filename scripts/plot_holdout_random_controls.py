@@ -31,7 +31,7 @@ def main(flags: Flags) -> None:
         raise one_of(flags.value, LABELS, "value")
     folder = find_run(flags.run)
     title = title_of(read_config(folder), "Refusal along the dial, learned against its controls")
-    figure = alpha_curves(read_table(folder, "summary"), title, flags.value)
+    figure = alpha_curves(read_table(folder, "summary", flags.value), title, flags.value)
     figures = {"holdout_random_controls": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -22,7 +22,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    summary, scores = read_table(folder, "summary"), read_table(folder, "scores")
+    summary, scores = read_table(folder, "summary", "strength"), read_table(folder, "scores")
     title = title_of(read_config(folder), "Score of what is said")
     figures = {
         "alpha_sweep": plots.alpha_sweep(summary, title),

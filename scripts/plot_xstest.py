@@ -22,8 +22,8 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     config = read_config(folder)
+    rows = read_table(folder, "scores", "label")
     threshold, seed = read_verdict(folder)["threshold"], config["settings"]["seed"]
-    rows = read_table(folder, "scores")
     held_out = rows[rows["split"] == "holdout"]
     summary = summarise_replies(held_out, threshold, seed)
     by_category = summarise_replies(held_out, threshold, seed, ("subset", "category"))

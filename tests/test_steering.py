@@ -173,7 +173,9 @@ def test_alphas_are_what_steer_takes_whatever_their_unit(planted):
 def test_a_direction_from_a_file_is_placed_where_the_flags_say(planted):
     study, _ = planted
     known = from_vector(torch.ones(D), Provenance(9, "mlp_out", -3, model="elsewhere"))
-    here = placed(known, study, flags(site="resid_post", pos=-2), 2).provenance
+    with pytest.raises(DialError, match=r"was learned on elsewhere .* or --any-model"):
+        placed(known, study, flags(), 2)
+    here = placed(known, study, flags(site="resid_post", pos=-2), 2, any_model=True).provenance
     assert (here.layer, here.site, here.pos, here.model) == (2, "resid_post", -2, "elsewhere")
 
 

@@ -15,7 +15,14 @@ from refusal_dial.continuation.opened import Opened, continuation_settings, open
 from refusal_dial.directions import Direction
 from refusal_dial.flags import SteeringFlags
 from refusal_dial.objectives.flags import ObjectiveFlags
-from refusal_dial.prompts import Prompt, data_hash, holdout_split, of_subset, some_of_each
+from refusal_dial.prompts import (
+    Prompt,
+    data_hash,
+    holdout_split,
+    load_prompts,
+    of_subset,
+    some_of_each,
+)
 from refusal_dial.steering import learn
 from refusal_dial.study import Study, study_of
 from refusal_dial.subspaces import overlap
@@ -52,6 +59,7 @@ class Both:
 
 def open_both(flags: ObjectiveFlags) -> Both:
     """Load the model once and learn both directions. Raises `DialError` for what cannot be used."""
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
     openings = open_continuations(flags)
     steering = SteeringFlags(
         model=flags.model,

@@ -43,6 +43,7 @@ class DirectionFlags(ReplyFlags):
     direction: str | None = flag(
         None, "a .safetensors file or a run folder; default: learned on half of EDGE"
     )
+    any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""Bad input to every script and loader: one clear line, exit code 2, no traceback, nothing written.
+
+Scripts run in this process, from the command line on. Most inputs fail before a model would be
+loaded; those that need one take a tiny one. `test_there_are_enough_cases` counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import get_type_hints
+
+import bad_case
+import pytest
+from bad_case import ROOT, SCRIPTS
+
+from refusal_dial import cli
+from refusal_dial.contrast import load_contrast
+from refusal_dial.types import DialError
+
+TAKES = {path: get_type_hints(bad_case.load(path).main)["flags"] for path in SCRIPTS}
+name = {"ids": lambda value: value.stem if isinstance(value, Path) else None}
+
+
+def flags_of(path: Path) -> set[str]:
+    return {f.name for f in fields(TAKES[path])}
+
+
+def taking(*flags: str) -> list[Path]:
+    """The scripts that have all these flags."""
+    return [path for path in SCRIPTS if set(flags) <= flags_of(path)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a script in an empty folder of its own."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def call(path, *arguments):
+        return bad_case.run(path, list(arguments), tmp_path, capsys)
+
+    return call
+
+
+def required(path: Path) -> list[str]:
+    """Something for every argument without a default."""
+    return ["nowhere" for f in fields(TAKES[path]) if f.default is MISSING]
+
+
+# --- command lines
+
+
+COMMAND_LINES = [
+    ["--xyzzy"],
+    ["--xyzzy=\x1b[2J"],
+    ["more", "and more"],
+    ["--seed"],
+    ["--", "--trace"],
+    ["--config"],
+    ["--config", "nowhere.yaml"],
+]
+
+
+def distinct_flags():
+    """Each flag once, on the first script that has it with this default and reader."""
+    seen = {}
+    for path in SCRIPTS:
+        for f in fields(TAKES[path]):
+            key = (f.name, str(f.type), str(f.default), str(f.metadata.get("parse")))
+            if f.name != "config" and f.default is not MISSING:
+                seen.setdefault(key, (path, f.name, str(f.type)))
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("path", sorted({path for path, *_ in distinct_flags()}), **name)
+def test_a_value_that_a_flag_cannot_take_is_named(path, run):
+    for mine, field, kind in distinct_flags():
+        if mine != path:
+            continue
+        flag, tried = "--" + field.replace("_", "-"), 0
+        for value in bad_case.VALUES:
+            arguments = [*required(path), f"{flag}={value}"]
+            try:
+                cli.parse(TAKES[path], arguments, bad_case.load(path).main)
+            except DialError:
+                line = run(path, *arguments).line
+                assert line.startswith(f"error: {flag}"), (value, line)
+                assert any(w in line for w in ("expected", "choices are", "switch", "needs")), line
+                tried += 1
+        assert tried >= 8 or "str" in kind
+
+
+@pytest.mark.parametrize("path", SCRIPTS, **name)
+@pytest.mark.parametrize(
+    "arguments",
+    COMMAND_LINES,
+    ids=lambda arguments: " ".join(arguments).replace("\x1b", "ESC"),
+)
+def test_a_command_line_that_cannot_be_read(path, arguments, run):
+    assert run(path, *arguments).line
+
+
+@pytest.mark.parametrize("kind", bad_case.RECIPES)
+def test_a_recipe_that_cannot_be_read(kind, run, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(bad_case.RECIPES[kind])
+    for script in ("steering_holdout_control", "toxicity_steering"):
+        path = ROOT / "experiments" / f"{script}.py"
+        nowhere = "--prompts" if "prompts" in flags_of(path) else "--openings"
+        assert run(path, "--config", str(file), nowhere, "nowhere.jsonl").line
+    assert not list(tmp_path.rglob("tagged"))
+
+
+# --- files
+
+
+def written(folder: Path, kind: str, suffix: str, content: bytes) -> str:
+    file = folder / f"{kind.replace(' ', '_').replace(',', '')[:20]}{suffix}".replace("'", "")
+    file.write_bytes(content)
+    return str(file)
+
+
+SOURCES = ("nowhere.jsonl", "/nowhere", "./no", "~nobody/x.jsonl", "embeded", "\x1b.csv")
+
+
+@pytest.mark.parametrize("path", taking("prompts"), **name)
+def test_prompts_that_cannot_be_read(path, run, tmp_path):
+    whole = path.stem == "steering_holdout_control"
+    for kind in bad_case.PROMPTS if whole else ("no json", "not utf-8", "an id twice"):
+        suffix, content = bad_case.PROMPTS[kind]
+        file = written(tmp_path, kind, suffix, content)
+        line = run(path, "--prompts", file).line
+        assert file in line, (kind, line)
+    for source in SOURCES if whole else SOURCES[:2]:
+        assert run(path, "--prompts", source).line
+    (tmp_path / "empty").mkdir()
+    assert "holds no prompts" in run(path, "--prompts", str(tmp_path / "empty")).line
+
+
+@pytest.mark.parametrize("path", taking("openings"), **name)
+def test_openings_that_cannot_be_read(path, run, tmp_path):
+    for kind, content in bad_case.OPENINGS.items():
+        file = written(tmp_path, kind, ".jsonl", content)
+        assert file in run(path, "--openings", file).line, kind
+
+
+def test_labelled_files_that_cannot_be_read(run, tmp_path):
+    path = ROOT / "experiments" / "validate_judge.py"
+    for kind, content in bad_case.LABELLED.items():
+        file = written(tmp_path, kind, ".csv", content)
+        assert file in run(path, "--files", file).line, kind
+    for kind, (suffix, content) in bad_case.RATED.items():
+        file = written(tmp_path, kind, suffix, content)
+        line = run(path, "--behavior", "toxicity", "--files", file).line
+        assert Path(file).stem in line, kind
+    for behavior in ("refusal", "toxicity"):
+        assert run(path, "--behavior", behavior, "--files", "nowhere.csv").line
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "pickle", "other", "matrix"])
+def test_a_direction_that_cannot_be_read(kind, run, tmp_path):
+    import torch
+    from safetensors.torch import save
+
+    whole = save({"unit": torch.ones(8)}, {"direction": json.dumps({"format": "x"})})
+    content = {
+        "empty": b"",
+        "text": b"a direction",
+        "truncated": whole[:-9],
+        "pickle": b"\x80\x04\x95",
+        "other": save({"weight": torch.ones(8)}),
+        "matrix": save({"unit": torch.ones(8, 8)}, {"direction": "{}"}),
+    }[kind]
+    file = tmp_path / "direction.safetensors"
+    file.write_bytes(content)
+    for path in taking("direction"):
+        elsewhere = ["--out", str(tmp_path / "out")] if "out" in flags_of(path) else []
+        nowhere = ["--prompts", "nowhere.jsonl"] if "prompts" in flags_of(path) else []
+        line = run(path, "--direction", str(file), *elsewhere, *nowhere).line
+        assert str(file) in line or "nowhere.jsonl" in line
+    path = ROOT / "experiments" / "score_models.py"
+    assert str(file) in run(path, "--direction", str(file)).line
+
+
+@pytest.mark.parametrize("kind", bad_case.CONTRAST)
+def test_contrast_pairs_that_cannot_be_read(kind, tmp_path):
+    suffix, content = bad_case.CONTRAST[kind]
+    file = written(tmp_path, kind, suffix, content)
+    with pytest.raises(DialError, match=re.escape(file)):
+        load_contrast(file)
+
+
+def test_there_are_enough_cases():
+    files = (bad_case.PROMPTS, bad_case.OPENINGS, bad_case.LABELLED, bad_case.RATED)
+    lines = len(SCRIPTS) * len(COMMAND_LINES)
+    values = 8 * sum("str" not in str(kind) for *_, kind in distinct_flags())
+    assert sum(map(len, files)) + 2 * len(bad_case.RECIPES) + lines + values >= 500

@@ -1,0 +1,49 @@
+"""No cell of ours is a formula, and every text comes back as it was."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial.run import append, finish, open_run, read_table
+from refusal_dial.run_log import close_log
+from refusal_dial.spreadsheets import as_meant, meant, shown, to_show
+
+STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+TEXTS = ["=1+1", "-1", "+x", "@me", "\tx", "'=1", "''=1", "'tis", "'", "", "a=b", "1-2", "＝1"]
+texts = st.one_of(st.text(), st.text("='+-@\t\r ax", max_size=6))
+
+
+@given(texts)
+def test_nothing_that_is_shown_is_run_and_it_means_what_it_meant(text):
+    assert not shown(text).startswith(STARTS)
+    assert meant(shown(text)) == text
+
+
+@given(st.lists(texts, unique=True, max_size=8))
+def test_different_texts_stay_different(some):
+    assert len({shown(text) for text in some}) == len(some)
+
+
+def test_numbers_and_gaps_are_left_alone():
+    frame = pd.DataFrame({"a": [-1.5, 2.0], "b": ["=1", None], "c": pd.array([-1, None], "Int64")})
+    out = to_show(frame)
+    assert out["b"].iloc[0] == "'=1"
+    assert out[["a", "c"]].equals(frame[["a", "c"]])
+    pd.testing.assert_frame_equal(as_meant(out), frame)
+
+
+@pytest.mark.parametrize("column", ["prompt_id", "token", "subset"])
+def test_a_run_keeps_no_formula_and_reads_its_texts_back(column, tmp_path):
+    run = open_run("cells", {}, out=str(tmp_path / "run"))
+    frame = pd.DataFrame({column: TEXTS, "score": [-1.0 * i for i in range(len(TEXTS))]})
+    append(run, frame)
+    finish(run, frame, {})
+    close_log()
+    for name in ("scores", "summary"):
+        raw = pd.read_csv(run.folder / f"{name}.csv", dtype=str, keep_default_na=False)
+        assert not any(cell.startswith(STARTS) for cell in raw[column])
+        assert list(read_table(run.folder, name)[column]) == TEXTS
+        assert read_table(run.folder, name)["score"].equals(frame["score"])
