@@ -37,9 +37,10 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a script ended: its code, its errors, and whether it left or changed a file."""
+    """How a script ended: its code, what it printed, and whether it left or changed a file."""
 
     code: int
+    out: str
     err: str
     touched: bool
 
@@ -67,7 +68,7 @@ def run(path: Path, arguments: list[str], folder: Path, capsys) -> Ended:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    return Ended(code, capsys.readouterr().err, files_in(folder) != before)
+    return Ended(code, *capsys.readouterr(), touched=files_in(folder) != before)
 
 
 # --- values of flags
