@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DEV := .venv/.ready-dev
 DEMO := experiments/steering_holdout_control.py
 
 .PHONY: demo test check setup bench faults train clean
@@ -10,10 +11,10 @@ demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
 	$(BIN)/python scripts/plot_holdout_random_controls.py runs/steering_holdout_control
 
-test: $(READY)  ## the whole test suite
+test: $(DEV)  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(READY)  ## lint, format, types
+check: $(DEV)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,19 +25,23 @@ bench: $(READY)  ## ours beside plain hooks, ratios measured in one run
 	$(BIN)/python benchmarks/generation.py --layers all --alphas 3 --rounds 1
 
 N ?= 100
-faults: $(READY)  ## kill runs N times a job at random points, resume them, count what was lost
+faults: $(DEV)  ## kill runs N times a job at random points, resume them, count what was lost
 	$(BIN)/python tests/faults/campaign.py --n $(N)
 
 train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
 	$(BIN)/python scripts/train_embedded_model.py
 
-setup: $(READY)
+setup: $(DEV)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"refusal_dial needs Python 3.11 or newer and found {v[0]}.{v[1]}: make demo PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(READY)
+
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(DEV)
 
 clean:
 	rm -rf .venv build dist *.egg-info
