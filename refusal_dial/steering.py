@@ -42,34 +42,36 @@ def learn(
 
     `balanced` takes equally many of each category into top and bottom.
     """
+    who = identity(study.model)
+    about = Provenance(
+        layer=-1,
+        site=flags.site,
+        pos=flags.pos,
+        model=who.name,
+        revision=who.revision,
+        seed=flags.seed,
+        prompt_ids=tuple(prompt.id for prompt in prompts),
+        data_hash=data_hash(prompts),
+    )
     scores = [float(score) for score in study.scores[study.rows(prompts)]]
-    return [learn_at(study, flags, layer, prompts, balanced, scores) for layer in study.layers]
+    places = [replace(about, layer=layer) for layer in study.layers]
+    return [learn_at(study, one, flags.k, prompts, balanced, scores) for one in places]
 
 
 def learn_at(
     study: Study,
-    flags: SteeringFlags,
-    layer: int,
+    about: Provenance,
+    k: int | None,
     prompts: Sequence[Prompt],
     balanced: bool,
     scores: Sequence[float],
 ) -> Direction:
     """The direction of one layer, learned from these prompts as if they had these scores."""
-    who = identity(study.model)
     return top_bottom(
-        study.activations[study.layers.index(layer)][study.rows(prompts)],
+        study.activations[study.layers.index(about.layer)][study.rows(prompts)],
         scores,
-        Provenance(
-            layer=layer,
-            site=flags.site,
-            pos=flags.pos,
-            model=who.name,
-            revision=who.revision,
-            seed=flags.seed,
-            prompt_ids=tuple(prompt.id for prompt in prompts),
-            data_hash=data_hash(prompts),
-        ),
-        k=flags.k,
+        about,
+        k=k,
         categories=[prompt.category for prompt in prompts] if balanced else None,
     )
 
@@ -96,7 +98,7 @@ def control_directions(
     layer = learned.provenance.layer
     of = study.rows(prompts or study.prompts)
     scores = [float(score) for score in study.scores[of]]
-    again = partial(learn_at, study, flags, layer, prompts, balanced)
+    again = partial(learn_at, study, learned.provenance, flags.k, prompts, balanced)
     kinds = [kind for kind in flags.controls if prompts or kind not in LEARNED_AGAIN]
     found: list[tuple[str, int | None, Direction]] = []
     if "random" in kinds:
@@ -118,8 +120,8 @@ def control_directions(
         folds = fold_numbers([prompt.category for prompt in prompts], N_FOLDS, flags.seed)
 
         def without(rest: Sequence[int]) -> Direction:
-            some = [prompts[i] for i in rest]
-            return learn_at(study, flags, layer, some, balanced, [scores[i] for i in rest])
+            some, told = [prompts[i] for i in rest], [scores[i] for i in rest]
+            return learn_at(study, learned.provenance, flags.k, some, balanced, told)
 
         found += _numbered("fold", fold_directions(learned, without, folds))
     return found

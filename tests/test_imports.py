@@ -40,10 +40,11 @@ FLOORS = {
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
         selection selection.flags selection.rules selection.tables
+        calibration calibration.flags calibration.uniform calibration.tables
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
-        subspaces
+        subspaces calibration.gaussian
         hooks conditional scorers directions controls judging judges
         replay.branches replay.bulk row_hooks
     """,
@@ -64,7 +65,7 @@ FLOORS = {
         spoken strengths contrast replies.opened replies.cells replies.judged
         study sweep workers executors steering conditioning job
         continuation.opened continuation.cells continuation.spoken continuation.job
-        selection.measures selection.job
+        selection.measures selection.job calibration.nulls calibration.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,
 }

@@ -1,0 +1,25 @@
+"""Do the p-values and intervals of this toolkit keep what they promise, where the answer is known?
+
+`null`: the steering pipeline on the model, told scores that mean nothing, so that a p-value under
+0.05 is a false claim. `gaussian`: the same without a model, many times.
+
+docs/validity.md has what this came to.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.calibration.flags import CalibrationFlags
+
+
+def main(flags: CalibrationFlags) -> None:
+    from refusal_dial.calibration.job import conduct_calibration
+    from refusal_dial.calibration.tables import print_calibration
+
+    for part, (run, summary) in conduct_calibration(flags).items():
+        print_calibration(part, summary)
+        print(f"run: {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,63 @@
+"""Without an effect, ranks among the right controls are uniform, and among wrong ones are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refusal_dial.calibration import gaussian
+from refusal_dial.calibration.gaussian import ROWS, SIZE, gaussian_batches, rows_of
+from refusal_dial.calibration.uniform import uniformity
+
+N = 150
+SMALL = {"n_learn": 20, "n_report": 6, "draws": 4, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return pd.concat(gaussian_batches(None, n=N, **SMALL), ignore_index=True)
+
+
+@pytest.mark.parametrize("kind", ["covariance", "shuffled", "flipped"])
+def test_a_fair_control_has_uniform_p_values(rows, kind):
+    found = uniformity(rows[rows["direction"] == kind]).iloc[0]
+    assert found["n"] == N
+    assert found["ks_p"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["covariance", "shuffled"])
+def test_the_smallest_of_two_layers_is_fair_only_when_corrected(rows, kind):
+    shares = {
+        name: (rows.loc[rows["direction"] == f"{kind}, {name}", "p_value"] <= 0.2).mean()
+        for name in ("corrected", "smallest")
+    }
+    assert shares["corrected"] == pytest.approx(0.2, abs=0.08)
+    assert shares["smallest"] > 0.27
+
+
+def test_directions_of_labels_that_mean_nothing_beat_isotropic_ones(rows):
+    found = uniformity(rows[rows["direction"] == "random"]).iloc[0]
+    assert not found["uniform"]
+    assert (rows.loc[rows["direction"] == "random", "p_value"] <= 0.2).mean() > 0.28
+
+
+def test_skipping_batches_leaves_out_the_first_and_nothing_else(rows):
+    (rest,) = gaussian_batches(None, n=N - 40, skip=2, **SMALL)
+    assert len(rest) == (N - 40 - 2 * SIZE) * ROWS
+    whole = rows[rows["seed"].between(2 * SIZE, N - 41)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, whole)
+
+
+def test_the_seed_and_the_number_decide_an_experiment():
+    one = gaussian.experiment(3, 20, 6, 4, 0)
+    assert one == gaussian.experiment(3, 20, 6, 4, 0)
+    scores = {gaussian.experiment(i, 20, 6, 4, s)[0]["score"] for i in (3, 4) for s in (0, 1)}
+    assert len(scores) == 4
+
+
+def test_a_planted_effect_has_the_smallest_p_there_is():
+    null = np.random.default_rng(0).normal(size=(2, 20))
+    layers = [{"learned": np.array([9.0]), "shuffled": draws} for draws in null]
+    p = {row["direction"]: row["p_value"] for row in rows_of(0, layers)}
+    assert p == dict.fromkeys(["shuffled", "shuffled, corrected", "shuffled, smallest"], 1 / 21)
