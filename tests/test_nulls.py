@@ -106,5 +106,5 @@ def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded
 
 def test_too_few_prompts_are_said(opened, embedded):
     study, flags = opened
-    with pytest.raises(DialError, match=r"47 .* and 3 to report on are more than the 50 EDGE"):
-        next(null_batches(embedded, study=study, flags=replace(flags, n_learn=47)))
+    with pytest.raises(DialError, match=r"48 .* and 3 to report on are more than the 50 EDGE"):
+        next(null_batches(embedded, study=study, flags=replace(flags, n_learn=48)))
