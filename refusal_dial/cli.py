@@ -272,7 +272,7 @@ def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
             inspect.Parameter(name, kinds[1])
             if f.default is MISSING
             else inspect.Parameter(name, kinds[0], default=f.default)
-            for name, f in known.items()
+            for name, f in sorted(known.items(), key=lambda one: one[1].default is not MISSING)
         ]
     )
     about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""

@@ -41,16 +41,17 @@ FLOORS = {
         replay
         selection selection.flags selection.rules selection.tables
         calibration calibration.flags calibration.uniform calibration.tables
+        verify verify.flags verify.claims verify.evidence verify.harm verify.shown verify.page
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
-        subspaces calibration.gaussian
+        subspaces control_vectors calibration.gaussian
         hooks conditional scorers directions controls judging judges
         replay.branches replay.bulk row_hooks
     """,
     # touches the model
     "model": """
-        likelihood
+        likelihood direction_files
         model tokens activations engine sampling generate judge_model toxicity validation
         doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
@@ -66,6 +67,7 @@ FLOORS = {
         study sweep workers executors steering conditioning job
         continuation.opened continuation.cells continuation.spoken continuation.job
         selection.measures selection.job calibration.nulls calibration.job
+        verify.opened verify.measures verify.stability verify.limits verify.job
         patching.exact patching.controls patching.rows patching.job patching.attribution
     """,
 }

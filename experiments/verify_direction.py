@@ -1,0 +1,29 @@
+"""Is this direction what it is said to be, and what does it break?
+
+Takes a direction from anywhere: ours, another tool's .safetensors or .pt of plain tensors, or a
+GGUF control vector. On prompts that it never saw it is turned up and down, beside random
+directions, the other ways in which activations differ, what shuffled labels teach, and prompt
+length; it is learned again from other prompts; and harmless prompts and replies are looked after.
+Every claim passes, fails or is not shown, for a reason, with p-values corrected for all of them.
+"""
+
+from __future__ import annotations
+
+from refusal_dial import cli
+from refusal_dial.verify.flags import VerifyFlags
+
+
+def main(flags: VerifyFlags) -> None:
+    from refusal_dial.verify.job import conduct_verification
+    from refusal_dial.verify.opened import open_verification
+    from refusal_dial.verify.shown import print_verdict
+
+    opened = open_verification(flags)
+    verified = conduct_verification("verify_direction", opened, flags)
+    print_verdict(verified.verdict)
+    print(f"run: {verified.run.folder}")
+    print(f"page: {verified.run.folder}/verdict.html")
+
+
+if __name__ == "__main__":
+    cli.run(main)
