@@ -44,7 +44,7 @@ class Work:
 scorer = LogitDiff((40, 41), (50, 51))
 
 
-def qwen_shape(device: str, dtype: str) -> TransformerBridge:
+def qwen_weights(device: str) -> Qwen2ForCausalLM:
     """Random weights in the shape of Qwen2.5-0.5B."""
     config = Qwen2Config(
         vocab_size=151936,
@@ -58,7 +58,12 @@ def qwen_shape(device: str, dtype: str) -> TransformerBridge:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = Qwen2ForCausalLM(config)
+        return Qwen2ForCausalLM(config)
+
+
+def qwen_shape(device: str, dtype: str) -> TransformerBridge:
+    """They, as TransformerLens's model."""
+    model = qwen_weights(device)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     bridge = TransformerBridge.boot_transformers(
         "random/qwen2.5-0.5b-shape",

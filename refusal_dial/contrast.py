@@ -19,8 +19,9 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.files import located
-from refusal_dial.prompts import Prompt, read_rows
+from refusal_dial.prompts import Prompt
 from refusal_dial.prompts import pairs as matched
+from refusal_dial.rows import read_rows
 from refusal_dial.tokens import Tokens, tokenize, with_replies
 from refusal_dial.types import DialError
 

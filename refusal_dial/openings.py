@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from refusal_dial.prompts import Prompt, one_line_each, read_rows
+from refusal_dial.prompts import Prompt, one_line_each
+from refusal_dial.rows import read_rows
 from refusal_dial.types import DialError
 
 CHALLENGING, BENIGN = "CHALLENGING", "BENIGN"

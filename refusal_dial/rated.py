@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from refusal_dial.prompts import read_rows
+from refusal_dial.rows import read_rows
 from refusal_dial.types import DialError
 
 TOXIC_FROM = 0.5

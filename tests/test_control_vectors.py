@@ -84,7 +84,10 @@ def test_a_damaged_header_never_ends_in_another_error(tmp_path_factory, at, byte
         (gguf(VECTORS, version=1), "is GGUF version 1: expected 2 or 3"),
         (gguf({"blk.0.weight": [1.0]}), "expected tensors called direction.<layer>"),
         (gguf(VECTORS, extra=text("x") + struct.pack("<I", 77), n_extra=1), "unknown type 77"),
-        (gguf(VECTORS).replace(struct.pack("<IQI", 1, 3, 0), struct.pack("<IQI", 1, 3, 2)), "type 2"),
+        (
+            gguf(VECTORS).replace(struct.pack("<IQI", 1, 3, 0), struct.pack("<IQI", 1, 3, 2)),
+            "type 2",
+        ),
     ],
 )
 def test_what_is_no_control_vector_is_refused(tmp_path, data, message):

@@ -29,7 +29,7 @@ FLOORS = {
         objectives objectives.flags objectives.front objectives.shown
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
-        types files hub prompts missing run run_log journal spreadsheets summary plots tables
+        types files hub rows prompts missing run run_log journal spreadsheets summary plots tables
         examples cli flags agreement rated trade_off trade_off_plot openings theme
         figure_files direction_plots
         stats stats.intervals stats.p_values stats.effects comparison
