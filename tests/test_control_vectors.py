@@ -52,15 +52,22 @@ def test_layers_and_numbers_are_read_at_any_alignment(tmp_path, kind, alignment)
     assert found[1].dtype == torch.float64
 
 
+def outcome(path):
+    """The vectors, or what the error says."""
+    try:
+        return read_control_vectors(path)
+    except DialError as error:
+        return str(error)
+
+
 @given(cut=st.integers(0, len(gguf(VECTORS)) - 1))
 def test_a_torn_file_is_refused_in_one_line(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("torn") / "v.gguf"
     path.write_bytes(gguf(VECTORS)[:cut])
-    try:
-        found = read_control_vectors(path)
-    except DialError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+    found = outcome(path)
+    if isinstance(found, str):
+        assert str(path) in found
+        assert "\n" not in found
     else:
         assert found[3].tolist() == VECTORS["direction.3"]  # the tail is of a tensor not asked for
 
@@ -71,10 +78,8 @@ def test_a_damaged_header_never_ends_in_another_error(tmp_path_factory, at, byte
     data[at] = byte
     path = tmp_path_factory.mktemp("bad") / "v.gguf"
     path.write_bytes(bytes(data))
-    try:
-        read_control_vectors(path)
-    except DialError as error:
-        assert str(path) in str(error)
+    found = outcome(path)
+    assert not isinstance(found, str) or str(path) in found
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,11 @@ def test_what_is_not_said_or_not_there_is_not_guessed(tmp_path, content, layer, 
 
 
 def test_files_that_are_no_directions(tmp_path):
-    with pytest.raises(DialError, match="no direction file .* expected one of .safetensors, .pt"):
+    with pytest.raises(
+        DialError, match=r"no direction file .* expected one of \.safetensors, \.pt"
+    ):
         read_direction(tmp_path / "gone.pt")
-    with pytest.raises(DialError, match="unknown kind of direction file '.bin'"):
+    with pytest.raises(DialError, match=r"unknown kind of direction file '\.bin'"):
         read_direction(tmp_path / "d.bin")
     (tmp_path / "d.safetensors").write_bytes(b"no")
     with pytest.raises(DialError, match="is not a safetensors file"):
