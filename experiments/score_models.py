@@ -25,6 +25,7 @@ class Flags(SteeringFlags):
 
 def main(flags: Flags) -> None:
     from refusal_dial.directions import load
+    from refusal_dial.forecast import shown_forecast
     from refusal_dial.job import conduct
     from refusal_dial.steering import BASELINE, placed, steering_cells
     from refusal_dial.study import open_study, prompt_rows
@@ -43,11 +44,12 @@ def main(flags: Flags) -> None:
         at = study.layers if known else ()
         given = [placed(known, study, one, layer, one.any_model) for layer in at if known]
         cells = steering_cells(study, one, given) if given else [BASELINE]
-        run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
-        print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")
-        print_dial(summary)
-        print_controls(summary)
-        print(f"run: {run.folder}")
+        with shown_forecast():
+            run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
+            print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")
+            print_dial(summary)
+            print_controls(summary)
+            print(f"run: {run.folder}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+from refusal_dial.forecast import shown_forecast
 from refusal_dial.types import DialError, printable
 from refusal_dial.values import BY_TYPE
 
@@ -86,7 +87,8 @@ def _guarded(main: Callable[[Any], object], argv: Sequence[str]) -> None:
         flags_type = get_type_hints(main)["flags"]
         flags = parse(flags_type, argv, main)
         if flags is not None:
-            main(flags)
+            with shown_forecast():
+                main(flags)
         sys.stdout.flush()
     except DialError as error:
         _stop(f"error: {error}", USAGE)

@@ -23,8 +23,9 @@ CONTROLS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", 
 BY_DEFAULT = ("random", "shuffled", "length")
 FORMATS = ("html", "png", "pdf", "svg")
 EXECUTORS = ("local", "ray")
-MACHINES = ("executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
-"""Flags that say where rows are computed, which they do not depend on."""
+MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
+"""Flags that say where rows are computed, or whether; they do not depend on them."""
+DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
 
 
 def _choice(choices: tuple[str, ...], what: str) -> Any:
@@ -183,6 +184,7 @@ class StudyFlags:
         0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    dry_run: bool = DRY_RUN
     config: str | None = CONFIG
 
 

@@ -1,7 +1,8 @@
 """A job: one sweep carried out into one run, with a progress bar, resumed where it stopped.
 
 The only place where computing and writing meet. It knows the order of things (open, append,
-summarise, finish, say what came out) and no statistics, hooks or models of its own.
+summarise, finish, say what came out) and no statistics, hooks or models of its own. A dry run ends
+where the rows would begin: nothing is written then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
@@ -22,12 +24,24 @@ from refusal_dial import directions
 from refusal_dial.directions import Direction
 from refusal_dial.executors import Machines, compute
 from refusal_dial.flags import StudyFlags
+from refusal_dial.forecast import Forecast, Grid, grid_of
 from refusal_dial.missing import check_share, counted, left_out, marked
 from refusal_dial.model import identity
-from refusal_dial.run import Run, append, finish, kept_batches, open_run, read_config, read_table
+from refusal_dial.probe import foretell, weights, working
+from refusal_dial.run import (
+    Run,
+    append,
+    finish,
+    kept_batches,
+    open_run,
+    planned_run,
+    read_table,
+    usable_batches,
+)
 from refusal_dial.study import Study, study_settings
 from refusal_dial.summary import summarise, verdict
 from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
+from refusal_dial.types import DryRun
 from refusal_dial.workers import Batches
 
 log = logging.getLogger("refusal_dial")
@@ -49,10 +63,37 @@ class Opened(Protocol):
 
 @runtime_checkable
 class Asked(Machines, Protocol):
-    """What a job is told: where to compute, and which share of the rows may have no score."""
+    """What a job is told: where to compute and to write, whether at all, and which share of the
+    rows may have no score."""
 
     @property
+    def out(self) -> str | None: ...
+    @property
+    def dry_run(self) -> bool: ...
+    @property
     def max_missing(self) -> float: ...
+
+
+def begin(
+    experiment: str,
+    settings: Mapping[str, Any],
+    flags: Asked,
+    learned: Mapping[str, Direction] = MappingProxyType({}),
+) -> Run:
+    """The run to be carried out, with the directions it learned in files of these names. In a dry
+    run nothing is written."""
+    if flags.dry_run:
+        return planned_run(experiment, settings, flags.out)
+    run = open_run(experiment, settings, flags.out)
+    if not run.finished:
+        for name, direction in learned.items():
+            directions.save(direction, run.folder / f"{name}.safetensors")
+    return run
+
+
+def files_by_layer(learned: Sequence[Direction]) -> dict[str, Direction]:
+    """The directions by the names of their files, one a layer."""
+    return {f"direction_layer{one.provenance.layer}": one for one in learned}
 
 
 def conduct(
@@ -67,11 +108,8 @@ def conduct(
 
     A finished run named by `--out` is read, not computed again.
     """
-    run = open_run(experiment, study_settings(study, flags), flags.out)
-    if not run.finished:
-        for direction in learned:
-            suffix = f"_layer{direction.provenance.layer}" if len(learned) > 1 else ""
-            directions.save(direction, run.folder / f"direction{suffix}.safetensors")
+    files = {"direction": learned[0]} if len(learned) == 1 else files_by_layer(learned)
+    run = begin(experiment, study_settings(study, flags), flags, files)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
 
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
@@ -87,7 +125,14 @@ def conduct(
         budget=budget,
     )
     sizes = batch_sizes(len(rows), len(cells), budget)
-    return carry_out(run, study, sizes, partial(_ordered, sweep), close, flags)
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
+    return carry_out(run, study, sizes, partial(_ordered, sweep), close, flags, grid)
+
+
+def groups(rows: pd.DataFrame) -> dict[str, int]:
+    """How many prompts of each subset and split."""
+    counts = rows.groupby(["subset", "split"], sort=False).size()
+    return {" ".join(map(str, group)): int(n) for group, n in counts.items()}  # type: ignore[call-overload]
 
 
 def _ordered(sweep: Batches, model: TransformerBridge, *, skip: int) -> Iterator[pd.DataFrame]:
@@ -101,18 +146,23 @@ def carry_out(
     batches: Batches,
     close: Close,
     flags: Asked,
+    grid: Grid,
     note: Callable[[int, pd.DataFrame], object] | None = None,
 ) -> tuple[Run, pd.DataFrame]:
     """Append to the run what is left of its batches, and finish it; the run and its summary.
 
     `sizes` are the rows of every batch in order, and `flags` says where `batches` are computed.
+    `grid` is what they are batches of.
     `note` is called with each batch's number and rows once they are on disk. `close` turns all
     rows, as read back, into the summary and the verdict. A finished run is read, and nothing of it
     is computed again.
 
     Raises `DialError` before the batch with which more than the share `max_missing` of all rows
-    would have no score. The rows before it stay, and a rerun computes it again.
+    would have no score. The rows before it stay, and a rerun computes it again. Raises `DryRun` in
+    a dry run.
     """
+    if flags.dry_run:
+        raise DryRun(_forecast(run, study.model, sizes, batches, grid))
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
         return run, read_table(run.folder, "summary")
@@ -128,7 +178,7 @@ def carry_out(
         total=sum(sizes),
         initial=sum(sizes[:kept]),
         unit="score",
-        desc=str(read_config(run.folder)["experiment"]),
+        desc=run.experiment,
         disable=None,
         file=sys.stderr,
     )
@@ -146,3 +196,27 @@ def carry_out(
     summary, found = close(read_table(run.folder, "scores"))
     finish(run, summary, counted(found, missing, sum(sizes)))
     return run, summary
+
+
+def _forecast(
+    run: Run, model: TransformerBridge, sizes: Sequence[int], batches: Batches, grid: Grid
+) -> Forecast:
+    rows = sum(sizes)
+    there = rows if run.finished else sum(sizes[: usable_batches(run, sizes)])
+    seconds, timed = None, 0
+    if not run.finished:
+        whole, timed = foretell(model, batches, sum(grid.prompts.values()), grid.cells)
+        seconds = whole * (rows - there) / rows
+    return Forecast(
+        experiment=run.experiment,
+        folder=str(run.folder),
+        grid=grid,
+        rows=rows,
+        batches=len(sizes),
+        there=there,
+        seconds=seconds,
+        timed=timed,
+        weights_gb=weights(model),
+        working_gb=working(model, batches, max(sizes)),
+        device=identity(model).device,
+    )

@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_dial.files import located, write_whole
-from refusal_dial.journal import cut, record, trusted
+from refusal_dial.journal import Kept, cut, record, trusted
 from refusal_dial.run_log import close_log, open_log
 from refusal_dial.spreadsheets import as_meant, to_show
 from refusal_dial.types import DialError
@@ -48,6 +48,7 @@ class Run:
 
     folder: Path
     settings: Mapping[str, Any]
+    experiment: str = ""
 
     @property
     def scores(self) -> Path:
@@ -79,37 +80,50 @@ def open_run(
     Raises `DialError` if `out` holds a run of another experiment or of other settings (naming the
     first that differs), something that is not a run, or a run that cannot be read.
     """
+    run = planned_run(experiment, settings, out, root)
+    if (run.folder / "config.json").is_file():
+        return _resumed(run)
+    config = {
+        "experiment": experiment,
+        "settings": run.settings,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    write_whole(run.folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return _logged(run)
+
+
+def planned_run(
+    experiment: str,
+    settings: Mapping[str, Any],
+    out: str | None = None,
+    root: Path = ROOT,
+) -> Run:
+    """The run that `open_run` would open, and nothing is written. Raises what it raises."""
     settings = json.loads(json.dumps(settings))
     key = Run(Path(), settings).key
     if out is not None:
         folder = located(out)
         if folder.is_dir() and any(folder.iterdir()):
-            return _resumed(folder, experiment, settings)
+            _check_same(folder, experiment, settings)
         if folder.exists() and not folder.is_dir():
             raise DialError(f"--out {out!r} is a file: give a folder for the run")
-    else:
-        for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
-            if (old / "config.json").is_file() and not (old / "summary.json").is_file():
-                return _resumed(old, experiment, settings)
-        folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
-        while folder.exists():
-            folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
-    config = {
-        "experiment": experiment,
-        "settings": settings,
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    return _logged(Run(folder, settings))
+        return Run(folder, settings, experiment)
+    for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
+        if (old / "config.json").is_file() and not (old / "summary.json").is_file():
+            _check_same(old, experiment, settings)
+            return Run(old, settings, experiment)
+    folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
+    while folder.exists():
+        folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
+    return Run(folder, settings, experiment)
 
 
-def _resumed(folder: Path, experiment: str, settings: Mapping[str, Any]) -> Run:
-    """The run in this folder. Its log says where packages have changed since it was begun."""
-    _check_same(folder, experiment, settings)
-    run = _logged(Run(folder, settings))
-    before, now = dict(read_config(folder).get("versions") or {}), versions()
+def _resumed(run: Run) -> Run:
+    """The run that is there. Its log says where packages have changed since it was begun."""
+    run = _logged(run)
+    before, now = dict(read_config(run.folder).get("versions") or {}), versions()
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
     if changed and not run.finished:
         log.warning("begun with other versions: %s", ", ".join(changed))
@@ -174,17 +188,26 @@ def kept_batches(run: Run, sizes: Sequence[int]) -> int:
     batches hold together: then the file is of some other run.
     """
     found = trusted(run.scores, run.key)
-    rows = [batch.rows for batch in found.batches]
-    if sum(rows) > sum(sizes):
-        raise DialError(f"{run.scores} has {sum(rows)} rows where this run has {sum(sizes)}")
-    same = [mine == theirs for mine, theirs in zip(rows, sizes, strict=False)]
-    kept = same.index(False) if False in same else len(same)
+    kept = _usable(run, found, sizes)
     if found.fault:
         log.warning("%s: %s; what follows is computed again", run.scores, found.fault)
     cut(run.scores, found.batches[:kept])
     if kept:
-        log.info("resumed after %d rows in %s", sum(rows[:kept]), run.scores)
+        log.info("resumed after %d rows in %s", sum(sizes[:kept]), run.scores)
     return kept
+
+
+def usable_batches(run: Run, sizes: Sequence[int]) -> int:
+    """What `kept_batches` would keep. Nothing is cut off."""
+    return _usable(run, trusted(run.scores, run.key), sizes)
+
+
+def _usable(run: Run, found: Kept, sizes: Sequence[int]) -> int:
+    rows = [batch.rows for batch in found.batches]
+    if sum(rows) > sum(sizes):
+        raise DialError(f"{run.scores} has {sum(rows)} rows where this run has {sum(sizes)}")
+    same = [mine == theirs for mine, theirs in zip(rows, sizes, strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def append(run: Run, rows: pd.DataFrame) -> None:

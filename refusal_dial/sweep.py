@@ -57,6 +57,12 @@ def batch_sizes(n_prompts: int, n_cells: int, budget: Budget) -> list[int]:
     return [len(prompts) * len(cells) for prompts, cells in batches(n_prompts, n_cells, budget)]
 
 
+def spread(n: int, k: int) -> list[int]:
+    """k of n numbers, or all n, from the first to the last at equal steps."""
+    k = min(n, k)
+    return [round(i * (n - 1) / max(1, k - 1)) for i in range(k)]
+
+
 def sweep_batches(
     model: TransformerBridge,
     tokens: Tokens,

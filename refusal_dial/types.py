@@ -49,6 +49,14 @@ class DialError(ValueError):
     the value, what was expected, and the choices or the remedy."""
 
 
+class DryRun(Exception):  # noqa: N818 - nothing went wrong
+    """Ends a dry run where rows would begin. `forecast` says what would be computed."""
+
+    def __init__(self, forecast: Any) -> None:
+        super().__init__("a dry run ends where rows would begin")
+        self.forecast = forecast
+
+
 def one_of(value: object, choices: Iterable[object], what: str) -> DialError:
     """The error for a value outside its choices, naming the nearest one."""
     names, given = [str(choice) for choice in choices], str(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from refusal_dial.cli import CONFIG, flag
 from refusal_dial.flags import (
+    DRY_RUN,
     EXECUTORS,
     STEERABLE,
     _address,
@@ -79,6 +80,7 @@ class ContinuationFlags:
         0.05, "share of rows that may have no score; more end the run", proportion
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    dry_run: bool = DRY_RUN
     config: str | None = CONFIG
 
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from refusal_dial import directions
 from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.continuation.layers import CHOOSE, REPORT, best_layer, by_layer, plain
@@ -21,10 +20,11 @@ from refusal_dial.continuation.opened import Opened, continuation_settings, open
 from refusal_dial.continuation.results import kept_results, note_step
 from refusal_dial.continuation.spoken import spoken_batches
 from refusal_dial.continuation.summary import summarise_said
-from refusal_dial.job import carry_out
+from refusal_dial.forecast import grid_of
+from refusal_dial.job import begin, carry_out, files_by_layer, groups
 from refusal_dial.openings import CHALLENGING
 from refusal_dial.prompts import holdout_split, of_subset
-from refusal_dial.run import Run, open_run, read_table
+from refusal_dial.run import Run, read_table
 from refusal_dial.sampling import Decoding
 from refusal_dial.sweep import Cell
 
@@ -43,10 +43,8 @@ def conduct_continuations(
     folder holds a result file that says so (see `results`).
     """
     opened = open_continuations(flags)
-    run = open_run(experiment, continuation_settings(opened, flags), flags.out)
-    if not run.finished:
-        for one in opened.learned:
-            directions.save(one, run.folder / f"direction_layer{one.provenance.layer}.safetensors")
+    settings = continuation_settings(opened, flags)
+    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
     cells = lay_out(opened, flags)
     rows = prompt_rows(opened, flags.seed)
     decoding = Decoding(
@@ -79,8 +77,9 @@ def conduct_continuations(
 
     starts = range(0, len(rows), size)
     sizes = [len(cells) * flags.samples * min(size, len(rows) - start) for start in starts]
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
     with kept_results(run, lambda: results(run)):
-        return carry_out(run, opened, sizes, batches, close, flags, note)
+        return carry_out(run, opened, sizes, batches, close, flags, grid, note)
 
 
 def prompt_rows(opened: Opened, seed: int) -> pd.DataFrame:

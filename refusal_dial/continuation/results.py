@@ -20,6 +20,7 @@ from typing import Any
 
 from refusal_dial.files import write_whole
 from refusal_dial.run import Run, read_config
+from refusal_dial.types import DryRun
 
 COMPLETE, PARTIAL, FAILED = (
     "experiment_results.json",
@@ -32,9 +33,11 @@ STEPS = "intermediate.jsonl"
 @contextmanager
 def kept_results(run: Run, read: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
     """Around the work of a run: leaves its result file, however the work ends. `read` gives what
-    there is, from the run's own files."""
+    there is, from the run's own files. A dry run leaves none."""
     try:
         yield
+    except DryRun:
+        raise
     except KeyboardInterrupt:
         _write(run, PARTIAL, {"status": "interrupted"}, read)
         raise

@@ -11,15 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial import directions
 from refusal_dial.continuation.job import prompt_rows
-from refusal_dial.job import carry_out
+from refusal_dial.forecast import grid_of
+from refusal_dial.job import begin, carry_out, groups
 from refusal_dial.objectives.cells import objective_cells
 from refusal_dial.objectives.flags import ObjectiveFlags
 from refusal_dial.objectives.front import summarise_objectives
 from refusal_dial.objectives.measured import objective_batches
 from refusal_dial.objectives.opened import objective_settings, open_both
-from refusal_dial.run import Run, open_run
+from refusal_dial.run import Run
 from refusal_dial.sampling import Decoding
 
 
@@ -30,10 +30,8 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
     overlap of the two directions.
     """
     both = open_both(flags)
-    run = open_run(experiment, objective_settings(both, flags), flags.out)
-    if not run.finished:
-        directions.save(both.toxicity, run.folder / "direction_toxicity.safetensors")
-        directions.save(both.refusal, run.folder / "direction_refusal.safetensors")
+    learned = {"direction_toxicity": both.toxicity, "direction_refusal": both.refusal}
+    run = begin(experiment, objective_settings(both, flags), flags, learned)
     cells = objective_cells(both, flags)
     openings = prompt_rows(both.openings, flags.seed)
     prompts = pd.DataFrame(
@@ -73,4 +71,5 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
         for part, each in ((openings, flags.samples), (prompts, 1))
         for start in range(0, len(part), size)
     ]
-    return carry_out(run, both, sizes, batches, close, flags)
+    grid = grid_of(groups(openings) | groups(prompts), [cell.labels for cell in cells])
+    return carry_out(run, both, sizes, batches, close, flags, grid)

@@ -32,7 +32,7 @@ from refusal_dial.patching.pairs import Pairs
 from refusal_dial.patching.places import Place
 from refusal_dial.patching.rows import CONTROLS, labelled, tidy
 from refusal_dial.patching.sides import Rows, Side, alike
-from refusal_dial.sweep import Budget
+from refusal_dial.sweep import Budget, spread
 from refusal_dial.types import Hook
 
 WAYS = {"denoise": (1, 0), "noise": (0, 1)}
@@ -57,6 +57,11 @@ class Patching:
         """The pairs of each batch."""
         size, n = self.budget.batch_size, len(self.pairs)
         return (range(i, min(i + size, n)) for i in range(skip * size, n, size))
+
+    def part(self, prompts: int, cells: int) -> Patching:
+        """The first pairs at so many places from all over."""
+        places = [self.places[i] for i in spread(len(self.places), cells)]
+        return replace(self, pairs=self.pairs.chosen(range(prompts)), places=places)
 
     def sizes(self) -> list[int]:
         """Rows that each batch yields, in order."""

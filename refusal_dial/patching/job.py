@@ -16,15 +16,17 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.job import carry_out
+from refusal_dial.forecast import Grid, grid_of
+from refusal_dial.job import begin, carry_out
 from refusal_dial.patching.attribution import attribution_batches, strongest
 from refusal_dial.patching.exact import Patching, patch_batches
 from refusal_dial.patching.flags import PatchingFlags
 from refusal_dial.patching.pairs import Pairs, far_apart, match
 from refusal_dial.patching.places import Place, describe
+from refusal_dial.patching.rows import CONTROLS
 from refusal_dial.patching.summary import agreement, patching_verdict, summarise_patching
 from refusal_dial.prompts import pairs as by_pair
-from refusal_dial.run import Run, open_run
+from refusal_dial.run import Run
 from refusal_dial.study import Study, study_settings
 from refusal_dial.sweep import Budget
 from refusal_dial.workers import Batches
@@ -74,7 +76,7 @@ def conduct_patching(
     run, patching = _open(experiment, study, flags, chosen, layout)
     batches = partial(patch_batches, patching=patching, scorer=study.scorer)
     close = partial(_close, flags, chosen)
-    return carry_out(run, study, patching.sizes(), batches, close, flags)
+    return carry_out(run, study, patching.sizes(), batches, close, flags, _grid(patching))
 
 
 def conduct_attribution(
@@ -94,7 +96,16 @@ def conduct_attribution(
         exact = replace(patching, places=strongest(pd.concat(guesses), patching.places, refine))
     sizes = [*map(len, guesses), *exact.sizes()]
     batches = partial(_after, guesses, partial(patch_batches, patching=exact, scorer=study.scorer))
-    return carry_out(run, study, sizes, batches, partial(_close, flags, chosen), flags)
+    close = partial(_close, flags, chosen)
+    return carry_out(run, study, sizes, batches, close, flags, _grid(exact))
+
+
+def _grid(patching: Patching) -> Grid:
+    """The cells are places; each is patched every way, and beside it stand two controls."""
+    each: dict[str, Any] = {"way": ", ".join(patching.ways), "beside": ", ".join(CONTROLS)}
+    names = ("layer", "site", "role", "head", "neuron")
+    labels = [{name: getattr(one, name) for name in names} | each for one in patching.places]
+    return grid_of({"pairs": len(patching.pairs)}, labels)
 
 
 def _after(
@@ -112,7 +123,7 @@ def _open(
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     counts = dict(chosen.counts)
     settings = study_settings(study, flags) | {"pairs": counts}
-    run = open_run(experiment, settings, flags.out)
+    run = begin(experiment, settings, flags)
     log.info(
         "%d of %d matched pairs: %d differ in score by less than %g and are left out; "
         "%d of those used score higher corrupted than clean",

@@ -13,16 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial import directions
 from refusal_dial.directions import Direction
-from refusal_dial.job import carry_out
+from refusal_dial.forecast import grid_of
+from refusal_dial.job import begin, carry_out, files_by_layer, groups
 from refusal_dial.judges import UNSCORED, Judgement, report
 from refusal_dial.missing import check_share
 from refusal_dial.replies.flags import ReplyFlags
 from refusal_dial.replies.judged import judged_batches
 from refusal_dial.replies.opened import Conversation, conversation_settings, decoding_of
 from refusal_dial.replies.summary import coherent_range, summarise_replies
-from refusal_dial.run import Run, open_run
+from refusal_dial.run import Run
 from refusal_dial.spoken import spoken_text
 from refusal_dial.sweep import Budget, Cell
 
@@ -46,10 +46,7 @@ def conduct_replies(
 
     Raises `DialError` where the judge leaves more than the share `max_missing` unscored.
     """
-    run = open_run(experiment, conversation_settings(talk, flags), flags.out)
-    if not run.finished:
-        for one in learned:
-            directions.save(one, run.folder / f"direction_layer{one.provenance.layer}.safetensors")
+    run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
     decoding = decoding_of(flags)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     batches = partial(
@@ -83,4 +80,5 @@ def conduct_replies(
         unscored[UNJUDGED] += int((batch["label"] == UNSCORED).sum())
         check_share(+unscored, sum(sizes), flags.max_missing)
 
-    return carry_out(run, talk, sizes, batches, close, flags, note)
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
+    return carry_out(run, talk, sizes, batches, close, flags, grid, note)

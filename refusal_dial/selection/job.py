@@ -16,10 +16,11 @@ import pandas as pd
 
 from refusal_dial import directions, stats
 from refusal_dial.directions import Direction, Provenance
-from refusal_dial.job import carry_out
+from refusal_dial.forecast import grid_of
+from refusal_dial.job import begin, carry_out
 from refusal_dial.model import check_site, identity
 from refusal_dial.prompts import Prompt, data_hash, of_subset
-from refusal_dial.run import Run, open_run
+from refusal_dial.run import Run
 from refusal_dial.selection import layout, rules
 from refusal_dial.selection.candidates import (
     Candidate,
@@ -78,10 +79,15 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
         for name, one in zip(("HARMFUL", harmless), parts, strict=True)
         for part in ("train", "val", "test")
     }
-    run = open_run(experiment, settings, flags.out)
+    run = begin(experiment, settings, flags)
     close = partial(_close, study, flags, parts, candidates, plan)
     batches = partial(measure_batches, plan=plan)
-    run, ranked = carry_out(run, study, plan.sizes(), batches, close, flags)
+    measures = {"measured": ", ".join(rules.MEASURES)}
+    grid = grid_of(
+        {"HARMFUL": len(plan.harmful.ids), harmless: len(plan.harmless.ids)},
+        [{"pos": one.pos, "layer": one.layer, **measures} for one in plan.candidates],
+    )
+    run, ranked = carry_out(run, study, plan.sizes(), batches, close, flags, grid)
     ranked["dropped"] = ranked["dropped"].fillna("")
     pos, layer = rules.chosen(ranked)
     direction = _of(candidates, pos, layer)

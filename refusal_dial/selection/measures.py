@@ -14,7 +14,7 @@ This module computes rows in batches. It does not choose.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -29,7 +29,7 @@ from refusal_dial.engine import Scorer, score_grid
 from refusal_dial.hooks import ablate_everywhere, steer
 from refusal_dial.selection.candidates import Candidate
 from refusal_dial.selection.rules import MEASURES, NO_DIFFERENCE
-from refusal_dial.sweep import Budget
+from refusal_dial.sweep import Budget, spread
 from refusal_dial.tokens import Tokens, last_logits
 from refusal_dial.types import Hook
 
@@ -57,6 +57,16 @@ class Plan:
     budget: Budget
     site: str = "resid_pre"
     low: tuple[int, ...] = ()
+
+    def part(self, prompts: int, cells: int) -> Plan:
+        """A share of the candidates on the first prompts of either group."""
+        some = tuple(self.candidates[i] for i in spread(len(self.candidates), cells))
+        half = max(1, prompts // 2)
+        harmful, harmless = (
+            Prompts(group.tokens.rows(0, half), group.ids[:half])
+            for group in (self.harmful, self.harmless)
+        )
+        return replace(self, candidates=some, harmful=harmful, harmless=harmless)
 
     def tasks(self) -> list[tuple[str, int, int]]:
         """(measure, position, first prompt) of every batch; 'base' is the model as it is."""
