@@ -22,13 +22,13 @@ from refusal_dial.run import read_table
 from refusal_dial.run_log import close_log
 
 ROOT = Path(__file__).parents[1]
-STEER = "--layer 1,2 --alphas -1,1 --n-random 2 --k 1"
-SAY = f"{STEER} --max-new-tokens 3 --batch-size 4"
-OPENINGS = "--layer 1 --alphas 0,1 --n 3 --n-pairs 3 --n-random 1 --max-new-tokens 3 --batch-size 4"
+STEER = "--layer 1 --alphas -1,1 --n-random 1 --k 1"
+SAY = f"{STEER} --max-new-tokens 2 --batch-size 12"
+OPENINGS = "--layer 1 --alphas 0,1 --n 3 --n-pairs 3 --n-random 1 --max-new-tokens 2 --batch-size 4"
 PATCH = "--gap 0 --batch-size 4"
 SELECT = "--n-train 4 --n-val 3 --n-test 3 --max-kl 1e9 --min-induce -1e9 --positions -2,-1"
 SWEEPS = {
-    "steer_refusal_direction": f"{STEER} --batch-size 7",
+    "steer_refusal_direction": f"{STEER} --controls random,length --batch-size 7",
     "steering_holdout_control": STEER,
     "steering_balanced": f"{STEER} --controls shuffled,folds",
     "steering_random_baseline": STEER,
@@ -41,10 +41,10 @@ SWEEPS = {
     "analyze_layers": OPENINGS.replace("--layer 1", "--layer all"),
     "conditional_toxicity": OPENINGS.replace("--n-pairs 3", "--n-pairs 12") + " --rate 0.5",
     "multi_objective": f"{OPENINGS} --refusal-layer 2 --n-prompts 3",
-    "patch_sites": f"{PATCH} --way both",
-    "patch_resid_pre": PATCH,
+    "patch_sites": f"{PATCH} --way both --layer 1",
+    "patch_resid_pre": f"{PATCH} --layer 2 --n-pairs 5",
     "patch_last_k": f"{PATCH} --k 2",
-    "attribution_patching": f"{PATCH} --roles all --refine 5",
+    "attribution_patching": f"{PATCH} --roles all --refine 5 --layer 2 --n-pairs 5",
     "select_direction": SELECT,
 }
 WITHOUT = {"validate_judge"}  # reads labelled files, and leaves no run
