@@ -37,7 +37,15 @@ PROMPTS, CELLS = 2, 4
 class Divisible(Protocol):
     """What knows its own parts."""
 
-    def part(self, prompts: int, cells: int) -> Any: ...
+    def divided(self, prompts: int, cells: int) -> Any: ...
+
+
+class Times(int):
+    """How often something is done, each time by itself."""
+
+    def divided(self, prompts: int, cells: int) -> Times:
+        """So often."""
+        return Times(prompts)
 
 
 def part_of(value: Any, prompts: int, cells: int) -> Any:
@@ -52,7 +60,7 @@ def part_of(value: Any, prompts: int, cells: int) -> Any:
             named = {name: some(one) for name, one in value.keywords.items()}
             return partial(value.func, *map(some, value.args), **named)
         case Divisible():
-            return value.part(prompts, cells)
+            return value.divided(prompts, cells)
         case Tokens():
             return value.rows(0, prompts)
         case pd.DataFrame():
@@ -127,7 +135,10 @@ def _within(value: Any) -> Iterator[Any]:
         case Mapping():
             for one in value.values():
                 yield from _within(one)
-        case Divisible():
+        case list() | tuple() if any(isinstance(one, Divisible) for one in value):
+            for one in value:
+                yield from _within(one)
+        case Divisible() if not isinstance(value, Times):
             for one in vars(value).values():
                 yield from _within(one)
         case _:

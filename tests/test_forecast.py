@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import get_type_hints
 
 import pytest
+import torch
 
 from refusal_dial import cli, probe, study
 from refusal_dial.continuation import opened
@@ -47,6 +48,7 @@ SWEEPS = {
     "attribution_patching": f"{PATCH} --roles all --refine 5 --layer 2 --n-pairs 5",
     "select_direction": SELECT,
 }
+OTHER = {"verify_direction", "calibrate"}  # tested below
 WITHOUT = {"validate_judge"}  # reads labelled files, and leaves no run
 LOADED = cache(load_model)
 NO_PROMPTS = {"toxicity_steering", "analyze_layers", "conditional_toxicity"}
@@ -92,7 +94,7 @@ def prompts(tmp_path_factory) -> str:
 
 def test_every_script_that_sweeps_is_tried():
     names = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    assert names - WITHOUT == set(SWEEPS)
+    assert names - WITHOUT == set(SWEEPS) | OTHER
     for name in WITHOUT:
         assert "dry_run" not in get_type_hints(get_type_hints(load(name).main)["flags"])
 
@@ -117,6 +119,36 @@ def test_a_dry_run_foretells_the_rows_and_writes_nothing(
     assert f"Dry run: {name}" in said
     assert re.search(r"^time: about [\d.]+ s, foretold from \d+ rows", said, re.MULTILINE)
     assert re.search(r"^memory: [\d.]+ GB of weights, and at most about [\d.]+ GB", said, re.M)
+
+
+def test_a_verification_is_foretold(prompts, qwen_folder, tmp_path, monkeypatch, capsys):
+    width = int(load_model(str(qwen_folder), "cpu").cfg.d_model)
+    given = tmp_path / "d.pt"
+    torch.save(torch.nn.functional.normalize(torch.arange(1.0, width + 1), dim=0), given)
+    monkeypatch.chdir(tmp_path)
+    typed = f"{given} --model {qwen_folder} --device cpu --prompts {prompts} --refusal-tokens I"
+    typed += " --layer 2 --reference contrast --n-random 2 --n-permutations 19 --n-test 4 --n-replies 3"
+    main = load("verify_direction").main
+    cli.run(main, [*typed.split(), "--max-new-tokens", "2", "--dry-run"])
+    said = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [given]
+    cli.run(main, [*typed.split(), "--max-new-tokens", "2", "--out", "run"])
+    assert f"rows: {len(read_table('run', 'scores')):,} in" in said
+
+
+def test_both_parts_of_a_calibration_are_foretold(
+    prompts, qwen_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    typed = f"--model {qwen_folder} --device cpu --prompts {prompts} --refusal-tokens I --layer 1"
+    typed += " --n-experiments 20 --n-gaussian 10 --n-learn 6 --n-report 2 --n-random 2 --k 1"
+    cli.run(load("calibrate").main, [*typed.split(), "--dry-run"])
+    said = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    cli.run(load("calibrate").main, [*typed.split(), "--out", "run"])
+    for part, run in zip(said.split("Dry run: calibrate_")[1:], ("null", "gaussian"), strict=True):
+        assert part.startswith(run)
+        assert f"rows: {len(read_table(Path('run') / run, 'scores')):,} in" in part
 
 
 def test_a_finished_run_is_left_as_it_is(prompts, qwen_folder, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pandas as pd
 from refusal_dial.calibration import gaussian, nulls
 from refusal_dial.calibration.flags import PARTS, CalibrationFlags
 from refusal_dial.calibration.uniform import uniformity
-from refusal_dial.job import Close, carry_out
-from refusal_dial.run import Run, open_run
+from refusal_dial.forecast import Grid, shown_forecast
+from refusal_dial.job import Close, begin, carry_out
+from refusal_dial.probe import Times
+from refusal_dial.run import Run
 from refusal_dial.study import Study, open_study, study_settings
 from refusal_dial.workers import Batches
 
@@ -33,8 +36,10 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
         out = None if flags.out is None else str(Path(flags.out) / part)
         one = replace(flags, part=part, out=out)
         sizes, batches, close = LAID_OUT[part](study, one)
-        run = open_run(f"calibrate_{part}", study_settings(study, one), out)
-        found[part] = carry_out(run, study, sizes, batches, close, one)
+        with shown_forecast():
+            run = begin(f"calibrate_{part}", study_settings(study, one), one)
+            grid = Grid({"experiments": GRIDS[part](one)}, 1, {"p-values of": nulls.kinds(one)})
+            found[part] = carry_out(run, study, sizes, batches, close, one, grid)
     return found
 
 
@@ -43,13 +48,14 @@ Laid = tuple[list[int], Batches, Close]
 
 def _null(study: Study, flags: CalibrationFlags) -> Laid:
     sizes = _sizes(flags.n_experiments, nulls.SIZE, len(nulls.kinds(flags)))
-    return sizes, partial(nulls.null_batches, study=study, flags=flags), _uniform
+    n = Times(flags.n_experiments)
+    return sizes, partial(nulls.null_batches, study=study, flags=flags, n=n), _uniform
 
 
 def _gaussian(study: Study, flags: CalibrationFlags) -> Laid:
     batches = partial(
         gaussian.gaussian_batches,
-        n=flags.n_gaussian,
+        n=Times(flags.n_gaussian),
         n_learn=flags.n_learn,
         n_report=flags.n_report,
         draws=flags.n_random,
@@ -68,3 +74,4 @@ def _sizes(n: int, size: int, each: int) -> list[int]:
 
 
 LAID_OUT = {"null": _null, "gaussian": _gaussian}
+GRIDS = {"null": attrgetter("n_experiments"), "gaussian": attrgetter("n_gaussian")}

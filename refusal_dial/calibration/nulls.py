@@ -44,9 +44,9 @@ def kinds(flags: CalibrationFlags) -> list[str]:
 
 
 def null_batches(
-    model: TransformerBridge, *, study: Study, flags: CalibrationFlags, skip: int = 0
+    model: TransformerBridge, *, study: Study, flags: CalibrationFlags, n: int, skip: int = 0
 ) -> Iterator[pd.DataFrame]:
-    """Frames of `SIZE` experiments each, in order, without the first `skip`.
+    """Frames of `SIZE` of n experiments each, in order, without the first `skip`.
 
     Raises `DialError` where there are fewer EDGE prompts than the two parts take.
     """
@@ -56,11 +56,11 @@ def null_batches(
             f"{flags.n_learn} prompts to learn from and {flags.n_report} to report on are more "
             f"than the {len(edge)} EDGE prompts"
         )
-    for start in range(skip * SIZE, flags.n_experiments, SIZE):
+    for start in range(skip * SIZE, n, SIZE):
         order = np.random.default_rng([flags.seed, start]).permutation(len(edge))
         train = [edge[i] for i in order[: flags.n_learn]]
         report = [edge[i] for i in order[flags.n_learn :][: flags.n_report]]
-        numbers = range(start, min(start + SIZE, flags.n_experiments))
+        numbers = range(start, min(start + SIZE, n))
         grids = [cells_of(study, flags, i, train) for i in numbers]
         tokens = study.tokens.chosen(study.rows(report)).on(model)
         hooks = [cell.hooks for cells in grids for cell in cells]

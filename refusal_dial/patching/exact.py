@@ -58,7 +58,7 @@ class Patching:
         size, n = self.budget.batch_size, len(self.pairs)
         return (range(i, min(i + size, n)) for i in range(skip * size, n, size))
 
-    def part(self, prompts: int, cells: int) -> Patching:
+    def divided(self, prompts: int, cells: int) -> Patching:
         """The first pairs at so many places from all over."""
         places = [self.places[i] for i in spread(len(self.places), cells)]
         return replace(self, pairs=self.pairs.chosen(range(prompts)), places=places)

@@ -58,7 +58,7 @@ class Plan:
     site: str = "resid_pre"
     low: tuple[int, ...] = ()
 
-    def part(self, prompts: int, cells: int) -> Plan:
+    def divided(self, prompts: int, cells: int) -> Plan:
         """A share of the candidates on the first prompts of either group."""
         some = tuple(self.candidates[i] for i in spread(len(self.candidates), cells))
         half = max(1, prompts // 2)

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusal_dial import directions
 from refusal_dial.files import write_whole
-from refusal_dial.job import carry_out
-from refusal_dial.run import Run, open_run, read_config, read_verdict
+from refusal_dial.job import begin, carry_out
+from refusal_dial.run import Run, read_config, read_verdict
 from refusal_dial.study import study_settings
 from refusal_dial.verify import claims, harm, stability
 from refusal_dial.verify.evidence import Measured, beyond_controls, beyond_length, ends, rates
@@ -39,14 +38,10 @@ def conduct_verification(experiment: str, opened: Opened, flags: VerifyFlags) ->
     """Verify into a run folder, which then holds `direction.safetensors` and `verdict.html`."""
     settings = study_settings(opened.study, flags)
     settings["direction"] = {"sha256": opened.sha256, "place": _place(opened)}
-    run = open_run(experiment, settings, flags.out)
-    if not run.finished:
-        directions.save(opened.given, run.folder / "direction.safetensors")
+    run = begin(experiment, settings, flags, {"direction": opened.given})
     plan = plan_of(opened, flags)
-    close = partial(_close, opened, flags)
-    run, _ = carry_out(
-        run, opened.study, plan.sizes, partial(measure_batches, plan=plan), close, flags
-    )
+    close, batches = partial(_close, opened, flags), partial(measure_batches, plan=plan)
+    run, _ = carry_out(run, opened.study, plan.sizes, batches, close, flags, plan.grid)
     verdict = read_verdict(run.folder)
     write_whole(run.folder / "verdict.html", page(verdict, read_config(run.folder)))
     return Verified(run, verdict)

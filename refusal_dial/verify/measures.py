@@ -12,7 +12,8 @@ alphas are of both signs. This module computes rows in batches and judges none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import pandas as pd
@@ -20,12 +21,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.directions import Direction
 from refusal_dial.engine import Scorer
+from refusal_dial.forecast import Grid, grid_of
 from refusal_dial.generate import generate
 from refusal_dial.hooks import steer
 from refusal_dial.likelihood import kl_per_token, nll
 from refusal_dial.prompts import Prompt, some_of_each
 from refusal_dial.sampling import Decoding
-from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
+from refusal_dial.sweep import Budget, Cell, batch_sizes, spread, sweep_batches
 from refusal_dial.tokens import Tokens
 from refusal_dial.verify.flags import VerifyFlags
 from refusal_dial.verify.opened import Opened
@@ -45,6 +47,12 @@ class Part:
     cells: tuple[Cell, ...]
     budget: Budget
     decoding: Decoding | None = None
+
+    def divided(self, share: float, of: float) -> Part:
+        """The first prompts, that share of them, under that share of the cells."""
+        n, k = ceil(share * len(self.rows)), ceil(of * len(self.cells))
+        cells = tuple(self.cells[i] for i in spread(len(self.cells), k))
+        return replace(self, tokens=self.tokens.rows(0, n), rows=self.rows.head(n), cells=cells)
 
     @property
     def sizes(self) -> list[int]:
@@ -67,6 +75,21 @@ class Plan:
     def sizes(self) -> list[int]:
         """Rows of every batch, in order."""
         return [size for part in self.parts for size in part.sizes]
+
+    @property
+    def grid(self) -> Grid:
+        """All prompts of all parts, under the cells of the part that has most."""
+        prompts = {
+            f"{one.rows['subset'].iloc[0]} {one.measure}": len(one.rows) for one in self.parts
+        }
+        most = max((one.cells for one in self.parts), key=len)
+        return grid_of(prompts, [cell.labels for cell in most])
+
+    def divided(self, prompts: int, cells: int) -> Plan:
+        """Of every part the same share of its prompts and of its cells."""
+        grid = self.grid
+        share, of = prompts / sum(grid.prompts.values()), cells / grid.cells
+        return replace(self, parts=tuple(one.divided(share, of) for one in self.parts))
 
 
 def plan_of(opened: Opened, flags: VerifyFlags) -> Plan:
