@@ -127,12 +127,13 @@ def test_a_verification_is_foretold(prompts, qwen_folder, tmp_path, monkeypatch,
     torch.save(torch.nn.functional.normalize(torch.arange(1.0, width + 1), dim=0), given)
     monkeypatch.chdir(tmp_path)
     typed = f"{given} --model {qwen_folder} --device cpu --prompts {prompts} --refusal-tokens I"
-    typed += " --layer 2 --reference contrast --n-random 2 --n-permutations 19 --n-test 4 --n-replies 3"
+    typed += " --layer 2 --reference contrast --n-random 2 --n-permutations 19 --n-test 4"
+    typed += " --n-replies 3 --max-new-tokens 2"
     main = load("verify_direction").main
-    cli.run(main, [*typed.split(), "--max-new-tokens", "2", "--dry-run"])
+    cli.run(main, [*typed.split(), "--dry-run"])
     said = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [given]
-    cli.run(main, [*typed.split(), "--max-new-tokens", "2", "--out", "run"])
+    cli.run(main, [*typed.split(), "--out", "run"])
     assert f"rows: {len(read_table('run', 'scores')):,} in" in said
 
 
