@@ -180,6 +180,32 @@ def follow(
         yield logits
 
 
+@torch.no_grad()
+def stream(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook], max_new_tokens: int
+) -> Iterator[int]:
+    """The greedy reply to one prompt, token by token as it comes: the ids that `generate` has.
+
+    Raises `DialError` for several prompts: they would not end together.
+    """
+    if len(tokens) != 1:
+        raise DialError(f"expected one prompt, not {len(tokens)}")
+    row, ends = torch.zeros(1, dtype=torch.long), end_tokens(model)
+    part = _Batch(tokens, row, [list(hooks)], 0, Decoding(rows=1))
+    runner = _runner(model, part.grid)
+    mask, state, logits = _prefill(model, runner, part, row, row)
+    mine = row_hooks(part.grid, row, row)
+    for step in range(max_new_tokens):
+        token = logits.argmax(-1)
+        if int(token) in ends or not bool(torch.isfinite(logits).all()):
+            return
+        yield int(token)
+        if step + 1 < max_new_tokens:
+            mask = torch.cat([mask, mask.new_ones(1, 1)], 1)
+            with model.hooks(fwd_hooks=mine) if mine else nullcontext():
+                logits = _forward(runner, token[:, None], mask, state)
+
+
 def _prefill(
     model: TransformerBridge,
     runner: nn.Module,

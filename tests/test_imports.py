@@ -25,7 +25,7 @@ PACKAGE = ROOT / "refusal_dial"
 FLOORS = {
     # words, files, figures, command lines: no torch
     "ground": """
-        continuation.spared forecast
+        continuation.spared forecast live live.flags
         objectives objectives.flags objectives.front objectives.shown
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
@@ -60,7 +60,7 @@ FLOORS = {
     """,
     # puts a question to it
     "questions": """
-        continuation.sparing probe
+        continuation.sparing probe live.dial live.page
         objectives.opened objectives.cells objectives.measured objectives.job
         replies.contrasting replies.job
         spoken strengths contrast replies.opened replies.cells replies.judged
