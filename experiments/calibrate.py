@@ -1,7 +1,9 @@
 """Do the p-values and intervals of this toolkit keep what they promise, where the answer is known?
 
 `null`: the steering pipeline on the model, told scores that mean nothing, so that a p-value under
-0.05 is a false claim. `gaussian`: the same without a model, many times.
+0.05 is a false claim. `gaussian`: the same without a model, many times. `intervals`: how often
+nominal 95% intervals hold the truth. `contradiction`: two runs of the same openings side by side,
+and two published write-ups that cannot both be right.
 
 docs/validity.md has what this came to.
 """
@@ -15,9 +17,10 @@ from refusal_dial.calibration.flags import CalibrationFlags
 def main(flags: CalibrationFlags) -> None:
     from refusal_dial.calibration.job import conduct_calibration
     from refusal_dial.calibration.tables import print_calibration
+    from refusal_dial.run import read_verdict
 
     for part, (run, summary) in conduct_calibration(flags).items():
-        print_calibration(part, summary)
+        print_calibration(part, summary, read_verdict(run.folder))
         print(f"run: {run.folder}")
 
 

@@ -42,6 +42,7 @@ FLOORS = {
         selection selection.flags selection.rules selection.tables
         calibration calibration.flags calibration.uniform calibration.tables
         verify verify.flags verify.claims verify.evidence verify.harm verify.shown verify.page
+        calibration.coverage calibration.contradiction
     """,
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """

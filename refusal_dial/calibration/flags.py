@@ -20,7 +20,7 @@ from refusal_dial.flags import (
 )
 from refusal_dial.values import whole
 
-PARTS = ("null", "gaussian")
+PARTS = ("null", "gaussian", "intervals", "contradiction")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CalibrationFlags(SteeringFlags):
     part: str = flag("all", f"all, or one of {', '.join(PARTS)}", _choice(("all", *PARTS), "part"))
     n_experiments: int = flag(500, "null experiments on the model", at_least(10, whole))
     n_gaussian: int = flag(5000, "null experiments on Gaussian activations", at_least(10, whole))
-    n_trials: int = flag(4000, "simulated samples of each interval", at_least(10, whole))
+    n_trials: int = flag(2000, "simulated samples of each interval", at_least(10, whole))
     n_learn: int = flag(40, "EDGE prompts to learn from", at_least(6, whole))
     n_report: int = flag(8, "other EDGE prompts to report on", at_least(2, whole))
     layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", _layers)

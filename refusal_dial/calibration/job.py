@@ -5,7 +5,7 @@ Knows the order of things. What is simulated, and what it came to, is for the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -13,37 +13,56 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.calibration import gaussian, nulls
+from refusal_dial.calibration import coverage, gaussian, nulls
+from refusal_dial.calibration.contradiction import agreement
 from refusal_dial.calibration.flags import PARTS, CalibrationFlags
 from refusal_dial.calibration.uniform import uniformity
+<<<<<<< HEAD
 from refusal_dial.forecast import Grid, shown_forecast
 from refusal_dial.job import Close, begin, carry_out
 from refusal_dial.probe import Times
 from refusal_dial.run import Run
+=======
+from refusal_dial.continuation.cells import continuation_cells
+from refusal_dial.continuation.flags import ContinuationFlags
+from refusal_dial.continuation.job import prompt_rows
+from refusal_dial.continuation.opened import continuation_settings, open_continuations
+from refusal_dial.continuation.spoken import spoken_batches
+from refusal_dial.job import Close, carry_out
+from refusal_dial.run import Run, open_run
+from refusal_dial.sampling import Decoding
+>>>>>>> 3511afa (Calibration: coverage of every interval, two runs side by side; slope, AUC and difference of two sets get intervals that cover)
 from refusal_dial.study import Study, open_study, study_settings
+from refusal_dial.sweep import Cell
+from refusal_dial.tokens import Tokens
+from refusal_dial.toxicity import TextScorer
 from refusal_dial.workers import Batches
 
+RUNS = 2
 Conducted = tuple[Run, pd.DataFrame]
+Laid = tuple[list[int], Batches, Close]
 
 
 def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
     """The run and the summary of each part that `--part` names. With `--out` each has a folder of
     its name in there."""
+    parts = PARTS if flags.part == "all" else (flags.part,)
     study = open_study(flags, flags.layer or None, flags.site, flags.pos)
     found = {}
-    for part in PARTS if flags.part == "all" else (flags.part,):
+    for part in parts:
         out = None if flags.out is None else str(Path(flags.out) / part)
         one = replace(flags, part=part, out=out)
+        if part == "contradiction":
+            found[part] = conduct_contradiction(one)
+            continue
         sizes, batches, close = LAID_OUT[part](study, one)
         with shown_forecast():
             run = begin(f"calibrate_{part}", study_settings(study, one), one)
             grid = Grid({"experiments": GRIDS[part](one)}, 1, {"p-values of": nulls.kinds(one)})
             found[part] = carry_out(run, study, sizes, batches, close, one, grid)
     return found
-
-
-Laid = tuple[list[int], Batches, Close]
 
 
 def _null(study: Study, flags: CalibrationFlags) -> Laid:
@@ -64,14 +83,88 @@ def _gaussian(study: Study, flags: CalibrationFlags) -> Laid:
     return _sizes(flags.n_gaussian, gaussian.SIZE, gaussian.ROWS), batches, _uniform
 
 
+def _intervals(study: Study, flags: CalibrationFlags) -> Laid:
+    batches = partial(coverage.coverage_batches, n_trials=flags.n_trials, seed=flags.seed)
+    return [1] * len(coverage.plan(flags.n_trials)), batches, _covered
+
+
 def _uniform(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     summary = uniformity(rows)
     return summary, {"uniform": dict(zip(summary["direction"], summary["uniform"], strict=True))}
+
+
+def _covered(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    summary = coverage.covered(rows)
+    return summary, {"kept": int(summary["kept"].sum()), "of": len(summary)}
 
 
 def _sizes(n: int, size: int, each: int) -> list[int]:
     return [each * min(size, n - start) for start in range(0, n, size)]
 
 
+<<<<<<< HEAD
 LAID_OUT = {"null": _null, "gaussian": _gaussian}
 GRIDS = {"null": attrgetter("n_experiments"), "gaussian": attrgetter("n_gaussian")}
+=======
+LAID_OUT = {"null": _null, "gaussian": _gaussian, "intervals": _intervals}
+
+
+def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
+    """What the same openings are continued with twice, with other random numbers: 50 challenging
+    and 50 benign ones, a sample each, alpha -1, 0 and 1, as in the published study. So that 50 of
+    each are left, the direction is learned from few."""
+    asked = ContinuationFlags(
+        n_pairs=3,
+        samples=1,
+        n_random=0,
+        n_shuffled=0,
+        model=flags.model,
+        seed=flags.seed,
+        device=flags.device,
+        dtype=flags.dtype,
+        device_map=flags.device_map,
+    )
+    opened = open_continuations(asked)
+    settings = continuation_settings(opened, asked) | {"part": flags.part, "runs": RUNS}
+    run = open_run("calibrate_contradiction", settings, flags.out)
+    cells, rows = continuation_cells(opened, asked), prompt_rows(opened, asked.seed)
+    batches = partial(
+        twice_batches,
+        tokens=opened.tokens,
+        scorer=opened.scorer,
+        rows=rows,
+        cells=cells,
+        flags=asked,
+    )
+    sizes = RUNS * _sizes(len(rows), asked.batch_size, len(cells))
+    return carry_out(run, opened, sizes, batches, partial(agreement, seed=flags.seed), flags)
+
+
+def twice_batches(
+    model: TransformerBridge,
+    *,
+    tokens: Tokens,
+    scorer: TextScorer,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    flags: ContinuationFlags,
+    skip: int = 0,
+) -> Iterator[pd.DataFrame]:
+    """The batches of each run in turn, with the column `run`, without the first `skip`."""
+    each = -(-len(rows) // flags.batch_size)
+    for number in range(skip // each, RUNS):
+        decoding = Decoding(
+            max_new_tokens=flags.max_new_tokens,
+            temperature=flags.temperature,
+            top_p=flags.top_p,
+            samples=flags.samples,
+            seed=flags.seed + number,
+            rows=flags.rows,
+        )
+        left = max(0, skip - number * each)
+        said = spoken_batches(
+            model, tokens, scorer, rows, cells, decoding, flags.batch_size, skip=left
+        )
+        for batch in said:
+            yield batch.assign(run=f"sampling seed {flags.seed + number}")
+>>>>>>> 3511afa (Calibration: coverage of every interval, two runs side by side; slope, AUC and difference of two sets get intervals that cover)

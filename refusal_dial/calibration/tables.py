@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 from rich.table import Table
 
+from refusal_dial.calibration.contradiction import published
+from refusal_dial.recipes import load_recipe
 from refusal_dial.tables import _console
 
 NULL = {
@@ -13,9 +19,19 @@ NULL = {
 }
 
 
-def print_calibration(part: str, summary: pd.DataFrame) -> None:
+PUBLISHED = Path(__file__).parents[2] / "configs" / "phi4_mini_toxicity.yaml"  # in a checkout
+
+
+def print_calibration(part: str, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
     """The table of one part."""
-    print_uniformity(summary, NULL[part])
+    if part in NULL:
+        print_uniformity(summary, NULL[part])
+    elif part == "intervals":
+        print_coverage(summary)
+    else:
+        print_agreement(summary, verdict["off_baseline"])
+        if PUBLISHED.is_file():
+            print_published_runs(published(load_recipe(str(PUBLISHED)).figures, 50))
 
 
 def print_uniformity(summary: pd.DataFrame, title: str) -> None:
@@ -34,3 +50,63 @@ def print_uniformity(summary: pd.DataFrame, title: str) -> None:
             "uniform" if row["uniform"] else "not uniform",
         )
     _console().print(table)
+
+
+def print_coverage(summary: pd.DataFrame) -> None:
+    """A line per interval and law: how often it holds the truth, by the number of prompts."""
+    title = "Share of nominal 95% intervals that hold the truth; * is not within 0.93 to 0.97"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    sizes = list(dict.fromkeys(summary["n"]))
+    for name in ("interval", "of", *(f"n = {n}" for n in sizes)):
+        table.add_column(name, justify="left" if name in ("interval", "of") else "right")
+    for (interval, law), part in summary.groupby(["interval", "law"], sort=False):
+        shown = [
+            f"{row['coverage']:.3f}{' ' if row['kept'] else '*'}" for _, row in part.iterrows()
+        ]
+        table.add_row(str(interval), str(law), *shown)
+    _console().print(table)
+
+
+def print_agreement(summary: pd.DataFrame, off: Mapping[str, Mapping[str, float]]) -> None:
+    """Two runs side by side, and what must be said of alpha 0."""
+    title = "The same openings continued twice, with other random numbers"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("openings", "alpha", "one run", "the other", "overlap", "difference", "p (Holm)"):
+        table.add_column(name, justify="left" if name == "openings" else "right")
+    for _, row in summary.iterrows():
+        unsteered = row["direction"] == "baseline"
+        table.add_row(
+            f"{row['subset']} (n={row['n']})",
+            "unsteered" if unsteered else f"{row['strength']:g}",
+            *(_mean(row, side) for side in ("one", "other")),
+            "yes" if row["overlap"] else "NO",
+            f"{row['difference']:+.3f} [{row['diff_lo']:+.3f}, {row['diff_hi']:+.3f}]",
+            f"{row['p_holm']:.3f}",
+        )
+    _console().print(table)
+    names = {"one": "one run", "other": "the other", "mixed": "one's cells on the other's baseline"}
+    for run, name in names.items():
+        by = ", ".join(f"{subset} by {value:+.3f}" for subset, value in off[run].items())
+        said = (
+            f"alpha 0 is not the baseline ({by}): it must be" if by else "alpha 0 is the baseline"
+        )
+        print(f"{name}: {said}")
+
+
+def print_published_runs(table: pd.DataFrame) -> None:
+    """The figures that two published write-ups of one study both give."""
+    shown = Table(
+        title="Two published write-ups of one study, n = 50: the widest intervals there can be",
+        title_justify="left",
+        header_style="bold",
+    )
+    for name in ("figure", "run 1", "run 2", "overlap"):
+        shown.add_column(name, justify="left" if name == "figure" else "right")
+    for _, row in table.iterrows():
+        sides = (_mean(row, side) for side in ("one", "other"))
+        shown.add_row(str(row["what"]), *sides, "yes" if row["overlap"] else "NO")
+    _console().print(shown)
+
+
+def _mean(row: Any, side: str) -> str:
+    return f"{row[side]:.3f} [{row[f'{side}_lo']:.3f}, {row[f'{side}_hi']:.3f}]"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from refusal_dial.types import DialError
 
@@ -126,33 +126,19 @@ def rate_difference_interval(hits: ArrayLike, base: ArrayLike, *, level: float =
     return interval
 
 
-def gap_interval(
-    one: ArrayLike,
-    other: ArrayLike,
-    *,
-    level: float = LEVEL,
-    seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
-) -> Floats:
-    """BCa interval, of 2, for `mean(one) - mean(other)` of two sets of different prompts.
+def gap_interval(one: ArrayLike, other: ArrayLike, *, level: float = LEVEL) -> Floats:
+    """Welch's interval, of 2, for `mean(one) - mean(other)` of two sets of different prompts.
 
-    Each set is resampled by itself. NaN where a set has fewer than two prompts or holds NaN.
+    `d ± t_df sqrt(s1^2 / n1 + s2^2 / n2)`, by scipy. It covers where a bootstrap of two small
+    skewed sets does not; the misses then fall on one side. NaN where a set has fewer than two
+    prompts or holds NaN; where no set varies, the interval of the difference.
     """
     a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all():
         return np.full(2, np.nan)
     if (a == a[0]).all() and (b == b[0]).all():
         return np.full(2, a[0] - b[0])
-    found = stats.bootstrap(
-        (a, b),
-        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
-        vectorized=True,
-        paired=False,
-        confidence_level=expanded(level, min(len(a), len(b))),
-        n_resamples=n_resamples,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
     return np.array([found.low, found.high])
 
 
@@ -167,20 +153,42 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
 
 
 def auc_interval(positive: ArrayLike, negative: ArrayLike, *, level: float = LEVEL) -> Floats:
-    """Interval, of 2, for an AUC: all `t` with `|auc - t| <= z sqrt(V(t))`,
+    """Interval, of 2, for an AUC, on the log-odds scale:
 
-    `V(t) = t (1 - t) (1 + m (1 - t) / (2 - t) + m t / (1 + t)) / (n1 n2)`, `m = (n1 + n2) / 2 - 1`
-    (Newcombe 2006, method 5). A score interval, as Wilson's is: it stays within [0, 1] and, unlike
-    a bootstrap, is open where the two sets do not overlap.
+    `logit(auc) ± z sqrt(V) / (auc (1 - auc))`,
+    `V = var(P(a > negative)) / n1 + var(P(positive > b)) / n2`
+
+    (DeLong et al. 1988; Qin and Hotilovac 2008), each variance over the prompts of one set. Where
+    the two sets do not overlap V is 0 and says nothing: then all `t` that Newcombe's score interval
+    holds, so that perfect separation is not certainty (2006, method 5).
     """
     a, b = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
-    found = auc(a, b)
+    found, z = auc(a, b), float(stats.norm.ppf((1 + level) / 2))
     if np.isnan(found):
         return np.full(2, np.nan)
-    z, m = float(stats.norm.ppf((1 + level) / 2)), (len(a) + len(b)) / 2 - 1
+    if 0 < found < 1 and min(len(a), len(b)) > 1:
+        spread = _placed(a, b).var(ddof=1) / len(a) + _placed(b, a).var(ddof=1) / len(b)
+        if spread > 0:
+            half = z * np.sqrt(spread) / (found * (1 - found))
+            middle = special.logit(found)
+            return special.expit(np.array([middle - half, middle + half]))
+    return _newcombe(found, len(a), len(b), z)
+
+
+def _placed(values: Floats, others: Floats) -> Floats:
+    """Of each value the share of the others that it is above, ties by half."""
+    ranked = np.sort(others)
+    sides = [np.searchsorted(ranked, values, side) for side in ("left", "right")]
+    return (sides[0] + sides[1]) / (2 * len(others))
+
+
+def _newcombe(found: float, n1: int, n2: int, z: float) -> Floats:
+    """All t with `|found - t| <= z sqrt(V(t))`, `m = (n1 + n2) / 2 - 1`,
+    `V(t) = t (1 - t) (1 + m (1 - t) / (2 - t) + m t / (1 + t)) / (n1 n2)`."""
+    m = (n1 + n2) / 2 - 1
 
     def over(t: float) -> float:
-        spread = t * (1 - t) * (1 + m * (1 - t) / (2 - t) + m * t / (1 + t)) / (len(a) * len(b))
+        spread = t * (1 - t) * (1 + m * (1 - t) / (2 - t) + m * t / (1 + t)) / (n1 * n2)
         return (found - t) ** 2 - z * z * spread
 
     low = 0.0 if found == 0 else optimize.brentq(over, 0, min(found, 1 - 1e-9))
@@ -202,37 +210,25 @@ def slopes(scores: ArrayLike, alphas: ArrayLike) -> Floats:
     return centred @ np.asarray(scores, dtype=float) / (centred @ centred)
 
 
-def slope_interval(
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    level: float = LEVEL,
-    seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
-) -> Floats:
-    """BCa interval, of 2, for the least-squares slope of y on x over prompts, which are resampled
-    as (x, y) pairs. NaN for fewer than three prompts, values that are not finite, or a constant x.
+def slope_interval(x: ArrayLike, y: ArrayLike, *, level: float = LEVEL) -> Floats:
+    """Interval, of 2, for the least-squares slope b of y on x over prompts:
+
+    `b ± t_(n-2) sqrt(sum (dx e / (1 - h))^2) / sum dx^2`, `h = 1/n + dx^2 / sum dx^2`
+
+    with dx = x - mean(x) and residuals e: the HC3 error, which holds where the noise depends on x
+    (MacKinnon and White 1985; Long and Ervin 2000). NaN for fewer than three prompts, values that
+    are not finite, or a constant x.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(a) < 3 or not np.isfinite([*a, *b]).all() or (a == a[0]).all():
         return np.full(2, np.nan)
-
-    def slope(u: Floats, v: Floats, axis: int = -1) -> Floats:
-        du = u - u.mean(axis, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            return np.asarray((du * v).sum(axis) / (du * du).sum(axis))
-
-    found = stats.bootstrap(
-        (a, b),
-        slope,
-        vectorized=True,
-        paired=True,
-        confidence_level=expanded(level, len(a)),
-        n_resamples=n_resamples,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return np.array([found.low, found.high])
+    dx, dy = a - a.mean(), b - b.mean()
+    total = dx @ dx
+    slope = dx @ dy / total
+    rest = np.maximum(1 - 1 / len(a) - dx * dx / total, 1e-12)  # 0: a prompt that decides alone
+    error = np.sqrt((((dy - slope * dx) * dx / rest) ** 2).sum()) / total
+    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * error
+    return np.array([slope - half, slope + half])
 
 
 def _shares(hits: ArrayLike) -> Floats:
