@@ -7,10 +7,14 @@ covariance and shuffled directions of the same place and alpha. `p_corrected` an
 corrected for all layers, sites and alphas of a group of prompts by the largest effect of every draw
 (`stats.max_t_p`), each among its own kind. `p_holm` and `p_bh` are Holm's and Benjamini and
 Hochberg's corrections among the fairest controls of the run: shuffled labels, else covariance, else
-random. Knows the columns of a sweep, and not what a direction was learned from.
+random. Random ones are no fair null: directions of labels that mean nothing move a model further
+than nearly all of them (docs/validity.md). Knows the columns of a sweep, and not what a direction
+was learned from.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,6 +75,17 @@ def compared(table: pd.DataFrame, matrix: Values) -> pd.DataFrame:
         table = _corrected(table, keys, null, tested, CORRECTED[kind])
     fairest = next((kind for kind in NULLS if (table["direction"] == kind).any()), None)
     return table if fairest is None else _beside(table, keys, fairest, told)
+
+
+def fairest_p(row: Any) -> tuple[str, float]:
+    """The kind of the fairest controls that a row of the summary (its columns by name) was ranked
+    among, and its corrected p; ("", its uncorrected p-value) for a row of an older version."""
+    for kind in NULLS:
+        p = row.get(CORRECTED[kind])
+        if p is not None and not pd.isna(p):
+            return kind, float(p)
+    p = row.get("p_value")
+    return "", float("nan") if p is None else float(p)
 
 
 def _detectable(differences: Values) -> float:

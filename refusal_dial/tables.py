@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.comparison import CONTROLS, CORRECTED, NULLS
+from refusal_dial.comparison import CONTROLS, CORRECTED, NULLS, fairest_p
 from refusal_dial.summary import PLACE, distinct, prompt_groups, random_band, verdict
 
 WIDTH = 118
@@ -28,8 +28,8 @@ SAID = {
 
 def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
     """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
-    p-value corrected for all alphas and layers, and the mean and 95% range of the random
-    directions. Runs of older versions have uncorrected p-values."""
+    p-value among the fairest controls corrected for all alphas and layers, and the mean and 95%
+    range of the random directions. Runs of older versions have uncorrected p-values."""
     console = _console()
     learned = summary[summary["direction"] == shown]
     band = random_band(summary)
@@ -58,10 +58,11 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
                 line.append(f"{one['mean']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]")
             table.add_row(*line)
         console.print(table)
-    if "p_corrected" in summary and len(band):
+    kinds = {fairest_p(row)[0] for _, row in learned.iterrows()} - {""}
+    if kinds:
+        among = " or ".join(SAID[kind] for kind in NULLS if kind in kinds)
         console.print(
-            f"p: rank among {band['n_seeds'].iloc[0]} random directions, corrected for every alpha "
-            "and layer. The table of controls has fairer ones.",
+            f"p: rank among {among}, corrected for every alpha and layer.",
             highlight=False,
         )
 
@@ -106,13 +107,8 @@ def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float) ->
 def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
     row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
     text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
-    p = _p(row)
+    p = fairest_p(row)[1]
     return text if pd.isna(p) else f"{text} p={p:.3f}"
-
-
-def _p(row: Any) -> float:
-    """The corrected p-value; where a run of an older version has none, the uncorrected one."""
-    return float(row["p_corrected" if pd.notna(row.get("p_corrected")) else "p_value"])
 
 
 def print_verdict(summary: pd.DataFrame) -> None:
@@ -139,8 +135,8 @@ def print_verdict(summary: pd.DataFrame) -> None:
 
 
 def _end(end: dict[str, Any]) -> str:
-    p = end["p_corrected"] if end["p_corrected"] is not None else end["p_value"]
-    tested = "" if p is None else f" (p = {p:.3f})"
+    p = fairest_p(end)[1]
+    tested = "" if pd.isna(p) else f" (p = {p:.3f})"
     return f"{_shown(end['refusal_rate'])} at alpha {end['alpha']:g}{tested}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.comparison import ADDED, CORRECTED, RANKED
+from refusal_dial.comparison import ADDED, CORRECTED, RANKED, fairest_p
 from refusal_dial.stats import holm, max_t_p, rank_p, smallest_ranked, standardised
 from refusal_dial.summary import summarise
 
@@ -135,3 +135,17 @@ def test_a_draw_that_is_missing_counts_as_no_weaker():
     )
     assert before["p_shuffled_corrected"] == 1 / 20
     assert after["p_shuffled_corrected"] == 2 / 20
+
+
+def test_the_p_that_is_shown_is_among_the_fairest_controls_there_are():
+    rows = scores()
+    for gone, kind in (
+        ((), "shuffled"),
+        (("shuffled",), "covariance"),
+        (("shuffled", "covariance"), "random"),
+    ):
+        table = summarise(rows[~rows["direction"].isin(gone)])
+        one = table[table["direction"] == "learned"].iloc[0]
+        assert fairest_p(one) == (kind, one[CORRECTED[kind]])
+    assert fairest_p({"p_value": 0.25}) == ("", 0.25)
+    assert np.isnan(fairest_p({"p_shuffled_corrected": None, "p_value": None})[1])

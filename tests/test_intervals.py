@@ -199,7 +199,7 @@ def test_a_paired_difference_of_rates_is_covered_and_stays_open_where_nothing_ch
 def test_an_auc_is_covered(separation):
     rng = np.random.default_rng(6)
     truth = reference.norm.cdf(separation / 2**0.5)
-    draws = rng.normal(size=(1500, 2, 30))
+    draws = rng.normal(size=(500, 2, 30))
     pairs = [auc_interval(a + separation, b) for a, b in draws]  # at 2.5 some do not overlap
     lo, hi = np.stack(pairs, 1)
     assert 0.93 <= ((lo <= truth) & (truth <= hi)).mean() <= 0.97
@@ -231,6 +231,8 @@ def test_two_sets_of_prompts_have_a_gap_with_its_interval():
     draws = rng.normal(size=(800, 2, 25)) * [[1.0], [2.0]] + [[3.0], [1.0]]
     lo, hi = np.stack([gap_interval(a, b) for a, b in draws], 1)
     assert 0.93 <= ((lo <= 2.0) & (hi >= 2.0)).mean() <= 0.97
+    theirs = reference.ttest_ind(*draws[0], equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose(gap_interval(*draws[0], level=0.9), [theirs.low, theirs.high])
     np.testing.assert_array_equal(gap_interval([2.0, 2.0], [1.0, 1.0]), [1.0, 1.0])
     assert np.isnan(gap_interval([1.0], [1.0, 2.0])).all()
 

@@ -159,7 +159,7 @@ def test_the_verdict_says_what_the_summary_holds(reading):
     low, high = edge.iloc[0], edge.iloc[-1]
     assert first.about == "EDGE holdout, layer 20, n = 4"
     assert f"{low['refusal_rate']:.2f} [{low['rate_lo']:.2f}, {low['rate_hi']:.2f}]" in first.effect
-    assert f"at alpha 2 (p = {high['p_corrected']:.3g})" in first.effect
+    assert f"at alpha 2 (p = {high['p_corrected']:.3g} among random directions)" in first.effect
     assert first.controls.startswith("the mean of 3 random directions stays within")
 
 

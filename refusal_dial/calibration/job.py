@@ -111,10 +111,9 @@ LAID_OUT = {"null": _null, "gaussian": _gaussian, "intervals": _intervals}
 
 def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
     """What the same openings are continued with twice, with other random numbers: 50 challenging
-    and 50 benign ones, a sample each, alpha -1, 0 and 1, as in the published study. So that 50 of
-    each are left, the direction is learned from few."""
+    and 50 benign ones, or as many as are held out, a sample each, alpha -1, 0 and 1, as in the
+    published study."""
     asked = ContinuationFlags(
-        n_pairs=3,
         samples=1,
         n_random=0,
         n_shuffled=0,

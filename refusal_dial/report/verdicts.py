@@ -11,11 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_dial.comparison import fairest_p
 from refusal_dial.patching.summary import moved
 from refusal_dial.report.reading import Reading
 from refusal_dial.summary import GROUP
+from refusal_dial.tables import SAID
 
-P_COLUMNS = ("p_corrected", "p_holm", "p_value", "p_paired")
+P_COLUMNS = ("p_holm", "p_value", "p_paired")
 FIRST = ("EDGE", "CHALLENGING", "HARMFUL")
 UNSEEN = ("holdout", "report", "all")
 
@@ -88,10 +90,11 @@ def _steered(summary: pd.DataFrame, key: tuple[Any, ...], part: pd.DataFrame) ->
 
 
 def _end(row: Any, value: str, stem: str, unit: str) -> str:
-    p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), None)
-    fair = row.get("p_shuffled_corrected")
-    beside = "" if fair is None or pd.isna(fair) else f"; {fair:.3g} among shuffled labels"
-    said = "" if p is None else f" (p = {p:.3g}{beside})"
+    kind, p = fairest_p(row)
+    among = f" among {SAID[kind]}" if kind else ""
+    if not kind:
+        p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), p)
+    said = "" if pd.isna(p) else f" (p = {p:.3g}{among})"
     at = f"{row[unit]:g}".replace("-", "−")
     return f"{_with_interval(row, value, stem)} at {unit} {at}{said}"
 

@@ -129,17 +129,20 @@ def rate_difference_interval(hits: ArrayLike, base: ArrayLike, *, level: float =
 def gap_interval(one: ArrayLike, other: ArrayLike, *, level: float = LEVEL) -> Floats:
     """Welch's interval, of 2, for `mean(one) - mean(other)` of two sets of different prompts.
 
-    `d ± t_df sqrt(s1^2 / n1 + s2^2 / n2)`, by scipy. It covers where a bootstrap of two small
-    skewed sets does not; the misses then fall on one side. NaN where a set has fewer than two
-    prompts or holds NaN; where no set varies, the interval of the difference.
+    `d ± t_df sqrt(v1 + v2)`, `v = s^2 / n`, and
+    `df = (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1))` (Welch 1947). It covers where a bootstrap of two small skewed sets does not; the misses then
+    fall on one side. NaN where a set has fewer than two prompts or holds NaN; where no set varies,
+    the interval of the difference.
     """
     a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all():
         return np.full(2, np.nan)
     if (a == a[0]).all() and (b == b[0]).all():
         return np.full(2, a[0] - b[0])
-    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return np.array([found.low, found.high])
+    v1, v2 = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    df = (v1 + v2) ** 2 / (v1**2 / (len(a) - 1) + v2**2 / (len(b) - 1))
+    half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(v1 + v2)
+    return a.mean() - b.mean() + np.array([-half, half])
 
 
 def auc(positive: ArrayLike, negative: ArrayLike) -> float:
