@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,16 @@ from refusal_dial.calibration import coverage, gaussian, nulls
 from refusal_dial.calibration.contradiction import agreement
 from refusal_dial.calibration.flags import PARTS, CalibrationFlags
 from refusal_dial.calibration.uniform import uniformity
-<<<<<<< HEAD
-from refusal_dial.forecast import Grid, shown_forecast
-from refusal_dial.job import Close, begin, carry_out
-from refusal_dial.probe import Times
-from refusal_dial.run import Run
-=======
 from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags
 from refusal_dial.continuation.job import prompt_rows
 from refusal_dial.continuation.opened import continuation_settings, open_continuations
 from refusal_dial.continuation.spoken import spoken_batches
-from refusal_dial.job import Close, carry_out
-from refusal_dial.run import Run, open_run
+from refusal_dial.forecast import Grid, grid_of, shown_forecast
+from refusal_dial.job import Close, begin, carry_out, groups
+from refusal_dial.probe import Times
+from refusal_dial.run import Run
 from refusal_dial.sampling import Decoding
->>>>>>> 3511afa (Calibration: coverage of every interval, two runs side by side; slope, AUC and difference of two sets get intervals that cover)
 from refusal_dial.study import Study, open_study, study_settings
 from refusal_dial.sweep import Cell
 from refusal_dial.tokens import Tokens
@@ -54,14 +48,13 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
     for part in parts:
         out = None if flags.out is None else str(Path(flags.out) / part)
         one = replace(flags, part=part, out=out)
-        if part == "contradiction":
-            found[part] = conduct_contradiction(one)
-            continue
-        sizes, batches, close = LAID_OUT[part](study, one)
         with shown_forecast():
+            if part == "contradiction":
+                found[part] = conduct_contradiction(one)
+                continue
+            sizes, batches, close = LAID_OUT[part](study, one)
             run = begin(f"calibrate_{part}", study_settings(study, one), one)
-            grid = Grid({"experiments": GRIDS[part](one)}, 1, {"p-values of": nulls.kinds(one)})
-            found[part] = carry_out(run, study, sizes, batches, close, one, grid)
+            found[part] = carry_out(run, study, sizes, batches, close, one, _grid(part, one))
     return found
 
 
@@ -84,7 +77,7 @@ def _gaussian(study: Study, flags: CalibrationFlags) -> Laid:
 
 
 def _intervals(study: Study, flags: CalibrationFlags) -> Laid:
-    batches = partial(coverage.coverage_batches, n_trials=flags.n_trials, seed=flags.seed)
+    batches = partial(coverage.coverage_batches, n_trials=Times(flags.n_trials), seed=flags.seed)
     return [1] * len(coverage.plan(flags.n_trials)), batches, _covered
 
 
@@ -102,11 +95,16 @@ def _sizes(n: int, size: int, each: int) -> list[int]:
     return [each * min(size, n - start) for start in range(0, n, size)]
 
 
-<<<<<<< HEAD
-LAID_OUT = {"null": _null, "gaussian": _gaussian}
-GRIDS = {"null": attrgetter("n_experiments"), "gaussian": attrgetter("n_gaussian")}
-=======
 LAID_OUT = {"null": _null, "gaussian": _gaussian, "intervals": _intervals}
+
+
+def _grid(part: str, flags: CalibrationFlags) -> Grid:
+    if part == "intervals":
+        laws = {f"{case.interval}: {case.law}": None for case in coverage.CASES}
+        axes: dict[str, Sequence[Any]] = {"intervals": list(laws), "prompts": coverage.SIZES}
+        return Grid({"samples": flags.n_trials}, len(laws) * len(coverage.SIZES), axes)
+    n = flags.n_experiments if part == "null" else flags.n_gaussian
+    return Grid({"experiments": n}, 1, {"p-values of": nulls.kinds(flags)})
 
 
 def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
@@ -125,7 +123,7 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
     )
     opened = open_continuations(asked)
     settings = continuation_settings(opened, asked) | {"part": flags.part, "runs": RUNS}
-    run = open_run("calibrate_contradiction", settings, flags.out)
+    run = begin("calibrate_contradiction", settings, flags)
     cells, rows = continuation_cells(opened, asked), prompt_rows(opened, asked.seed)
     batches = partial(
         twice_batches,
@@ -136,7 +134,9 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
         flags=asked,
     )
     sizes = RUNS * _sizes(len(rows), asked.batch_size, len(cells))
-    return carry_out(run, opened, sizes, batches, partial(agreement, seed=flags.seed), flags)
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
+    close = partial(agreement, seed=flags.seed)
+    return carry_out(run, opened, sizes, batches, close, flags, grid)
 
 
 def twice_batches(
@@ -166,4 +166,3 @@ def twice_batches(
         )
         for batch in said:
             yield batch.assign(run=f"sampling seed {flags.seed + number}")
->>>>>>> 3511afa (Calibration: coverage of every interval, two runs side by side; slope, AUC and difference of two sets get intervals that cover)

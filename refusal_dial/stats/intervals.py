@@ -130,9 +130,11 @@ def gap_interval(one: ArrayLike, other: ArrayLike, *, level: float = LEVEL) -> F
     """Welch's interval, of 2, for `mean(one) - mean(other)` of two sets of different prompts.
 
     `d ± t_df sqrt(v1 + v2)`, `v = s^2 / n`, and
-    `df = (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1))` (Welch 1947). It covers where a bootstrap of two small skewed sets does not; the misses then
-    fall on one side. NaN where a set has fewer than two prompts or holds NaN; where no set varies,
-    the interval of the difference.
+    `df = (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1))` (Welch 1947).
+
+    It covers where a bootstrap of two small skewed sets does not; the misses then fall on one side.
+    NaN where a set has fewer than two prompts or holds NaN; where no set varies, the interval of
+    the difference.
     """
     a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all():
