@@ -1,0 +1,230 @@
+"""Every command and every Python block of the README, executed.
+
+Commands run in this process, in the README's order, so that a plot finds the run which a command
+before it left. Where the README's own model and sizes would take minutes the same command is given
+a tiny random model and few prompts: what is tested is that it is a command that works. What `make`
+runs for a target is read from the Makefile; setting up is what a clean clone is for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import runpy
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import tiny
+import torch
+
+from refusal_dial.cli import parse
+from refusal_dial.figure_files import found_browser
+from refusal_dial.prompts import load_prompts
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+ELSEWHERE = {
+    "python scripts/train_embedded_model.py": "under an hour; test_organism trains a small one",
+    "python scripts/dial.py": "serves a page until it is stopped; test_live_page opens it",
+}
+
+STUDY = "--prompts=PROMPTS --refusal-tokens=I --model=TINY --device=cpu"
+STEERING = f"{STUDY} --engine=plain --layer=1 --alphas=-1,0,1 --n-random=1"
+PATCHING = f"{STUDY} --layer=1 --n-pairs=2 --gap=0"
+SPEAKING = "--model=TINY --device=cpu --n-random=1 --max-new-tokens=3"
+OPENINGS = f"{SPEAKING} --layer=0,1 --n=4 --samples=1 --alphas=-1,0,1"
+SMALL = {
+    # the README's Python and its picture read this run, so it is of the embedded model
+    "steering_holdout_control": "--prompts=FEW --alphas=-8,0,8 --controls=holdout,random "
+    "--n-random=1 --device=cpu",
+    "score_models": f"{STUDY} --engine=plain",
+    "steer_refusal_direction": STEERING.replace("--layer=1", "--layer=1,2"),
+    "steering_balanced": STEERING,
+    "steering_random_baseline": STEERING,
+    "verify_direction": f"{STUDY} --prompts=MANY --n-random=2 --n-permutations=19 --n-test=12 "
+    "--n-replies=3 --max-new-tokens=2",
+    "select_direction": f"{STUDY} --n-train=4 --n-val=2 --n-test=2 --positions=-1 --rule=cosmic",
+    "conditional_steering": f"{STEERING} --alphas=0.5,1 --rate=0.5",
+    "patch_sites": PATCHING,
+    "patch_resid_pre": PATCHING,
+    "patch_last_k": f"{PATCHING} --k=2",
+    "attribution_patching": f"{PATCHING} --refine=2",
+    "toxicity_steering": f"{OPENINGS} --n-pairs=2",
+    "analyze_layers": f"{OPENINGS} --n-pairs=2",
+    "conditional_toxicity": f"{OPENINGS} --n-pairs=8 --alphas=0,1 --layer=1",
+    "multi_objective": f"{OPENINGS} --n-pairs=3 --alphas=0,1 --layer=1 --refusal-layer=2 "
+    "--refusal-alphas=0,0.5 --prompts=PROMPTS --refusal-tokens=I",
+    "eval_direction_on_xstest": f"{STUDY} {SPEAKING} --layer=1 --alphas=-1,1",
+    "caa_refusal": f"{STUDY} {SPEAKING} --layer=1,2 --n-pairs=1 --alphas=1",
+    "compare_prompting_steering": f"{STUDY} {SPEAKING} --layer=2 --n=2 --alphas=1",
+    "calibrate": f"{STUDY} --n-experiments=10 --n-gaussian=10 --n-trials=10 --n-learn=6 "
+    "--n-report=2 --layer=1 --n-random=2",
+    "doctor": "--model=TINY",
+    "sweeps": "--rounds=1 --batch=2 --threads=1",
+    "generation": "--rounds=1 --prompts=1 --alphas=2 --new=3 --threads=1",
+}
+
+
+def of_make(target: str) -> list[str]:
+    """The `python ...` lines that make runs for a target."""
+    recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)*)", MAKEFILE, re.M)
+    assert recipe, f"the Makefile has no target {target}"
+    lines = recipe[1]
+    for name, value in re.findall(r"^(\w+) :?\??= ?(.*)$", MAKEFILE, re.M):
+        lines = lines.replace(f"$({name})", value)
+    return re.findall(r"(?<=\.venv/bin/)python .*", lines)
+
+
+def commands() -> list[str]:
+    """Every `python ...` of the README in its order: lines of blocks, those of `make` among them,
+    and code in tables and sentences."""
+    found: list[str] = []
+    fenced, whole = False, README.replace("\\\n", " ")
+    for part in re.split(r"^(```\w*\n)", whole, flags=re.M):
+        if part.startswith("```"):
+            fenced = not fenced
+            continue
+        for code in part.splitlines() if fenced else re.findall(r"`([^`]+)`", part):
+            if code.startswith("python "):
+                found.append(code)
+            elif fenced and (made := re.match(r"make (demo|bench)\b", code)):
+                found += of_make(made[1])
+    return list(dict.fromkeys(" ".join(one.split()) for one in found))
+
+
+def reduced(command: str, places: dict[str, str]) -> tuple[Path, list[str]]:
+    """The script and its arguments, with its small flags in place of the README's."""
+    _, script, *arguments = shlex.split(command)
+    path = ROOT / script
+    small = shlex.split(SMALL.get(path.stem, ""))
+    if "--model Qwen" in command and path.stem != "doctor":
+        small = shlex.split(f"{STEERING} --out=real_model")
+    for name, place in places.items():
+        small = [one.replace(name, place) for one in small]
+        arguments = [one.replace(name, place) for one in arguments]
+    given = dict(one.partition("=")[::2] for one in small)
+    kept, rest = [], list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            kept.append(token)
+            continue
+        name, equals, value = token.partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if name not in given:
+            kept.append(f"{name}={value}" if value else name)
+    return path, [*kept, *(f"{name}={value}" for name, value in given.items())]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def made(n: int) -> list[dict[str, object]]:
+    """n prompts a subset, HARMFUL and EDGE in pairs."""
+    return [
+        {
+            "text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}",
+            "subset": subset,
+            "category": "ab"[i % 2],
+            "pair_id": None if subset == "BENIGN" else str(i),
+        }
+        for subset in ("HARMFUL", "EDGE", "BENIGN")
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What the names in SMALL and in the README's commands stand for."""
+    folder = tmp_path_factory.mktemp("readme")
+    few = [asdict(one) | {"pair_id": None} for one in load_prompts("embedded")[::6]]
+    return {
+        "PROMPTS": write(folder / "prompts.jsonl", made(8)),
+        "MANY": write(folder / "many.jsonl", made(24)),
+        "FEW": write(folder / "few.jsonl", few),
+        "TINY": str(tiny.folder("Qwen2", folder / "qwen2")),
+        "HERE": str(folder),
+    }
+
+
+def test_the_readme_is_read_whole():
+    assert len(commands()) > 30
+    scripts = {shlex.split(command)[1] for command in commands()}
+    assert [one for one in scripts if not (ROOT / one).is_file()] == []
+    experiments = {f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
+    assert sorted(experiments - scripts) == [], "experiments that the README does not name"
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c not in ELSEWHERE])
+def test_a_command_of_the_readme_works(command, places, monkeypatch, capsys):
+    monkeypatch.chdir(places["HERE"])
+    learned = sorted(Path("runs").glob("steering_balanced/*/direction.safetensors"))
+    known = places | {"DIRECTION.safetensors": str(learned[-1]) if learned else ""}
+    path, argv = reduced(command, known)
+    if path.stem == "validate_judge" and not (ROOT.parent / "shared").is_dir():
+        pytest.skip("no labelled files beside the project")
+    if path.stem == "picture_of_the_dial":
+        pytest.importorskip("playwright", reason="playwright is not installed")
+        if found_browser() is None:
+            pytest.skip("no Chrome or Chromium is installed: apt install chromium")
+    if path.parent.name == "benchmarks":
+        time_it(path, argv, monkeypatch)
+    else:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        module.main(parse(get_type_hints(module.main)["flags"], argv, module.main))
+    assert capsys.readouterr().out
+
+
+def time_it(path: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark as its command runs it; it sets the number of threads and hides the bars."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), *argv])
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_python_of_the_readme_runs(places, monkeypatch, capsys):
+    """On the run that the README's first command leaves."""
+    monkeypatch.chdir(places["HERE"])
+    names: dict[str, object] = {}
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    assert len(names["logits"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["0", "1", "2"]
+
+
+def test_every_make_target_is_there():
+    fenced = "\n".join(block for _, block in BLOCKS)
+    named = {*re.findall(r"^make (\w+)", fenced, re.M), *re.findall(r"`make (\w+)`", README)}
+    assert {"demo", "test", "check", "bench"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", MAKEFILE, re.M), target
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)", README))
+def test_every_link_leads_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_picture_is_small_enough_for_a_page():
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert 0 < (ROOT / picture).stat().st_size < 150_000
