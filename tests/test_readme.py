@@ -32,7 +32,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
 ELSEWHERE = {
     "python scripts/train_embedded_model.py": "under an hour; test_organism trains a small one",
-    "python scripts/dial.py": "serves a page until it is stopped; test_live_page opens it",
+    "python scripts/dial.py": "serves a page until it is stopped; test_live has what it serves",
 }
 
 STUDY = "--prompts=PROMPTS --refusal-tokens=I --model=TINY --device=cpu"
