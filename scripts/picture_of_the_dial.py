@@ -40,10 +40,8 @@ def main(flags: Flags) -> None:
     alphas = sorted(read_table(folder, "summary", "alpha")["alpha"].unique())
     step = min(range(len(alphas)), key=lambda i: abs(alphas[i] - flags.alpha))
     with sync_playwright() as playwright:
-        options = {"executable_path": str(browser), "args": ["--no-sandbox"]}
-        tab = playwright.chromium.launch(**options).new_page(
-            viewport={"width": flags.width, "height": flags.height}
-        )
+        chrome = playwright.chromium.launch(executable_path=str(browser), args=["--no-sandbox"])
+        tab = chrome.new_page(viewport={"width": flags.width, "height": flags.height})
         tab.set_content(page([read_run(folder)]))
         tab.get_by_label("flips only").check()
         tab.locator("#alpha").focus()
@@ -51,8 +49,11 @@ def main(flags: Flags) -> None:
         for _ in range(step):
             tab.keyboard.press("ArrowRight")
         top = tab.evaluate("document.getElementById('alpha').getBoundingClientRect().top + scrollY")
-        clip = {"x": 0, "y": top - 80, "width": flags.width, "height": flags.height}
-        write_whole(located(flags.out), tab.screenshot(full_page=True, clip=clip))
+        picture = tab.screenshot(
+            full_page=True,
+            clip={"x": 0, "y": top - 80, "width": flags.width, "height": flags.height},
+        )
+        write_whole(located(flags.out), picture)
     print(f"picture: {flags.out}, at alpha {alphas[step]:g}")
 
 
