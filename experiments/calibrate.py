@@ -22,6 +22,7 @@ def main(flags: CalibrationFlags) -> None:
     for part, (run, summary) in conduct_calibration(flags).items():
         print_calibration(part, summary, read_verdict(run.folder))
         print(f"run: {run.folder}")
+        print(f"report: python scripts/report.py {run.folder}")
 
 
 if __name__ == "__main__":

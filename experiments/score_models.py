@@ -50,6 +50,7 @@ def main(flags: Flags) -> None:
             print_dial(summary)
             print_controls(summary)
             print(f"run: {run.folder}")
+            print(f"plot it: python scripts/plot_score_histograms.py {run.folder}")
 
 
 if __name__ == "__main__":

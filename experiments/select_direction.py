@@ -36,7 +36,9 @@ def main(flags: SelectionFlags) -> None:
     selected = conduct_selection("select_direction", study, flags)
     print_selection(selected.ranked, flags.rule)
     print_report(selected.report)
-    print(f"direction: {selected.run.folder}/direction.safetensors")
+    file = f"{selected.run.folder}/direction.safetensors"
+    print(f"direction: {file}")
+    print(f"verify it: python experiments/verify_direction.py {file}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from refusal_dial.forecast import shown_forecast
-from refusal_dial.types import DialError, printable
+from refusal_dial.types import DialError, one_of, printable
 from refusal_dial.values import BY_TYPE
 
 T = TypeVar("T")
@@ -125,12 +125,16 @@ def _quiet_libraries() -> None:
 
 
 def parse(flags_type: type[T], argv: Sequence[str], main: Callable[..., object]) -> T | None:
-    """The flags of a command line, or None where help was asked for and printed.
+    """The flags of a command line, or None where help, or Fire's script for tab-completion
+    (`-- --completion [bash|fish]`), was asked for and printed.
 
     Raises `DialError` for an unknown flag (naming the nearest), a missing or superfluous argument,
     or a value of the wrong type.
     """
     known = {f.name: f for f in fields(flags_type)}  # type: ignore[arg-type]
+    if list(argv[:2]) == ["--", "--completion"]:
+        print(_completion({**known, "config": CONFIG}, *argv[2:3]))
+        return None
     if any(token in ("--help", "-h") for token in argv):
         print(_help(main, {**known, "config": CONFIG}))
         return None
@@ -261,10 +265,36 @@ def _typed(f: Field[Any], given: str | None) -> Any:
         raise DialError(f"{_dashed(f.name)}: {error}") from error
 
 
+def _completion(known: Mapping[str, Field[Any]], shell: str = "bash") -> str:
+    """Fire's completion script for the script that runs, started by its name or path. Fire's own
+    offers nothing after a path or a value, which it takes for commands that it does not know; here
+    there is one command."""
+    from fire.completion import Script
+
+    if shell not in ("bash", "fish"):
+        raise one_of(shell, ("bash", "fish"), "shell")
+    name = Path(sys.argv[0]).name
+    return str(Script(name, _shown(known), shell=shell)).replace(f"    {name})\n", "    *)\n")
+
+
 def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
     """Fire's help screen for the flags, spelt as errors and documents spell them."""
     from fire.helptext import HelpText
     from fire.trace import FireTrace
+
+    shown = _shown(known)
+    about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
+    lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
+    about += "\n\n--debug, besides the flags below, shows the traceback of an error."
+    shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
+    screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
+    screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
+    screen = screen.replace("-h, --", "--")  # -h is help
+    return re.sub(r"--[a-z]\w*", lambda name: name[0].replace("_", "-"), screen)
+
+
+def _shown(known: Mapping[str, Field[Any]]) -> Callable[[], None]:
+    """A function with these flags as its arguments, for Fire to describe."""
 
     def shown() -> None: ...
 
@@ -277,11 +307,4 @@ def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
             for name, f in sorted(known.items(), key=lambda one: one[1].default is not MISSING)
         ]
     )
-    about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
-    lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
-    about += "\n\n--debug, besides the flags below, shows the traceback of an error."
-    shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
-    screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
-    screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
-    screen = screen.replace("-h, --", "--")  # -h is help
-    return re.sub(r"--[a-z]\w*", lambda name: name[0].replace("_", "-"), screen)
+    return shown

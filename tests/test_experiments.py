@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -62,7 +63,9 @@ def test_help_comes_without_torch(path, tmp_path):
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: print('TORCH' if 'torch' in sys.modules else 'LIGHT', file=sys.stderr)"
+        "except SystemExit: pass\n"
+        "finally: print('TORCH' if 'torch' in sys.modules else 'LIGHT', file=sys.stderr)\n"
+        "import time; print('SECONDS', time.process_time(), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path), "--help"],
@@ -73,7 +76,45 @@ def test_help_comes_without_torch(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "LIGHT" in done.stderr
+    took = float(done.stderr.split("SECONDS ")[1].split()[0])
+    assert took < 1, "help takes a second or more of the processor's time"
     assert path.stem in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("./patch_sites.py --laye", "--layer"), ("patch_sites.py --layer 3 --dry", "--dry-run")],
+)
+def test_bash_completes_the_flags(typed, offered, tmp_path):
+    script = command(ROOT / "experiments" / "patch_sites.py", "--", "--completion", cwd=tmp_path)
+    assert script.returncode == 0, script.stderr
+    (tmp_path / "done.sh").write_text(script.stdout)
+    words = typed.split()
+    code = (
+        f"source done.sh; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; "
+        "$(complete -p patch_sites.py | sed 's/.*-F \\([^ ]*\\).*/\\1/'); echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["/bin/bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [offered]
+
+
+def test_a_shell_that_fire_knows_nothing_of(tmp_path):
+    done = command(
+        ROOT / "experiments" / "patch_sites.py", "--", "--completion", "zsh", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "unknown shell 'zsh'" in done.stderr
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, **name)
+def test_a_run_ends_in_what_to_do_next(path):
+    assert re.search(
+        r'print\(f?"(plot|report|verify) it|print\(f"(report|page): ', path.read_text()
+    ) or (
+        path.stem in ("validate_judge",)  # it leaves no run
+    )
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, **name)

@@ -39,7 +39,7 @@ FLOORS = {
         continuation.results continuation.tables continuation.plots
         patching patching.roles patching.flags patching.summary patching.tables patching.plots
         replay
-        selection selection.flags selection.rules selection.tables
+        selection selection.limits selection.flags selection.rules selection.tables
         calibration calibration.flags calibration.uniform calibration.tables
         verify verify.flags verify.claims verify.evidence verify.harm verify.shown verify.page
         calibration.coverage calibration.contradiction

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusal_dial.selection.limits import LIMITS, Limits
 from refusal_dial.selection.rules import (
-    LIMITS,
-    Limits,
     chosen,
     dropped,
     evaluations_json,

@@ -10,7 +10,7 @@ from typing import Any
 
 from refusal_dial.cli import flag
 from refusal_dial.flags import STEERABLE, StudyFlags, _choice, at_least
-from refusal_dial.selection.rules import LIMITS, RULES, Limits
+from refusal_dial.selection.limits import LIMITS, RULES, Limits
 from refusal_dial.types import DialError
 from refusal_dial.values import listed, number, whole
 

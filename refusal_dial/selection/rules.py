@@ -20,16 +20,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from refusal_dial.selection.limits import RULES, Limits
 from refusal_dial.types import DialError, one_of
 
-RULES = ("refusal", "cosmic", "effect")
 MEASURES = ("bypass", "induce", "kl")
 NAMES = {
     "position": "pos",
@@ -40,28 +39,6 @@ NAMES = {
 }
 """What the refusal_direction project calls these columns."""
 NO_DIFFERENCE = "the groups do not differ here"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Published limits: candidates from the last fifth of the layers, or that change harmless
-    prompts by more than 0.1 nats, or after whose addition refusal is not likelier than not."""
-
-    layers: float | None = 0.8
-    kl: float | None = 0.1
-    induce: float | None = 0.0
-
-    def last_layer(self, n_layers: int) -> int:
-        """Layers from this one on are discarded."""
-        return n_layers if self.layers is None else int(n_layers * self.layers)
-
-
-LIMITS = {
-    "refusal": Limits(),
-    "cosmic": Limits(induce=None),
-    "effect": Limits(layers=None, kl=None, induce=None),
-}
-"""Each rule's own limits. `effect` has none but that a candidate can be measured at all."""
 
 
 def rank(rule: str, candidates: pd.DataFrame, n_layers: int, limits: Limits) -> pd.DataFrame:
