@@ -5,7 +5,7 @@ READY := .venv/.ready
 DEV := .venv/.ready-dev
 DEMO := experiments/steering_holdout_control.py
 
-.PHONY: demo test check setup bench faults audit train clean
+.PHONY: demo test check setup bench faults audit docs train clean
 
 demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
@@ -31,6 +31,10 @@ faults: $(DEV)  ## kill runs N times a job at random points, resume them, count 
 audit: $(DEV)  ## known vulnerabilities of the pinned versions; needs pip-audit's database
 	$(BIN)/python -m pip_audit --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit -r constraints.txt --no-deps --disable-pip
+
+docs: $(DEV)  ## the documentation as a site in build/site, without a warning
+	$(BIN)/python -m mkdocs build --strict -q
+	@echo "docs: build/site/index.html"
 
 train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
 	$(BIN)/python scripts/train_embedded_model.py
