@@ -26,7 +26,7 @@ from refusal_dial import executors, job
 from refusal_dial.flags import SteeringFlags
 from refusal_dial.job import conduct
 from refusal_dial.run import read_table
-from refusal_dial.steering import learn, steering_cells
+from refusal_dial.steering import learn, steering_cells, training
 from refusal_dial.study import open_study, prompt_rows
 from refusal_dial.types import DialError
 
@@ -98,9 +98,11 @@ def study(flags):
 
 def carry_out(study, flags, out):
     flags = replace(flags, out=str(out))
-    learned = learn(study, flags, study.prompts[4:8])
-    cells = steering_cells(study, flags, learned)
-    return conduct("steer_refusal_direction", study, flags, prompt_rows(study), cells, learned)
+    edge = training(study, flags)
+    learned = learn(study, flags, edge)
+    cells = steering_cells(study, flags, learned, edge)
+    rows = prompt_rows(study, edge)
+    return conduct("steer_refusal_direction", study, flags, rows, cells, learned)
 
 
 @pytest.fixture(scope="module")
