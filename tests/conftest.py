@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import settings
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.model import load_model
+from refusal_dial.run_log import close_log
 
 ROOT = Path(__file__).parents[1]
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -32,6 +33,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         for title, text in report.sections
     ]
     return report
+
+
+@pytest.fixture(autouse=True)
+def log_of_no_run() -> Iterator[None]:
+    """A run that a test leaves unfinished keeps no line from the log of the next test."""
+    yield
+    close_log()
 
 
 @pytest.fixture(scope="session")
