@@ -76,7 +76,11 @@ def test_a_csv_of_yes_and_no(tmp_path):
     [
         ("a.csv", ["comment,toxic", "x,maybe"], "line 2: expected true or false, not 'maybe'"),
         ("a.csv", ["words,toxic", "x,1"], "a column comment or comment_text or text"),
-        ("a.jsonl", ['{"prompt": {"text": "a", "toxicity": 0.5}}'], r"line 1: expected continuation.text"),
+        (
+            "a.jsonl",
+            ['{"prompt": {"text": "a", "toxicity": 0.5}}'],
+            r"line 1: expected continuation.text",
+        ),
         ("b.csv", None, "no prompts file"),
     ],
 )
