@@ -7,16 +7,20 @@ does not generate, and what makes a reply good it leaves to `quality`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.generate import follow
+from refusal_dial.hooks import Edit
+from refusal_dial.replay.bulk import KNOWN, restrict
 from refusal_dial.sampling import end_tokens
 from refusal_dial.tokens import Tokens
-from refusal_dial.types import Hook
+from refusal_dial.types import Hook, Pos
 
 LOGITS = 5e7
 """Logits held at once, at most: what bounds a batch where the vocabulary is large."""
@@ -61,19 +65,87 @@ def nll(
     return out
 
 
+@torch.no_grad()
 def kl_per_token(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    said: Sequence[Sequence[int]],
+) -> Float64[Tensor, "cell batch"]:
+    """`mean_k KL(p_unsteered || p_hooks)` in nats over every token of the replies `said`, the end
+    included, each after the same words, under every cell's hooks. 0 for hooks that do nothing.
+
+    A whole reply is read in one pass wherever a hook says the same there as token by token.
+    """
+    longest = max(map(len, said), default=0)
+    cells = [_at_once(cell, longest) for cell in grid]
+    length = torch.tensor([len(row) for row in said])
+    total = torch.zeros(len(grid), len(said), dtype=torch.float64)
+    size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
+    for start in range(0, len(said), size):
+        some = torch.arange(start, min(start + size, len(said)))
+        rows, replies = tokens.rows(start, start + size), said[start : start + size]
+        plain = _read(model, rows, [], replies, longest)
+        for i, cell in enumerate(cells):
+            if cell is not None:
+                here = [(name, restrict(edit, some)) for name, edit in cell]
+                steered = _read(model, rows, here, replies, longest)
+                total[i, some] = _kl(plain, steered, length[some])
+    for i, cell in enumerate(cells):
+        if cell is None:
+            pairs = zip(
+                follow(model, tokens, [], said), follow(model, tokens, grid[i], said), strict=True
+            )
+            for step, (one, other) in enumerate(pairs):
+                total[i] += _kl(one[:, None].cpu(), other[:, None].cpu(), length - step)
+    return total / (length + 1)
+
+
+def _at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | None:
+    """The hooks as they act on a prompt with `longest` more tokens after it, of which `pos` counts
+    those of the prompt; None for hooks that only a step at a time can tell."""
+    found = []
+    for name, edit in cell:
+        if not isinstance(edit, Edit) or not isinstance(edit.operation, KNOWN):
+            return None
+        if edit.pos == "last_prompt":
+            pos: Pos = -1 - longest
+        elif edit.pos == "all" and isinstance(edit.pos, str):
+            pos = edit.pos
+        elif isinstance(edit.pos, int):
+            pos = slice(-1 - longest, None) if edit.pos == -1 else edit.pos - longest
+        else:
+            return None
+        found.append((name, replace(edit, pos=pos)))
+    return found
+
+
+def _read(
     model: TransformerBridge,
     tokens: Tokens,
     hooks: Sequence[Hook],
     said: Sequence[Sequence[int]],
-) -> Float64[Tensor, " batch"]:
-    """`mean_k KL(p_unsteered || p_hooks)` in nats over every token of the replies `said`, the end
-    included, each after the same words. 0 for hooks that do nothing."""
-    total = torch.zeros(len(tokens), dtype=torch.float64)
+    longest: int,
+) -> Float[Tensor, "batch step d_vocab"]:
+    """Logits before each token of the replies and after the last."""
+    device = tokens.ids.device
     length = torch.tensor([len(row) for row in said])
-    pairs = zip(follow(model, tokens, [], said), follow(model, tokens, hooks, said), strict=True)
-    for step, (plain, steered) in enumerate(pairs):
-        p, q = (x.double().log_softmax(-1).cpu() for x in (plain, steered))
-        kl = (p.exp() * (p - q)).sum(-1)
-        total += torch.where(step <= length, kl, torch.zeros_like(kl))
-    return total / (length + 1)
+    new = torch.tensor([[*row, *[0] * (longest - len(row))] for row in said], dtype=torch.long)
+    new = new.reshape(len(said), longest).to(device)
+    real = (torch.arange(longest) < length[:, None]).to(tokens.mask)
+    ids, mask = torch.cat([tokens.ids, new], 1), torch.cat([tokens.mask, real], 1)
+    with model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
+        logits = model(ids, attention_mask=mask, logits_to_keep=longest + 1, use_cache=False)
+    return logits[:, -longest - 1 :].cpu()
+
+
+def _kl(
+    plain: Float[Tensor, "batch step d_vocab"],
+    steered: Float[Tensor, "batch step d_vocab"],
+    length: Int[Tensor, " batch"],
+) -> Float64[Tensor, " batch"]:
+    """The sum over steps 0 to `length` of each row."""
+    p, q = (x.double().log_softmax(-1) for x in (plain, steered))
+    each = (p.exp() * (p - q)).sum(-1)
+    held = torch.arange(each.shape[1]) <= length[:, None]  # no step of a row that is over
+    return torch.where(held, each, torch.zeros_like(each)).sum(1)

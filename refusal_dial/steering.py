@@ -138,11 +138,16 @@ def placed(
     layer: int,
     any_model: bool = False,
 ) -> Direction:
-    """A direction from a file, to be used at this layer, site and position of this model.
+    """A direction from a file, to be used at this layer, site and position of this model, if it is
+    one of this model (see `check_fits`)."""
+    check_fits(direction, study, any_model)
+    here = replace(direction.provenance, layer=layer, site=flags.site, pos=flags.pos)
+    return replace(direction, provenance=here)
 
-    Raises `DialError` if it is not as wide as the model's residual stream, or, unless `any_model`,
-    if it says that it was learned on other weights. One that does not say is taken.
-    """
+
+def check_fits(direction: Direction, study: Study, any_model: bool = False) -> None:
+    """Raises `DialError` if a direction is not as wide as the model's residual stream, or, unless
+    `any_model`, if it says that it was learned on other weights. One that does not say is taken."""
     width, about = int(study.model.cfg.d_model), direction.provenance
     if len(direction.unit) != width:
         raise DialError(
@@ -159,8 +164,6 @@ def placed(
             f"and this is {who.name} (revision {who.revision or 'unknown'}): use a direction of "
             "this model, or --any-model"
         )
-    here = replace(about, layer=layer, site=flags.site, pos=flags.pos)
-    return replace(direction, provenance=here)
 
 
 def alphas_at(study: Study, flags: SteeringFlags, layer: int) -> list[tuple[float, float]]:

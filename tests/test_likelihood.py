@@ -51,13 +51,32 @@ def test_nll_is_the_mean_over_tokens_and_the_end():
 
 def test_kl_is_zero_without_hooks_and_grows_with_alpha():
     model = bridge("Qwen2")
-    assert not kl_per_token(model, TOKENS, [], SAID).any()
-    assert kl_per_token(model, TOKENS, [steer(UNIT, 0.0, layer=1)], SAID).max() < 1e-9
-    sizes = [
-        kl_per_token(model, TOKENS, [steer(UNIT, a, layer=1, pos="generated")], SAID).mean()
-        for a in (0.5, 2.0, 8.0)
-    ]
-    assert 0 < sizes[0] < sizes[1] < sizes[2]
+    alphas = (0.0, 0.5, 2.0, 8.0)
+    grid = [[], *([steer(UNIT, a, layer=1, pos="generated")] for a in alphas)]
+    none, zero, *sizes = kl_per_token(model, TOKENS, grid, SAID)
+    assert not none.any()
+    assert zero.max() < 1e-9
+    assert 0 < sizes[0].mean() < sizes[1].mean() < sizes[2].mean()
+
+
+@pytest.mark.parametrize("pos", [-1, -2, "all", "last_prompt", "generated", (-1, -2)])
+@pytest.mark.parametrize("logits", [likelihood.LOGITS, 1])
+def test_kl_is_that_of_uncached_steps_wherever_a_hook_acts(pos, logits, monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS", logits)
+    model = bridge("Qwen2")
+    each = torch.stack([UNIT, -UNIT, UNIT.roll(1)])
+    hooks = [steer(each, torch.tensor([4.0, 1.0, 2.0]), layer=1, pos=pos)]
+    found = kl_per_token(model, TOKENS, [hooks, []], SAID)
+    steps = zip(follow(model, TOKENS, [], SAID), follow(model, TOKENS, hooks, SAID), strict=True)
+    kl = []
+    for plain, steered in steps:
+        p, q = (x.double().log_softmax(-1) for x in (plain, steered))
+        kl.append((p.exp() * (p - q)).sum(-1))
+    for row, said in enumerate(SAID):
+        expected = torch.stack(kl)[: len(said) + 1, row].mean()
+        torch.testing.assert_close(found[0, row], expected, atol=1e-6, rtol=1e-4)
+    assert found[0].min() > 0
+    assert not found[1].any()
 
 
 def test_batches_bounded_by_memory_give_the_same(monkeypatch):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,21 +23,25 @@ from refusal_dial import stats
 from refusal_dial.verify.claims import Evidence
 
 Values = NDArray[np.float64]
+Key = tuple[str, str, str, float]
+ALIKE = 0.8
+"""A direction with a cosine from here up to that of prompt length is that one."""
 SAID = {
     "random": "random directions",
     "covariance": "the other ways in which the activations differ",
     "shuffled": "what else shuffled labels teach",
 }
-HALF = 0.5
-"""Share of the effect that has to be left beside prompt length."""
+FURTHEST = float(np.finfo(float).max)
+MARGIN = 1.1
+"""How many times the swing of prompt length a direction has to exceed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The rows of a verification, and what reads them. `cosines` are those of each kind of control,
-    and of prompt length, with the given direction."""
+    """The rows of a verification (see `tabled`), and what reads them. `cosines` are those of each
+    kind of control, and of prompt length, with the given direction."""
 
-    rows: pd.DataFrame
+    table: Mapping[Key, Values]
     alpha: float
     threshold: float
     level: float
@@ -48,15 +52,7 @@ class Measured:
 
     def values(self, direction: str, sign: int, subset: str, measure: str = "score") -> Values:
         """A value a prompt, in the order of the prompts; of a control a row a draw."""
-        rows, alpha = self.rows, sign * self.alpha
-        mine = rows[(rows["direction"] == direction) & (rows["measure"] == measure)]
-        mine = mine[(mine["subset"] == subset) & (mine["alpha"] == alpha)]
-        seeds, n = mine["seed"].fillna(-1), mine["prompt_id"].nunique()
-        table = (
-            mine.assign(seed=seeds).set_index(["seed", "prompt_id"])["score"].unstack("prompt_id")
-        )
-        table = table[list(dict.fromkeys(mine["prompt_id"]))]
-        found = table.to_numpy(dtype=float).reshape(-1, n)
+        found = self.table[direction, measure, subset, sign * self.alpha]
         return found if direction in self.kinds else found[0]
 
     def base(self, subset: str) -> Values:
@@ -90,13 +86,28 @@ class Measured:
         return bool(swing.mean() <= 0 or not p <= self.level)
 
 
+def tabled(rows: pd.DataFrame) -> dict[Key, Values]:
+    """(direction, measure, subset, alpha) -> scores, `draw prompt`, prompts in their order."""
+    found: dict[Key, Values] = {}
+    keys = ["direction", "measure", "subset", "alpha"]
+    for named, part in rows.groupby(keys, sort=False):
+        direction, measure, subset, alpha = cast(Key, named)
+        prompts = list(dict.fromkeys(part["prompt_id"]))
+        table = part.assign(seed=part["seed"].fillna(-1)).pivot(
+            index="seed", columns="prompt_id", values="score"
+        )
+        found[direction, measure, subset, alpha] = table[prompts].to_numpy(dtype=float)
+    return found
+
+
 def one_sided(effect: float, null: Values) -> float:
-    """`rank_p / 2` where the effect is over 0, else `1 - rank_p / 2`: for a null that is as likely
-    to be x as -x. A draw that is missing counts as at least as far."""
+    """`k / (2 n + 2)`, k the place of the effect among itself, n draws and all their opposites,
+    counted from the largest: for a null that is as likely to be x as -x. `rank_p / 2` for an effect
+    over 0. A draw that is missing counts as at least as far."""
     if not len(null) or not np.isfinite(effect):
         return float("nan")
-    p = stats.rank_p(effect, np.where(np.isfinite(null), null, np.inf))
-    return p / 2 if effect > 0 else 1 - p / 2
+    p = stats.rank_p(effect, np.where(np.isfinite(null), null, FURTHEST))
+    return p / 2 if effect > 0 else 1 - p / 2 + 1 / (2 * len(null) + 2)
 
 
 def ends(found: Measured) -> list[Evidence]:
@@ -196,32 +207,37 @@ def beyond_controls(found: Measured) -> Evidence:
 
 
 def beyond_length(found: Measured) -> Evidence:
-    """What is left of the swing without the direction's component along prompt length."""
-    swing, left = found.swing("learned"), found.swing("left")
-    mean, n, cosine = float(left.mean()), len(left), float(found.cosines["length"][0])
-    share = mean / float(swing.mean()) if swing.mean() else float("nan")
-    low, high = stats.mean_interval(left, seed=found.seed)[0]
-    null = found.swing("random").mean(1) if "random" in found.kinds else np.empty(0)
-    p = one_sided(mean, null) if len(null) else float(stats.sign_flip_p(left, found.seed)[0])
+    """The swing beside that of the direction of prompt length, whichever way that one points."""
+    swing, other = found.swing("learned"), found.swing("length")
+    other = other * (np.sign(other.mean()) or 1.0)
+    more = swing - MARGIN * other
+    mean, n, cosine = float(more.mean()), len(more), float(found.cosines["length"][0])
+    low, high = stats.mean_interval(more, seed=found.seed)[0]
+    left = float(found.swing("left").mean() / swing.mean()) if swing.mean() else float("nan")
     said = (
-        f"without its component along prompt length (cosine {cosine:.2f}) {share:.0%} of its "
-        "effect is left"
+        f"a swing of {swing.mean():+.2f} where the direction of prompt length has "
+        f"{other.mean():.2f} (cosine {cosine:.2f}; without that component {left:.0%} of the effect "
+        "is left)"
     )
+    reason = "it does no more than the direction of prompt length does"
+    if abs(cosine) >= ALIKE:
+        reason = "its effect is explained by prompt length"
     nothing = "it does no more than random directions: there is no effect to explain"
+    p = float(stats.sign_flip_p(more, found.seed)[0]) / 2
     return Evidence(
         "is not prompt length",
-        f"at least {HALF:.0%} of the swing is left without the direction of prompt length",
+        f"its swing is more than {MARGIN:g} times that of the direction of prompt length",
         "log-odds",
         n,
         mean,
         (float(low), float(high)),
-        p,
-        share >= HALF,
+        p if mean > 0 else 1 - p,
+        bool(low > 0),
         said,
-        f"its effect is explained by prompt length: {said}",
+        f"{reason}: {said}",
         found.unable or (nothing if found.like_nothing else ""),
-        stats.smallest_detectable(float(left.std(ddof=1)), n, found.level),
-        ({"kind": "length", "cosine": cosine, "share": share},),
+        stats.smallest_detectable(float(more.std(ddof=1)), n, found.level),
+        ({"kind": "length", "cosine": cosine, "left": left},),
     )
 
 

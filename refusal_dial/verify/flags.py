@@ -39,6 +39,7 @@ class VerifyFlags(StudyFlags):
         None, f"one of {', '.join(STEERABLE)}; default: the file's", _choice(STEERABLE, "site")
     )
     pos: int | None = flag(None, "its position from the end; default: the file's, or -1", _pos)
+    any_model: bool = flag(False, "use a direction that was learned on another model")
     alpha: float = flag(0.3, "how far it is turned, up and down", _alpha)
     alpha_unit: str = flag(
         "residual", "residual: multiples of the mean norm, or absolute", _choice(UNITS, "unit")

@@ -30,7 +30,8 @@ def specific(found: Measured, limit: float) -> Evidence:
     unable = found.unable
     if found.like_nothing:
         unable = (
-            unable or "it does no more than random directions: there is no effect to be specific"
+            unable
+            or "it does no more than random directions: there is no effect that could be specific"
         )
     elif k <= limit * n and not p <= found.level:
         unable = unable or f"{said}, and up to {high:.2f} of them cannot be ruled out"

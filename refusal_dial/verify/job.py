@@ -18,7 +18,14 @@ from refusal_dial.job import begin, carry_out
 from refusal_dial.run import Run, read_config, read_verdict
 from refusal_dial.study import study_settings
 from refusal_dial.verify import claims, harm, stability
-from refusal_dial.verify.evidence import Measured, beyond_controls, beyond_length, ends, rates
+from refusal_dial.verify.evidence import (
+    Measured,
+    beyond_controls,
+    beyond_length,
+    ends,
+    rates,
+    tabled,
+)
 from refusal_dial.verify.flags import VerifyFlags
 from refusal_dial.verify.limits import not_shown
 from refusal_dial.verify.measures import measure_batches, plan_of
@@ -57,7 +64,7 @@ def _close(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The claims as a table, and the verdict as JSON."""
     found = Measured(
-        rows,
+        tabled(rows),
         opened.alpha,
         flags.threshold,
         flags.level,

@@ -34,7 +34,7 @@ from refusal_dial.verify.opened import Opened
 
 ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 ORDER += ["score", "measure"]
-N_BESIDE = 4  # random directions whose damage stands beside the given one's
+N_BESIDE = 2  # random directions whose damage stands beside the given one's
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,12 +198,12 @@ def _replies(
         grid, keys = [cell.hooks for cell in part.cells], list(rows["prompt_id"])
         told = generate(model, some, grid, decoding, keys=keys)
         own = [one.ids for one in told if one.cell == 0]
+        far = kl_per_token(model, some, grid, own)
         frames = []
         for i, cell in enumerate(part.cells):
             mine = [one for one in told if one.cell == i]
             cost = nll(model, some, [one.ids for one in mine], [one.stop for one in mine])
-            far = kl_per_token(model, some, cell.hooks, own)
-            for measure, values in (("kl", far), ("cost", cost)):
+            for measure, values in (("kl", far[i]), ("cost", cost)):
                 frame = rows.reset_index(drop=True).assign(**cell.labels)
                 frame["seed"] = pd.Series([cell.labels["seed"]] * len(rows), dtype="Int64")
                 frames.append(frame.assign(score=values.cpu().numpy(), measure=measure))

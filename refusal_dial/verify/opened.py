@@ -27,7 +27,8 @@ from refusal_dial.controls import (
 from refusal_dial.direction_files import read_direction
 from refusal_dial.directions import Direction, mean_diff, top_bottom
 from refusal_dial.files import located
-from refusal_dial.prompts import SUBSETS, Prompt, data_hash, holdout_split
+from refusal_dial.prompts import SUBSETS, Prompt, data_hash, holdout_split, load_prompts
+from refusal_dial.steering import check_fits
 from refusal_dial.study import Study, open_study
 from refusal_dial.types import DialError
 from refusal_dial.verify.flags import VerifyFlags
@@ -99,6 +100,7 @@ def open_verification(flags: VerifyFlags) -> Opened:
 
     Raises `DialError` for whatever of it cannot be used, a direction of another width included.
     """
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
     given = read_direction(flags.direction, flags.layer, flags.site, flags.pos)
     at = given.provenance
     study = open_study(flags, (at.layer,), at.site, at.pos)
@@ -107,12 +109,8 @@ def open_verification(flags: VerifyFlags) -> Opened:
 
 def opened_on(study: Study, given: Direction, flags: VerifyFlags) -> Opened:
     """The verification of this direction on a study that is open at its place."""
-    width = int(study.model.cfg.d_model)
-    if len(given.unit) != width:
-        raise DialError(
-            f"{flags.direction}: the direction is {len(given.unit)} wide and this model's residual "
-            f"stream is {width}: it is of another model"
-        )
+    file = located(flags.direction)
+    check_fits(given, study, flags.any_model)
     missing = [s for s in SUBSETS if not any(p.subset == s for p in study.prompts)]
     if missing:
         raise DialError(f"a verdict takes {', '.join(SUBSETS)} prompts: no {' and '.join(missing)}")
@@ -129,7 +127,7 @@ def opened_on(study: Study, given: Direction, flags: VerifyFlags) -> Opened:
     return Opened(
         study,
         given,
-        hashlib.sha256(located(flags.direction).read_bytes()).hexdigest(),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
         float(f"{alpha:.4g}"),
         tuple(learn),
         tuple(test),

@@ -1,0 +1,150 @@
+"""Claims: when one passes, fails or is not shown; and bounds on what should stay as it is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial.stats import holm, rank_p
+from refusal_dial.verify import harm
+from refusal_dial.verify.claims import Evidence, judge, plain, without_nan
+from refusal_dial.verify.evidence import Measured, beyond_controls, ends, one_sided
+
+ps = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+
+
+def evidence(p=0.001, holds=True, unable="", name="it works"):
+    return Evidence(name, "says", "nats", 10, 1.0, (0.5, 1.5), p, holds, "found", "because", unable)
+
+
+@given(p=ps, holds=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_a_claim_passes_only_as_claimed_and_after_correction(p, holds):
+    verdict = judge([evidence(one, has) for one, has in zip(p, holds, strict=False)], 0.05)
+    for one, corrected in zip(verdict.claims, holm(p), strict=True):
+        assert one.p_corrected == corrected
+        assert (one.status == "pass") == (one.evidence.holds and corrected <= 0.05)
+        assert one.reason
+    statuses = [one.status for one in verdict.claims]
+    assert (verdict.status == "pass") == (set(statuses) == {"pass"})
+    assert (verdict.status == "fail") == ("fail" in statuses)
+
+
+def test_what_could_not_be_shown_does_not_fail():
+    few = evidence(0.9, unable="too few draws")
+    lost = evidence(0.04, name="lost to the correction")
+    found = judge([few, lost, evidence(), evidence()], 0.05)
+    assert [one.status for one in found.claims] == ["not shown", "not shown", "pass", "pass"]
+    assert found.claims[0].reason == "too few draws"
+    assert found.claims[1].reason == "p = 0.04 is 0.08 once corrected for 4 claims, over 0.05"
+    assert found.status == "not shown"
+    assert judge([evidence(float("nan"))], 0.05).claims[0].status == "not shown"
+    assert judge([few, evidence(0.9)], 0.05).reason == "it works: because"
+
+
+def test_the_verdict_is_json_without_nan():
+    told = without_nan(plain(judge([evidence(float("nan"))], 0.05)))
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["claims"][0]["p"] is None
+    assert without_nan({"a": np.float64("inf"), "b": (np.int64(1), 0.5)}) == {
+        "a": None,
+        "b": [1, 0.5],
+    }
+
+
+@given(
+    null=st.lists(st.floats(-9, 9), min_size=1, max_size=30), effect=st.floats(-9, 9).filter(bool)
+)
+def test_a_one_sided_p_is_half_of_the_two_sided_one(null, effect):
+    p, other = one_sided(effect, np.array(null)), one_sided(-effect, np.array(null))
+    assert p + other == pytest.approx(1 + 1 / (2 * len(null) + 2))
+    assert min(p, other) == pytest.approx(rank_p(effect, null) / 2)
+    assert (p <= 0.5) == (effect > 0)
+
+
+def test_a_one_sided_p_is_uniform_at_most_where_the_effect_is_one_more_draw():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 20))
+    found = np.array([one_sided(float(row[0]), row[1:]) for row in draws])
+    for level in (0.05, 0.25, 0.5):
+        assert (found <= level).mean() <= level + 0.015
+
+
+def test_a_missing_control_counts_as_further():
+    assert one_sided(1.0, np.array([0.5, np.nan])) == pytest.approx((1 + 1) / 3 / 2)
+    assert np.isnan(one_sided(1.0, np.empty(0)))
+
+
+def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):
+    """A direction with these figures on `n` prompts, beside weak random directions."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(-3, 0.1, n)
+    up = base.copy()
+    up[:new] = 1.0
+    table = {("baseline", "score", name, 0.0): base[None] for name in ("EDGE", "BENIGN")}
+    table["baseline", "score", "HARMFUL", 0.0] = base[None] + 5
+    table["learned", "score", "BENIGN", 4.0] = up[None]
+    table["baseline", "cost", "BENIGN", 0.0] = rng.normal(1, 0.1, n)[None]
+    for sign in (4.0, -4.0):
+        noise = rng.normal(0, spread, (50, n))
+        noise -= noise.mean(1, keepdims=True)
+        table["learned", "score", "EDGE", sign] = (base + np.sign(sign) * swing / 2 + noise[0])[
+            None
+        ]
+        table["random", "score", "EDGE", sign] = base + noise + rng.normal(0, 0.02, (50, 1))
+        for kind in ("learned", "random"):
+            table[kind, "kl", "BENIGN", sign] = np.full((1, n), kl) + noise[:1]
+            own = table["baseline", "cost", "BENIGN", 0.0]
+            table[kind, "cost", "BENIGN", sign] = own + cost + noise[:1]
+    return Measured(table, 4.0, 0.0, 0.05, 0, False, ("random",), {"random": np.zeros(50)})
+
+
+@pytest.mark.parametrize(
+    ("n", "new", "status"),
+    [(100, 2, "pass"), (100, 20, "fail"), (10, 0, "not shown"), (100, 9, "not shown")],
+)
+def test_new_refusals_pass_only_where_the_limit_is_ruled_out(n, new, status):
+    found = judge([harm.specific(measured(0.0, new=new, n=n), 0.1)], 0.05)
+    assert found.status == status
+    assert f"{new} of {n} BENIGN prompts are newly refused" in found.claims[0].reason
+
+
+def test_a_direction_without_effect_is_not_called_specific():
+    found = judge([harm.specific(measured(0.0, swing=0.0), 0.1)], 0.05)
+    assert found.status == "not shown"
+    assert "no effect that could be specific" in found.reason
+
+
+@pytest.mark.parametrize(("size", "status"), [(0.02, "pass"), (0.3, "fail")])
+def test_replies_are_held_to_their_limits(size, status):
+    found = judge([harm.divergence(measured(size), 0.1), harm.cost(measured(0.0, size), 0.1)], 0.05)
+    assert [one.status for one in found.claims] == [status, status]
+    assert all("random directions" in one.reason for one in found.claims)
+    few = judge([harm.divergence(measured(0.06, n=3, spread=0.06), 0.1)], 0.05)
+    assert few.status == "not shown"
+    assert "cannot be ruled out with 3 prompts" in few.reason
+
+
+def test_each_end_has_to_go_its_own_way():
+    up, down = judge(ends(measured(0.0)), 0.05).claims
+    assert (up.status, down.status) == ("pass", "pass")
+    assert up.evidence.estimate == pytest.approx(1, abs=0.05)
+    assert down.evidence.estimate == pytest.approx(-1, abs=0.05)
+    for one in judge(ends(measured(0.0, swing=-2.0)), 0.05).claims:
+        assert one.status == "fail"
+        assert "it points the other way" in one.reason
+    for one in judge(ends(measured(0.0, swing=0.0)), 0.05).claims:
+        assert one.status == "fail"
+        assert "no more than random directions" in one.reason
+
+
+def test_a_swing_is_set_beside_controls_and_what_could_have_stood_out():
+    found = beyond_controls(measured(0.0))
+    assert judge([found], 0.05).status == "pass"
+    assert 0 < found.smallest < 0.1 < found.estimate
+    weak = judge([beyond_controls(measured(0.0, swing=0.001))], 0.05)
+    assert weak.status == "fail"
+    assert "no more than that of random directions" in weak.reason
