@@ -133,12 +133,14 @@ def test_prompts_that_cannot_be_read(path, run, tmp_path):
     for kind in bad_case.PROMPTS if whole else ("no json", "not utf-8", "an id twice"):
         suffix, content = bad_case.PROMPTS[kind]
         file = written(tmp_path, kind, suffix, content)
-        line = run(path, "--prompts", file).line
+        line = run(path, *required(path), "--prompts", file).line
         assert file in line, (kind, line)
     for source in SOURCES if whole else SOURCES[:2]:
-        assert run(path, "--prompts", source).line
+        assert run(path, *required(path), "--prompts", source).line
     (tmp_path / "empty").mkdir()
-    assert "holds no prompts" in run(path, "--prompts", str(tmp_path / "empty")).line
+    assert (
+        "holds no prompts" in run(path, *required(path), "--prompts", str(tmp_path / "empty")).line
+    )
 
 
 @pytest.mark.parametrize("path", taking("openings"), **name)
