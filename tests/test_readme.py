@@ -42,10 +42,11 @@ SPEAKING = "--model=TINY --device=cpu --n-random=1 --max-new-tokens=3"
 OPENINGS = f"{SPEAKING} --layer=0,1 --n=4 --samples=1 --alphas=-1,0,1"
 SMALL = {
     # the README's Python and its picture read this run, so it is of the embedded model
-    "steering_holdout_control": "--prompts=FEW --alphas=-8,0,8 --controls=holdout,random "
+    "steering_holdout_control": "--prompts=FEW --alphas=-8,8 --controls=holdout,random "
     "--n-random=1 --device=cpu",
     "score_models": f"{STUDY} --engine=plain",
-    "steer_refusal_direction": STEERING.replace("--layer=1", "--layer=1,2"),
+    "steer_refusal_direction": STEERING.replace("--layer=1", "--layer=1,2")
+    + " --controls=holdout,random",
     "steering_balanced": STEERING,
     "steering_random_baseline": STEERING,
     "verify_direction": f"{STUDY} --prompts=MANY --n-random=2 --n-permutations=19 --n-test=12 "
@@ -64,7 +65,8 @@ SMALL = {
     "eval_direction_on_xstest": f"{STUDY} {SPEAKING} --layer=1 --alphas=-1,1",
     "caa_refusal": f"{STUDY} {SPEAKING} --layer=1,2 --n-pairs=1 --alphas=1",
     "compare_prompting_steering": f"{STUDY} {SPEAKING} --layer=2 --n=2 --alphas=1",
-    "calibrate": f"{STUDY} --n-experiments=10 --n-gaussian=10 --n-trials=10 --n-learn=6 "
+    # one of its parts: each has tests of its own
+    "calibrate": f"{STUDY} --part=null --n-experiments=10 --n-gaussian=10 --n-trials=10 --n-learn=6 "
     "--n-report=2 --layer=1 --n-random=2",
     "doctor": "--model=TINY",
     "sweeps": "--rounds=1 --batch=2 --threads=1",
@@ -147,7 +149,7 @@ def made(n: int) -> list[dict[str, object]]:
 def places(tmp_path_factory):
     """What the names in SMALL and in the README's commands stand for."""
     folder = tmp_path_factory.mktemp("readme")
-    few = [asdict(one) | {"pair_id": None} for one in load_prompts("embedded")[::6]]
+    few = [asdict(one) | {"pair_id": None} for one in load_prompts("embedded")[::12]]
     return {
         "PROMPTS": write(folder / "prompts.jsonl", made(8)),
         "MANY": write(folder / "many.jsonl", made(24)),
