@@ -66,8 +66,8 @@ SMALL = {
     "caa_refusal": f"{STUDY} {SPEAKING} --layer=1,2 --n-pairs=1 --alphas=1",
     "compare_prompting_steering": f"{STUDY} {SPEAKING} --layer=2 --n=2 --alphas=1",
     # one of its parts: each has tests of its own
-    "calibrate": f"{STUDY} --part=null --n-experiments=10 --n-gaussian=10 --n-trials=10 --n-learn=6 "
-    "--n-report=2 --layer=1 --n-random=2",
+    "calibrate": f"{STUDY} --part=null --n-experiments=10 --n-gaussian=10 --n-trials=10 "
+    "--n-learn=6 --n-report=2 --layer=1 --n-random=2",
     "doctor": "--model=TINY",
     "sweeps": "--rounds=1 --batch=2 --threads=1",
     "generation": "--rounds=1 --prompts=1 --alphas=2 --new=3 --threads=1",
