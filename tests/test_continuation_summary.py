@@ -129,6 +129,17 @@ def test_what_could_not_be_scored_is_left_out_of_every_figure():
     assert one["p_control"] == 2 / 4
 
 
+def test_the_rank_is_among_the_fairest_controls_that_there_are():
+    rows = said(one_layer_works)
+    draw = rows["direction"].eq("random")
+    stronger = draw & (rows["seed"] == 0)  # a random direction that does more than the learned one
+    rows.loc[stronger, "score"] -= 5.0
+    assert cell(summarise_said(rows), 1, 1.0)["p_control"] == 2 / 4
+    fair = rows[draw & ~stronger].assign(direction="shuffled")
+    both = pd.concat([rows, fair], ignore_index=True)
+    assert cell(summarise_said(both), 1, 1.0)["p_control"] == 1 / 3
+
+
 def test_a_run_without_halves_has_no_best_layer(summary):
     with pytest.raises(DialError, match="no learned direction on BENIGN prompts of both halves"):
         by_layer(summary, "BENIGN")

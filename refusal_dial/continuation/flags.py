@@ -49,8 +49,8 @@ class ContinuationFlags:
         "(of the pooled difference), residual (mean norm), or absolute",
         _choice(UNITS, "unit"),
     )
-    n_random: int = flag(10, "random directions a layer", at_least(0, whole))
-    n_shuffled: int = flag(5, "directions from shuffled labels a layer", at_least(0, whole))
+    n_random: int = flag(5, "random directions a layer", at_least(0, whole))
+    n_shuffled: int = flag(10, "directions from shuffled labels a layer", at_least(0, whole))
     samples: int = flag(4, "completions of each opening", at_least(1, whole))
     max_new_tokens: int = flag(24, "tokens of a completion, at most", at_least(1, whole))
     temperature: float = flag(0.7, "sampling temperature; 0 is greedy", at_least(0, number))

@@ -4,8 +4,9 @@
 
 The unit is the prompt, never the sample: samples of a prompt are averaged first. Intervals are BCa
 over prompts. `p_paired` is that of the sign-flip permutation test of the differences, `p_control`
-the rank of the shift among those of the controls at the same place and alpha. This module knows
-columns. It knows no models, and which way is better is the reader's to say.
+the rank of the shift among those of the fairest controls that there are at the same place and
+alpha: shuffled labels, else random directions, which are no fair null (docs/validity.md). This
+module knows columns. It knows no models, and which way is better is the reader's to say.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from refusal_dial.comparison import NULLS
 from refusal_dial.missing import held_intervals, held_means, held_rank_p
 from refusal_dial.stats import mean_interval, sign_flip_p
 from refusal_dial.types import DialError
@@ -24,7 +26,6 @@ GROUP = ["subset", "split"]
 COLUMNS = [*AXES, *GROUP, "n", "samples", "score_mean", "score_lo", "score_hi"]
 COLUMNS += ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "p_control", "nll_mean"]
 COLUMNS += ["nll_difference"]
-CONTROLS = ("random", "shuffled")
 
 
 def per_prompt(rows: pd.DataFrame) -> pd.DataFrame:
@@ -98,11 +99,13 @@ def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
-    control = table["direction"].isin(CONTROLS).to_numpy()
+    kinds = table["direction"].to_numpy()
     layer = table["layer"].fillna(-1).to_numpy(dtype=float)
     strength = table["strength"].to_numpy(dtype=float)
     values = []
-    for i, kind in enumerate(table["direction"]):
-        same = control & (layer == layer[i]) & (strength == strength[i])
-        values.append(held_rank_p(shift[i], shift[same]) if kind == "learned" else float("nan"))
+    for i, kind in enumerate(kinds):
+        same = (layer == layer[i]) & (strength == strength[i])
+        among = [same & (kinds == null) for null in NULLS]
+        fairest = next((null for null in among if null.any()), same & False)
+        values.append(held_rank_p(shift[i], shift[fairest]) if kind == "learned" else float("nan"))
     return values

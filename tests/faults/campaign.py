@@ -38,6 +38,7 @@ class Tally:
     repeated: int = 0
     torn: int = 0
     different: int = 0
+    seconds: float = 0.0  # how long a run takes from its first rows on, as the machine now is
 
     def line(self, name: str) -> str:
         signals = ", ".join(f"{self.kills[s.name]} {s.name}" for s in SIGNALS)
@@ -79,10 +80,12 @@ def cycle(context, job, made, whole: Undisturbed, draw: random.Random, tally: Ta
     for _ in range(draw.randint(1, 3)):
         number = draw.choice(SIGNALS)
         process = jobs.start(context, job, made, out)
-        met = jobs.disturb(process, out, number, draw.uniform(0, whole.seconds), kept)
+        met = jobs.disturb(process, out, number, draw.uniform(0, tally.seconds), kept)
         tally.lost += jobs.thrown_away(out, kept, process.exitcode)
         if not met:
+            tally.seconds *= 0.8
             break  # it was finished first
+        tally.seconds = min(whole.seconds, 1.05 * tally.seconds)
         tally.kills[number.name] += 1
         kept = jobs.vouched(out)
         tally.torn += max(0, len(jobs.rows(out)) - kept)
@@ -108,8 +111,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = jobs.make(Path(folder))
         for name in asked.jobs.split(","):
-            job, tally = jobs.JOBS[name], Tally()
-            whole, draw = undisturbed(context, job, made), random.Random(asked.seed)
+            job, draw = jobs.JOBS[name], random.Random(asked.seed)
+            whole = undisturbed(context, job, made)
+            tally = Tally(seconds=whole.seconds)
             while sum(tally.kills.values()) < asked.n:
                 cycle(context, job, made, whole, draw, tally)
             print(tally.line(name), flush=True)
