@@ -144,8 +144,8 @@ def _seed(value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class StudyFlags:
-    """What every script needs: a model, prompts, a scorer, and a folder for the run."""
+class OpenFlags:
+    """What a study is opened from: a model, prompts and a scorer."""
 
     model: str = flag("embedded", "'embedded', a local folder, or a hub id", _joined)
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
@@ -163,6 +163,12 @@ class StudyFlags:
         None, "auto: split a model larger than one device over all of them (accelerate)"
     )
     batch_size: int = flag(64, "prompts a batch", at_least(1, whole))
+
+
+@dataclass(frozen=True)
+class StudyFlags(OpenFlags):
+    """How a sweep over it is carried out, and a folder for the run."""
+
     engine: str = flag("auto", "auto (fast, exact) or plain", _choice(ENGINES, "engine"))
     memory_gb: float | None = flag(
         None, "memory the engine may use; default: most of what is free", at_least(0.01, number)

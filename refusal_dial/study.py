@@ -21,7 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.activations import collect
 from refusal_dial.engine import Scorer
-from refusal_dial.flags import MACHINES, StudyFlags
+from refusal_dial.flags import MACHINES, OpenFlags, StudyFlags
 from refusal_dial.model import check_layers, check_site, identity, load_model
 from refusal_dial.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.scorers import (
@@ -66,7 +66,7 @@ class Study:
 
 
 def open_study(
-    flags: StudyFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
+    flags: OpenFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
 ) -> Study:
     """Load, tokenize and score what the flags name; `layers=None` means all of them.
 
@@ -79,7 +79,7 @@ def open_study(
 
 def study_of(
     model: TransformerBridge,
-    flags: StudyFlags,
+    flags: OpenFlags,
     layers: Sequence[int] | None = (),
     site: str = "resid_pre",
     pos: int = -1,

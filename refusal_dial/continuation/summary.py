@@ -16,7 +16,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from refusal_dial.comparison import NULLS
 from refusal_dial.missing import held_intervals, held_means, held_rank_p
 from refusal_dial.stats import mean_interval, sign_flip_p
 from refusal_dial.types import DialError
@@ -26,6 +25,7 @@ GROUP = ["subset", "split"]
 COLUMNS = [*AXES, *GROUP, "n", "samples", "score_mean", "score_lo", "score_hi"]
 COLUMNS += ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "p_control", "nll_mean"]
 COLUMNS += ["nll_difference"]
+CONTROLS = ("shuffled", "random")  # the fairest first
 
 
 def per_prompt(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
     values = []
     for i, kind in enumerate(kinds):
         same = (layer == layer[i]) & (strength == strength[i])
-        among = [same & (kinds == null) for null in NULLS]
+        among = [same & (kinds == null) for null in CONTROLS]
         fairest = next((null for null in among if null.any()), same & False)
         values.append(held_rank_p(shift[i], shift[fairest]) if kind == "learned" else float("nan"))
     return values

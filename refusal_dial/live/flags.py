@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from refusal_dial.cli import flag
-from refusal_dial.flags import STEERABLE, StudyFlags, _choice, at_least
+from refusal_dial.cli import CONFIG, flag
+from refusal_dial.flags import STEERABLE, OpenFlags, _choice, at_least
 from refusal_dial.types import DialError
 from refusal_dial.values import whole
 
@@ -18,7 +18,7 @@ def _port(value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class LiveFlags(StudyFlags):
+class LiveFlags(OpenFlags):
     """Where the dial stands at first, and how much it reads and says."""
 
     direction: str | None = flag(None, "a .safetensors file; default: learned from EDGE")
@@ -30,3 +30,4 @@ class LiveFlags(StudyFlags):
     max_chars: int = flag(4000, "characters of a prompt, at most", at_least(1, whole))
     max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, whole))
     port: int = flag(7860, "port on 127.0.0.1; 0 takes any that is free", _port)
+    config: str | None = CONFIG
