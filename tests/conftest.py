@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for scripts started as processes
 torch.set_num_threads(THREADS)
-settings.register_profile("suite", derandomize=True)  # a change fails its own run, not the next
-settings.register_profile("search", derandomize=False)  # HYPOTHESIS_PROFILE=search looks further
+# A change fails its own run, not the next; a busy machine fails none.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)  # HYPOTHESIS_PROFILE=search looks further
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 

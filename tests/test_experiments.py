@@ -305,7 +305,9 @@ def test_the_main_result_on_the_embedded_model(layer, tmp_path):
     """The holdout direction turns refusal from rare to usual; random directions do not."""
     module = load(ROOT / "experiments" / "steering_holdout_control.py")
     out = tmp_path / "run"
-    module.main(module.HoldoutFlags(layer=(layer,), out=str(out), device="cpu"))
+    turned = {"alphas": (-0.6, -0.3, 0.0, 0.3, 0.6), "alpha_unit": "residual"}  # of 13 by default
+    few = {"controls": ("holdout", "random")}
+    module.main(module.HoldoutFlags(layer=(layer,), out=str(out), device="cpu", **turned, **few))
     summary = read_table(out, "summary")
     held = summary[(summary["subset"] == "EDGE") & (summary["split"] == "holdout")]
     learned = held[held["direction"] == "learned"].sort_values("alpha")

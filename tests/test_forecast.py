@@ -137,19 +137,21 @@ def test_a_verification_is_foretold(prompts, qwen_folder, tmp_path, monkeypatch,
     assert f"rows: {len(read_table('run', 'scores')):,} in" in said
 
 
-def test_both_parts_of_a_calibration_are_foretold(
-    prompts, qwen_folder, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("part", ["null", "gaussian"])
+def test_a_part_of_a_calibration_is_foretold(
+    part, prompts, qwen_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     typed = f"--model {qwen_folder} --device cpu --prompts {prompts} --refusal-tokens I --layer 1"
     typed += " --n-experiments 20 --n-gaussian 10 --n-learn 6 --n-report 2 --n-random 2 --k 1"
+    typed += f" --part {part}"
     cli.run(load("calibrate").main, [*typed.split(), "--dry-run"])
     said = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     cli.run(load("calibrate").main, [*typed.split(), "--out", "run"])
-    for part, run in zip(said.split("Dry run: calibrate_")[1:], ("null", "gaussian"), strict=True):
-        assert part.startswith(run)
-        assert f"rows: {len(read_table(Path('run') / run, 'scores')):,} in" in part
+    (scores,) = Path("run").rglob("scores.csv")
+    assert f"Dry run: calibrate_{part}" in said
+    assert f"rows: {len(read_table(scores.parent, 'scores')):,} in" in said
 
 
 def test_a_finished_run_is_left_as_it_is(prompts, qwen_folder, tmp_path, monkeypatch, capsys):

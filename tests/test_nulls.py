@@ -38,7 +38,7 @@ def opened(embedded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(opened, embedded):
     study, flags = opened
-    return pd.concat(null_batches(embedded, study=study, flags=flags), ignore_index=True)
+    return pd.concat(null_batches(embedded, study=study, flags=flags, n=N), ignore_index=True)
 
 
 def test_every_experiment_has_a_row_for_every_test(opened, rows):
@@ -98,7 +98,7 @@ def test_the_p_values_are_those_of_a_steering_runs_summary(opened, embedded, row
 def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded, rows):
     study, flags = opened
     short = replace(flags, n_experiments=SIZE + 2)
-    (rest,) = null_batches(embedded, study=study, flags=short, skip=1)
+    (rest,) = null_batches(embedded, study=study, flags=short, n=SIZE + 2, skip=1)
     whole = rows[rows["seed"].between(SIZE, SIZE + 1)].reset_index(drop=True)
     assert list(rest["p_value"]) == list(whole["p_value"])
     np.testing.assert_allclose(rest["score"], whole["score"], atol=1e-6)
@@ -107,4 +107,4 @@ def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded
 def test_too_few_prompts_are_said(opened, embedded):
     study, flags = opened
     with pytest.raises(DialError, match=r"48 .* and 3 to report on are more than the 50 EDGE"):
-        next(null_batches(embedded, study=study, flags=replace(flags, n_learn=48)))
+        next(null_batches(embedded, study=study, flags=replace(flags, n_learn=48), n=N))
