@@ -51,6 +51,7 @@ SMALL = {
     "steering_random_baseline": STEERING,
     "verify_direction": f"{STUDY} --prompts=MANY --n-random=2 --n-permutations=19 --n-test=12 "
     "--n-replies=3 --max-new-tokens=2",
+    "export_model": "--model=TINY --out=exported",
     "select_direction": f"{STUDY} --n-train=4 --n-val=2 --n-test=2 --positions=-1 --rule=cosmic",
     "conditional_steering": f"{STEERING} --alphas=0.5,1 --rate=0.5",
     "patch_sites": PATCHING,
