@@ -123,6 +123,7 @@ def start(
 
 
 def _run(script: str, argv: list[str], said: Path, prepare: Limit | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
