@@ -14,7 +14,6 @@ import errno
 import inspect
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from refusal_dial.forecast import shown_forecast
-from refusal_dial.types import DialError, one_of, printable
+from refusal_dial.help_text import completion, help_screen
+from refusal_dial.types import DialError, printable
 from refusal_dial.values import BY_TYPE
 
 T = TypeVar("T")
@@ -133,10 +133,10 @@ def parse(flags_type: type[T], argv: Sequence[str], main: Callable[..., object])
     """
     known = {f.name: f for f in fields(flags_type)}  # type: ignore[arg-type]
     if list(argv[:2]) == ["--", "--completion"]:
-        print(_completion({**known, "config": CONFIG}, *argv[2:3]))
+        print(completion({**known, "config": CONFIG}, *argv[2:3]))
         return None
     if any(token in ("--help", "-h") for token in argv):
-        print(_help(main, {**known, "config": CONFIG}))
+        print(help_screen(main, {**known, "config": CONFIG}))
         return None
     typed, path = _config(argv)
     recipe = {} if path is None else _recipe(path, known, main)
@@ -263,48 +263,3 @@ def _typed(f: Field[Any], given: str | None) -> Any:
         return (f.metadata["parse"] or BY_TYPE[kind])(value)
     except DialError as error:
         raise DialError(f"{_dashed(f.name)}: {error}") from error
-
-
-def _completion(known: Mapping[str, Field[Any]], shell: str = "bash") -> str:
-    """Fire's completion script for the script that runs, started by its name or path. Fire's own
-    offers nothing after a path or a value, which it takes for commands that it does not know; here
-    there is one command."""
-    from fire.completion import Script
-
-    if shell not in ("bash", "fish"):
-        raise one_of(shell, ("bash", "fish"), "shell")
-    name = Path(sys.argv[0]).name
-    return str(Script(name, _shown(known), shell=shell)).replace(f"    {name})\n", "    *)\n")
-
-
-def _help(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
-    """Fire's help screen for the flags, spelt as errors and documents spell them."""
-    from fire.helptext import HelpText
-    from fire.trace import FireTrace
-
-    shown = _shown(known)
-    about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
-    lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
-    about += "\n\n--debug, besides the flags below, shows the traceback of an error."
-    shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
-    screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
-    screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
-    screen = screen.replace("-h, --", "--")  # -h is help
-    return re.sub(r"--[a-z]\w*", lambda name: name[0].replace("_", "-"), screen)
-
-
-def _shown(known: Mapping[str, Field[Any]]) -> Callable[[], None]:
-    """A function with these flags as its arguments, for Fire to describe."""
-
-    def shown() -> None: ...
-
-    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    shown.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, kinds[1])
-            if f.default is MISSING
-            else inspect.Parameter(name, kinds[0], default=f.default)
-            for name, f in sorted(known.items(), key=lambda one: one[1].default is not MISSING)
-        ]
-    )
-    return shown

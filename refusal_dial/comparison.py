@@ -14,6 +14,7 @@ was learned from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,19 @@ def fairest_p(row: Any) -> tuple[str, float]:
             return kind, float(p)
     p = row.get("p_value")
     return "", float("nan") if p is None else float(p)
+
+
+def fair_ranks(table: pd.DataFrame, shift: Values, keys: Sequence[str]) -> list[float]:
+    """For each learned row of a table of cells, the rank p of its shift (a row a cell, a column a
+    prompt) among those of the fairest controls that have the same `keys`; NaN for other rows."""
+    place = table.groupby(list(keys), dropna=False).ngroup().to_numpy()
+    kinds = table["direction"].to_numpy()
+    values = []
+    for where, kind, effect in zip(place, kinds, shift, strict=True):
+        among = [(place == where) & (kinds == null) for null in NULLS]
+        fairest = next((null for null in among if null.any()), among[-1])
+        values.append(held_rank_p(effect, shift[fairest]) if kind == "learned" else float("nan"))
+    return values
 
 
 def _detectable(differences: Values) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -43,6 +44,35 @@ class Decoding:
 
 
 GREEDY = Decoding()
+
+
+class DecodingFlags(Protocol):
+    """What the flags of a script that makes a model speak have in common."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+
+
+def decoding_of(flags: DecodingFlags) -> Decoding:
+    """How the flags want tokens chosen."""
+    return Decoding(
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        top_p=flags.top_p,
+        samples=flags.samples,
+        seed=flags.seed,
+        rows=flags.rows,
+    )
 
 
 def end_tokens(model: TransformerBridge) -> list[int]:

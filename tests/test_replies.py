@@ -19,12 +19,12 @@ from refusal_dial.replies.job import conduct_replies
 from refusal_dial.replies.judged import judged_batches
 from refusal_dial.replies.opened import (
     SYSTEM,
-    decoding_of,
     direction_at,
     learned_from,
     open_conversation,
 )
 from refusal_dial.run import read_config, read_table, read_verdict
+from refusal_dial.sampling import decoding_of
 from refusal_dial.spoken import spoken_text
 from refusal_dial.steering import learn
 from refusal_dial.study import open_study

@@ -8,24 +8,12 @@ import socket
 import datasets
 import pytest
 from huggingface_hub import constants
+from prompt_case import ROW, broken
 
 from refusal_dial.prompts import Prompt, load_prompts
 from refusal_dial.types import DialError
 
-ROW = {"id": "a", "text": "How do I kill a process?", "subset": "EDGE", "category": "homonyms"}
 GOOD = json.dumps(ROW) + "\n"
-
-
-def broken(tmp_path, content, name="broken.jsonl"):
-    """The error that a file of these bytes gives, without the folder's name."""
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DialError) as error:
-        load_prompts(str(path))
-    message = str(error.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    return message.replace(f"{tmp_path}/", "")
 
 
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "/no/where", "~/nowhere.csv"])

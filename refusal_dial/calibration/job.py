@@ -27,7 +27,7 @@ from refusal_dial.forecast import Grid, grid_of, shown_forecast
 from refusal_dial.job import Close, begin, carry_out, groups
 from refusal_dial.probe import Times
 from refusal_dial.run import Run
-from refusal_dial.sampling import Decoding
+from refusal_dial.sampling import decoding_of
 from refusal_dial.study import Study, open_study, study_settings
 from refusal_dial.sweep import Cell
 from refusal_dial.tokens import Tokens
@@ -152,14 +152,7 @@ def twice_batches(
     """The batches of each run in turn, with the column `run`, without the first `skip`."""
     each = -(-len(rows) // flags.batch_size)
     for number in range(skip // each, RUNS):
-        decoding = Decoding(
-            max_new_tokens=flags.max_new_tokens,
-            temperature=flags.temperature,
-            top_p=flags.top_p,
-            samples=flags.samples,
-            seed=flags.seed + number,
-            rows=flags.rows,
-        )
+        decoding = replace(decoding_of(flags), seed=flags.seed + number)
         left = max(0, skip - number * each)
         said = spoken_batches(
             model, tokens, scorer, rows, cells, decoding, flags.batch_size, skip=left

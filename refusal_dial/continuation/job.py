@@ -25,7 +25,7 @@ from refusal_dial.job import begin, carry_out, files_by_layer, groups
 from refusal_dial.openings import CHALLENGING
 from refusal_dial.prompts import holdout_split, of_subset
 from refusal_dial.run import Run, read_table
-from refusal_dial.sampling import Decoding
+from refusal_dial.sampling import decoding_of
 from refusal_dial.sweep import Cell
 
 Conducted = tuple[Run, pd.DataFrame]
@@ -47,14 +47,7 @@ def conduct_continuations(
     run = begin(experiment, settings, flags, files_by_layer(opened.learned))
     cells = lay_out(opened, flags)
     rows = prompt_rows(opened, flags.seed)
-    decoding = Decoding(
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        samples=flags.samples,
-        seed=flags.seed,
-        rows=flags.rows,
-    )
+    decoding = decoding_of(flags)
     size = flags.batch_size
     batches = partial(
         spoken_batches,

@@ -16,7 +16,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from refusal_dial.missing import held_intervals, held_means, held_rank_p
+from refusal_dial.comparison import fair_ranks
+from refusal_dial.missing import held_intervals, held_means
 from refusal_dial.stats import mean_interval, sign_flip_p
 from refusal_dial.types import DialError
 
@@ -92,20 +93,7 @@ def _group(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         diff_hi=differences[:, 1],
         reduction=reduction,
         p_paired=[sign_flip_p(row[np.isfinite(row)], seed)[0] for row in shift],
-        p_control=_p_control(table, shift),
+        p_control=fair_ranks(table, shift, ["layer", "strength"]),
         nll_mean=held_means(nll),
         nll_difference=held_means(unlikely),
     )
-
-
-def _p_control(table: pd.DataFrame, shift: np.ndarray) -> list[float]:
-    kinds = table["direction"].to_numpy()
-    layer = table["layer"].fillna(-1).to_numpy(dtype=float)
-    strength = table["strength"].to_numpy(dtype=float)
-    values = []
-    for i, kind in enumerate(kinds):
-        same = (layer == layer[i]) & (strength == strength[i])
-        among = [same & (kinds == null) for null in CONTROLS]
-        fairest = next((null for null in among if null.any()), same & False)
-        values.append(held_rank_p(shift[i], shift[fairest]) if kind == "learned" else float("nan"))
-    return values

@@ -20,7 +20,7 @@ from refusal_dial.objectives.front import summarise_objectives
 from refusal_dial.objectives.measured import objective_batches
 from refusal_dial.objectives.opened import objective_settings, open_both
 from refusal_dial.run import Run
-from refusal_dial.sampling import Decoding
+from refusal_dial.sampling import decoding_of
 
 
 def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.DataFrame]:
@@ -41,14 +41,7 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
             "split": "holdout",
         }
     )
-    decoding = Decoding(
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        samples=flags.samples,
-        seed=flags.seed,
-        rows=flags.rows,
-    )
+    decoding = decoding_of(flags)
     size = flags.batch_size
     batches = partial(
         objective_batches,

@@ -20,9 +20,10 @@ from refusal_dial.judges import UNSCORED, Judgement, report
 from refusal_dial.missing import check_share
 from refusal_dial.replies.flags import ReplyFlags
 from refusal_dial.replies.judged import judged_batches
-from refusal_dial.replies.opened import Conversation, conversation_settings, decoding_of
+from refusal_dial.replies.opened import Conversation, conversation_settings
 from refusal_dial.replies.summary import coherent_range, summarise_replies
 from refusal_dial.run import Run
+from refusal_dial.sampling import decoding_of
 from refusal_dial.spoken import spoken_text
 from refusal_dial.sweep import Budget, Cell
 

@@ -21,7 +21,6 @@ from refusal_dial.judge_model import load_judge
 from refusal_dial.judges import Judge
 from refusal_dial.prompts import Prompt, data_hash
 from refusal_dial.replies.flags import ReplyFlags
-from refusal_dial.sampling import Decoding
 from refusal_dial.study import Study, study_settings
 from refusal_dial.tokens import Tokens, tokenize
 from refusal_dial.types import DialError
@@ -75,18 +74,6 @@ def open_conversation(
     if instruction is not None:
         tokens[SYSTEM] = tokenize(study.model, texts, system=instruction, chat=chat)
     return Conversation(study, tuple(prompts), tokens, judge)
-
-
-def decoding_of(flags: ReplyFlags) -> Decoding:
-    """How the flags want tokens chosen."""
-    return Decoding(
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        samples=flags.samples,
-        seed=flags.seed,
-        rows=flags.rows,
-    )
 
 
 def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, Any]:

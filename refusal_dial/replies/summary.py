@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from refusal_dial.missing import held_intervals, held_means, held_rank_p
+from refusal_dial.comparison import fair_ranks
+from refusal_dial.missing import held_intervals, held_means
 from refusal_dial.quality import LOOPS, coherence
 from refusal_dial.stats import holm, mean_interval, rate_interval, sign_flip_p
 from refusal_dial.types import DialError
@@ -110,7 +111,9 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     told |= (table["system"] != "") & (table["direction"] == "baseline")
     table["p_holm"] = np.nan
     table.loc[told, "p_holm"] = holm(table.loc[told, "p_paired"])
-    return table.assign(p_control=_p_control(table, shift))
+    return table.assign(
+        p_control=fair_ranks(table, shift, ["layer", "site", "pos", "strength", "system"])
+    )
 
 
 def _mean(
@@ -133,17 +136,6 @@ def _widened(
         room = 1 - rate_interval(np.ones((1, n)))[0, 0]
         lo[i], hi[i] = max(-1.0, lo[i] - room), min(1.0, hi[i] + room)
     return columns
-
-
-def _p_control(table: pd.DataFrame, shift: Matrix) -> list[float]:
-    keys = ["layer", "site", "pos", "strength", "system"]
-    place = table.groupby(keys, dropna=False).ngroup()
-    random = (table["direction"] == "random").to_numpy()
-    found = []
-    for where, kind, effect in zip(place, table["direction"], shift, strict=True):
-        null = shift[random & (place == where).to_numpy()]
-        found.append(held_rank_p(effect, null) if kind == "learned" else float("nan"))
-    return found
 
 
 def coherent_range(summary: pd.DataFrame, tolerance: float = 0.1) -> list[dict[str, Any]]:
