@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -46,6 +46,7 @@ class Decoding:
 GREEDY = Decoding()
 
 
+@runtime_checkable
 class DecodingFlags(Protocol):
     """What the flags of a script that makes a model speak have in common."""
 

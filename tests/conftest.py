@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial import job
 from refusal_dial.model import load_model
 from refusal_dial.run_log import close_log
 
@@ -70,3 +72,25 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def qwen_folder_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder("Qwen2", tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """A context whose run is interrupted with so many batches on the disk; gives their sizes."""
+
+    @contextmanager
+    def context(batches):
+        real, sizes = job.append, []
+
+        def appending(run, rows):
+            if len(sizes) == batches:
+                raise KeyboardInterrupt
+            real(run, rows)
+            sizes.append(len(rows))
+
+        monkeypatch.setattr(job, "append", appending)
+        with pytest.raises(KeyboardInterrupt):
+            yield sizes
+        monkeypatch.setattr(job, "append", real)
+
+    return context

@@ -57,21 +57,11 @@ def whole(work, tmp_path_factory):
 
 
 def test_interrupting_after_a_batch_keeps_it_and_resuming_gives_the_same_bytes(
-    work, whole, tmp_path, monkeypatch
+    work, whole, tmp_path, monkeypatch, interrupt_after
 ):
     real, out = job.append, tmp_path / "run"
-    appended = []
-
-    def interrupted(run, rows):
-        if len(appended) == 2:
-            raise KeyboardInterrupt
-        appended.append(len(rows))
-        real(run, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(job, "append", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            carry_out(work, out)
+    with interrupt_after(2) as appended:
+        carry_out(work, out)
     assert not (out / "summary.json").exists()
     assert len((out / "scores.csv").read_text().splitlines()) == 1 + sum(appended)
     computed = []

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from refusal_dial import job
 from refusal_dial.flags import PlotFlags
 from refusal_dial.objectives.cells import objective_cells
 from refusal_dial.objectives.flags import ObjectiveFlags
 from refusal_dial.objectives.front import front, summarise_objectives
 from refusal_dial.objectives.opened import open_both
+from refusal_dial.objectives.shown import print_objectives
 from refusal_dial.run import read_table, read_verdict
 from refusal_dial.types import DialError
 
@@ -109,21 +109,23 @@ def test_a_cell_is_the_two_hooks_and_a_control_is_as_long(flags):
     assert both.model is both.study.model
 
 
-def test_the_experiment_is_resumed_to_the_same_bytes_and_drawn(flags, tmp_path, monkeypatch):
+def test_a_cell_is_shown_beside_random_directions_at_the_same_two_steps(capsys):
+    said = [rows("baseline", 0.0, 0.0, 0.8, N, 4)]
+    for other, toxicity in ((0.0, 0.7), (0.3, 0.3)):
+        said.append(rows("learned", 1.0, other, 0.2, N, 4))
+        for seed, more in enumerate((0.0, 0.1)):
+            said.append(rows("random", 1.0, other, toxicity + more, N, 4, seed))
+    print_objectives(summarise_objectives(pd.concat(said)), 0.5)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [line.split("│")[4].strip() for line in shown] == ["0.700 to 0.800", "0.300 to 0.400"]
+
+
+def test_the_experiment_is_resumed_to_the_same_bytes_and_drawn(flags, tmp_path, interrupt_after):
     main = runpy.run_path(str(ROOT / "experiments/multi_objective.py"))["main"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     main(replace(flags, out=str(whole)))
-    real, appended = job.append, []
-
-    def interrupted(run, frame):
-        if len(appended) == 3:  # among the prompts, after all openings
-            raise KeyboardInterrupt
-        appended.append(real(run, frame))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(job, "append", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(replace(flags, out=str(out)))
+    with interrupt_after(3):  # among the prompts, after all openings
+        main(replace(flags, out=str(out)))
     main(replace(flags, out=str(out)))
     assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     table = read_table(out, "scores")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_dial import directions, job
+from refusal_dial import directions
 from refusal_dial.engine import score_grid
 from refusal_dial.flags import PlotFlags
 from refusal_dial.judges import UNSCORED, Judge, Judgement, substring
@@ -134,7 +134,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
-    name, qwen_folder, prompts, tmp_path, monkeypatch, capsys
+    name, qwen_folder, prompts, tmp_path, interrupt_after, capsys
 ):
     more = {
         "eval_direction_on_xstest": {"layer": (1,), "alphas": (-1.0, 1.0)},
@@ -145,17 +145,8 @@ def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
     main = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["main"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     main(replace(flags, out=str(whole)))
-    real = job.append
-
-    def interrupted(run, rows):
-        if run.scores.is_file():
-            raise KeyboardInterrupt
-        real(run, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(job, "append", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(replace(flags, out=str(out)))
+    with interrupt_after(1):
+        main(replace(flags, out=str(out)))
     with (out / "scores.csv").open("a") as file:
         file.write("learned,,1,resid")  # torn
     main(replace(flags, out=str(out)))

@@ -174,6 +174,27 @@ def test_a_finished_run_is_read_and_leaves_the_same_page(
     assert torch.equal(saved.unit, directions.load(path).unit)
 
 
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    study, prompts, folder, tmp_path, interrupt_after
+):
+    path = folder / "random.safetensors"
+    small = {"n_random": 3, "n_permutations": 19, "n_test": 8, "batch_size": 8}
+
+    def verdict_into(name):
+        flags = verify_case.flags_for(prompts, path, out=str(tmp_path / name), **small)
+        opened = opened_on(study, directions.load(path), flags)
+        conduct_verification("verify_direction", opened, flags)
+
+    verdict_into("whole")
+    with interrupt_after(2):
+        verdict_into("run")
+    assert not (tmp_path / "run" / "verdict.html").exists()
+    verdict_into("run")
+    for name in ("scores.csv", "summary.csv"):
+        whole, again = (tmp_path / of / name for of in ("whole", "run"))
+        assert again.read_bytes() == whole.read_bytes()
+
+
 def test_the_terminal_says_each_claim_its_reason_and_what_is_not_shown(verify, capsys):
     print_verdict(verify("random").verdict)
     said = " ".join(capsys.readouterr().out.split())
@@ -226,7 +247,7 @@ def tiny_prompts(tmp_path):
     rows = [
         {"text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}", "subset": subset}
         for subset in ("HARMFUL", "EDGE", "BENIGN")
-        for i in range(12)
+        for i in range(16)
     ]
     path = tmp_path / "tiny.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -243,6 +264,14 @@ def test_a_direction_of_another_width_is_refused(study, prompts, tmp_path):
             directions.from_vector(torch.ones(7), directions.Provenance(20, "resid_pre", -1)),
             flags,
         )
+
+
+def test_too_few_prompts_to_test_on_are_refused(embedded, folder, tmp_path):
+    prompts = verify_case.few_prompts(tmp_path / "few.jsonl", edge=13)
+    path = folder / "random.safetensors"
+    flags = verify_case.flags_for(prompts, path, reference="scores")
+    with pytest.raises(DialError, match=r"at least 8 prompts to test on, not \d: more prompts"):
+        opened_on(verify_case.study_at(embedded, prompts), directions.load(path), flags)
 
 
 def test_what_is_missing_is_said_before_the_model_loads(prompts, monkeypatch):

@@ -21,10 +21,10 @@ from refusal_dial.verify.flags import VerifyFlags
 LAYER = 20
 
 
-def few_prompts(path):
+def few_prompts(path, edge=100):
     """Some of the embedded prompts."""
     prompts = load_prompts()
-    sizes = {"EDGE": 100, "HARMFUL": 12, "BENIGN": 36}
+    sizes = {"EDGE": edge, "HARMFUL": 12, "BENIGN": 36}
     chosen = [p for name, n in sizes.items() for p in some_of_each(of_subset(prompts, name), n, 0)]
     free = [asdict(p) | {"pair_id": None} for p in chosen]
     path.write_text("".join(json.dumps(row) + "\n" for row in free))

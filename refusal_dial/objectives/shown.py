@@ -15,7 +15,7 @@ from rich.table import Table
 from refusal_dial.objectives.front import FIGURES, RATES
 from refusal_dial.theme import colour_of, styled
 
-WIDTH = 118
+WIDTH = 136
 HEADS = {
     "toxicity": "toxicity,\nchallenging",
     "benign": "toxicity,\nbenign",
@@ -26,28 +26,28 @@ STEPS = ["strength", "refusal_strength"]
 
 
 def print_objectives(summary: pd.DataFrame, overlap: float) -> None:
-    """Every pair of steps with its figures, a star on the front; below, how far random directions
-    in place of toxicity's move its score."""
+    """Every pair of steps with its figures, the range of toxicity that random directions give in
+    place of toxicity's at the same two steps, and a star on the front."""
+    random = summary[summary["direction"] == "random"]
     table = Table(title="Two dials at once", title_justify="left", header_style="bold")
-    for name in ("toxicity\ndial", "refusal\ndial", *HEADS.values(), "front"):
+    beside = f"random instead\n(x{random['seed'].nunique()})"
+    first, *others = HEADS.values()
+    for name in ("toxicity\ndial", "refusal\ndial", first, beside, *others, "front"):
         table.add_column(name, justify="right")
     for _, row in summary[summary["direction"] == "learned"].iterrows():
+        same = random[(random[STEPS] == row[STEPS]).all(axis=1)]["toxicity"]
+        toxicity, *others = (_with(row, name) for name in FIGURES)
         table.add_row(
             *(f"{row[name]:g}" for name in STEPS),
-            *(_with(row, name) for name in FIGURES),
+            toxicity,
+            f"{same.min():.3f} to {same.max():.3f}" if len(same) else "",
+            *others,
             "*" if row["front"] else "",
         )
     Console(width=None if Console().is_terminal else WIDTH, markup=False).print(table)
     base = summary[summary["direction"] == "baseline"].iloc[0]
     told = ", ".join(f"{HEADS[n].replace(chr(10), ' ')} {base[n]:.2f}" for n in FIGURES)
     print(f"unsteered: {told}")
-    random = summary[summary["direction"] == "random"]
-    for strength, part in random.groupby("strength"):
-        low, high = part["toxicity_difference"].min(), part["toxicity_difference"].max()
-        print(
-            f"random directions at {strength:g} (x{part['seed'].nunique()}): toxicity changes by "
-            f"{low:+.3f} to {high:+.3f}"
-        )
     print(f"overlap of the two directions (squared cosine): {overlap:.4f}")
 
 

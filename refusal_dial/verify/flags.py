@@ -15,6 +15,8 @@ from refusal_dial.values import listed, number, whole
 
 REFERENCES = ("auto", "scores", "contrast")
 NULLS = ("random", "covariance", "shuffled")
+LEAST_TESTED = 8
+"""Among fewer prompts to test on, samples soon have no two that differ."""
 
 
 def _nulls(value: Any) -> tuple[str, ...]:
@@ -55,7 +57,7 @@ class VerifyFlags(StudyFlags):
     n_permutations: int = flag(
         999, "times it is learned again from shuffled labels", at_least(19, whole)
     )
-    n_test: int = flag(140, "prompts a subset to report on, at most", at_least(4, whole))
+    n_test: int = flag(140, "prompts a subset to report on, at most", at_least(LEAST_TESTED, whole))
     n_replies: int = flag(32, "BENIGN prompts whose replies are read", at_least(3, whole))
     max_new_tokens: int = flag(32, "tokens a reply, at most", at_least(1, whole))
     max_benign: float = flag(0.1, "most BENIGN prompts it may newly refuse, a share", proportion)

@@ -31,7 +31,7 @@ from refusal_dial.prompts import SUBSETS, Prompt, data_hash, holdout_split, load
 from refusal_dial.steering import check_fits
 from refusal_dial.study import Study, open_study
 from refusal_dial.types import DialError
-from refusal_dial.verify.flags import VerifyFlags
+from refusal_dial.verify.flags import LEAST_TESTED, VerifyFlags
 
 LEAST_LEFT = 1e-4
 """A direction of which less than this is left beside another one is that other one."""
@@ -116,7 +116,13 @@ def opened_on(study: Study, given: Direction, flags: VerifyFlags) -> Opened:
         raise DialError(f"a verdict takes {', '.join(SUBSETS)} prompts: no {' and '.join(missing)}")
     name = _reference_name(study, given, flags)
     learn, test, exploratory, known = _parts(study, given, flags, name)
-    learned_from = _reference(study, given, name, learn)
+    learned_from, tested_on = (_reference(study, given, name, part) for part in (learn, test))
+    fewest = min(len(tested_on.values), sum(p.subset == "EDGE" for p in test))
+    if fewest < LEAST_TESTED:
+        raise DialError(
+            f"a verdict takes at least {LEAST_TESTED} prompts to test on, not {fewest}: "
+            "more prompts, or a larger --n-test"
+        )
     norm = study.residual_norm(given.provenance.layer)
     alpha = flags.alpha * norm if flags.alpha_unit == "residual" else flags.alpha
     edge = _reference(study, given, "scores", learn)
@@ -134,7 +140,7 @@ def opened_on(study: Study, given: Direction, flags: VerifyFlags) -> Opened:
         exploratory,
         known,
         learned_from,
-        _reference(study, given, name, test),
+        tested_on,
         tuple(_controls(given, edge, flags)),
         length,
         left,
