@@ -3,32 +3,13 @@ process."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
+
+from script_case import load
 
 from refusal_dial import cli
-
-ROOT = Path(__file__).parents[1]
-SCRIPTS = [
-    *sorted((ROOT / "experiments").glob("*.py")),
-    *sorted((ROOT / "scripts").glob("*.py")),
-]
-
-
-@cache
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bad_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -64,7 +45,7 @@ def run(path: Path, arguments: list[str], folder: Path, capsys) -> Ended:
     before = files_in(folder)
     capsys.readouterr()
     try:
-        cli.run(load(path).main, arguments)
+        cli.run(load(path.stem).main, arguments)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

@@ -14,13 +14,13 @@ from typing import get_type_hints
 
 import bad_case
 import pytest
-from bad_case import ROOT, SCRIPTS
+from script_case import ROOT, SCRIPTS, load
 
 from refusal_dial import cli
 from refusal_dial.contrast import load_contrast
 from refusal_dial.types import DialError
 
-TAKES = {path: get_type_hints(bad_case.load(path).main)["flags"] for path in SCRIPTS}
+TAKES = {path: get_type_hints(load(path.stem).main)["flags"] for path in SCRIPTS}
 name = {"ids": lambda value: value.stem if isinstance(value, Path) else None}
 
 
@@ -85,7 +85,7 @@ def test_a_value_that_a_flag_cannot_take_is_named(path, run):
         for value in bad_case.VALUES:
             arguments = [*required(path), f"{flag}={value}"]
             try:
-                cli.parse(TAKES[path], arguments, bad_case.load(path).main)
+                cli.parse(TAKES[path], arguments, load(path.stem).main)
             except DialError:
                 line = run(path, *arguments).line
                 assert line.startswith(f"error: {flag}"), (value, line)

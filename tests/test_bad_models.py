@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from bad_case import ROOT
 from safetensors.torch import load_file, save_file
+from script_case import ROOT
 
 from refusal_dial import directions
 from refusal_dial.directions import Direction, Provenance

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import get_type_hints
 
 import numpy as np
 import pytest
+from script_case import load
 
 from refusal_dial.run import read_config, read_table
 from refusal_dial.summary import random_band
@@ -31,16 +30,6 @@ SUMMARY_CONTRACT = (
 name = {"ids": lambda path: path.stem}
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def command(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(path), *arguments],
@@ -55,7 +44,7 @@ def command(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProce
 def test_an_experiment_is_thin_and_asks_one_question(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 60
-    assert "?" in load(path).__doc__.split("\n\n")[0]
+    assert "?" in load(path.stem).__doc__.split("\n\n")[0]
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *SCRIPTS], **name)
@@ -119,7 +108,7 @@ def test_a_run_ends_in_what_to_do_next(path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, **name)
 def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
-    flags = fields(get_type_hints(load(path).main)["flags"])
+    flags = fields(get_type_hints(load(path.stem).main)["flags"])
     known = "--" + flags[-1].name.replace("_", "-")
     done = command(path, known + "e", "3", cwd=tmp_path)
     assert done.returncode == 2
@@ -165,7 +154,7 @@ def test_an_unknown_layer_names_the_range_and_writes_nothing(qwen_folder, tmp_pa
 
 def small(path: Path, model: Path, out: Path, **changes: object) -> None:
     """Run a script in this process on a tiny random model."""
-    module = load(path)
+    module = load(path.stem)
     flags_type = module.main.__annotations__["flags"]
     flags_type = getattr(module, flags_type) if isinstance(flags_type, str) else flags_type
     settings = {"model": str(model), "refusal_tokens": "I", "device": "cpu", "batch_size": 200}
@@ -283,7 +272,7 @@ def test_examples_hold_every_prompt_with_its_exact_scores(qwen_folder, tmp_path)
     "script", ["plot_holdout_random_controls", "plot_controls_pareto", "plot_score_histograms"]
 )
 def test_plots_are_drawn_from_a_run_folder_alone(main_run, script, tmp_path, capsys):
-    module = load(ROOT / "scripts" / f"{script}.py")
+    module = load(script)
     for attempt in ("first.html", "again.html"):
         flags = get_type_hints(module.main)["flags"]
         module.main(flags(run=str(main_run), out=str(tmp_path / attempt)))
@@ -303,7 +292,7 @@ def test_a_plot_of_what_is_no_run(tmp_path):
 def test_the_main_result_on_the_embedded_model(tmp_path):
     """The holdout direction turns refusal from rare to usual; random directions do not.
     (test_organism has layer 12 too.)"""
-    module = load(ROOT / "experiments" / "steering_holdout_control.py")
+    module = load("steering_holdout_control")
     out = tmp_path / "run"
     turned = {"alphas": (-0.6, -0.3, 0.0, 0.3, 0.6), "alpha_unit": "residual"}  # of 13 by default
     few = {"controls": ("holdout", "random")}

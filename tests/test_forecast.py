@@ -3,17 +3,15 @@ is written."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import get_type_hints
 
 import pytest
 import torch
+from script_case import load
 
 from refusal_dial import cli, probe, study
 from refusal_dial.continuation import opened
@@ -60,16 +58,6 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(probe, "ENOUGH", 0.0)
     for module in (study, opened):
         monkeypatch.setattr(module, "load_model", LOADED)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

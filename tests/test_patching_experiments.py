@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ import pairs_case
 import pandas as pd
 import pytest
 import tiny
+from script_case import load
 
 from refusal_dial import cli
 from refusal_dial.model import EMBEDDED
@@ -36,17 +34,6 @@ EXPERIMENTS = {
     "patch_last_k": {"k": 2, "site": "mlp_out", "layer": (0, 2)},
     "attribution_patching": {"refine": 5, "way": "both", "layer": (0, 2)},
 }
-
-
-def load(name: str) -> ModuleType:
-    folder = "scripts" if name.startswith("plot") else "experiments"
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

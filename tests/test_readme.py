@@ -8,7 +8,6 @@ runs for a target is read from the Makefile; setting up is what a clean clone is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import runpy
@@ -21,6 +20,7 @@ from typing import get_type_hints
 import pytest
 import tiny
 import torch
+from script_case import load
 
 from refusal_dial.cli import parse
 from refusal_dial.figure_files import found_browser
@@ -183,10 +183,7 @@ def test_a_command_of_the_readme_works(command, places, monkeypatch, capsys):
     if path.parent.name == "benchmarks":
         time_it(path, argv, monkeypatch)
     else:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, path.stem, module)
-        spec.loader.exec_module(module)
+        module = load(path.stem)
         module.main(parse(get_type_hints(module.main)["flags"], argv, module.main))
     assert capsys.readouterr().out
 

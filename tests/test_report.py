@@ -230,11 +230,11 @@ def test_the_scripts_never_set_markup(name):
 
 
 def test_the_script_takes_several_runs_and_says_where_the_page_is(folder, tmp_path, scores, capsys):
-    from test_experiments import ROOT, load
+    from script_case import load
 
     other = tmp_path / "other"
     report_case.leave_run(other, scores, Path(read_run(folder).settings["data"]["source"]))
-    module = load(ROOT / "scripts" / "report.py")
+    module = load("report")
     out = tmp_path / "page.html"
     from refusal_dial import cli
 

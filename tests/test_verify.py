@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import verify_case
+from script_case import load
 from test_control_vectors import gguf
-from test_experiments import ROOT, load
 
 from refusal_dial import directions
 from refusal_dial.run import read_table, read_verdict
@@ -214,7 +214,7 @@ def test_other_tools_files_go_through_the_script(suffix, qwen_folder, tmp_path, 
         torch.save(vector, path)
     else:
         path.write_bytes(gguf({"direction.1": vector.tolist(), "direction.2": [0.5] * 32}))
-    module = load(ROOT / "experiments" / "verify_direction.py")
+    module = load("verify_direction")
     flags = module.VerifyFlags(
         direction=str(path),
         model=str(qwen_folder),
