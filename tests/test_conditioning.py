@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from script_case import ROOT, load
 
+from refusal_dial import cli
 from refusal_dial.conditioning import three_parts
 from refusal_dial.prompts import Prompt
 from refusal_dial.run import find_run, read_table
 from refusal_dial.trade_off import trade_off
-
-ROOT = Path(__file__).parents[1]
-
-
-def script(name: str) -> dict:
-    return runpy.run_path(str(ROOT / name))
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +22,7 @@ def run(tmp_path_factory):
     rows = [{**json.loads(line), "pair_id": None} for line in lines[::2]]
     (folder / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = f"--alphas 0.3 --n-random 2 --device cpu --prompts {folder}/some.jsonl"
-    command = [sys.executable, str(ROOT / "experiments/conditional_steering.py"), *flags.split()]
-    done = subprocess.run(
-        [*command, "--out", str(folder / "run")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "conditional: kept" in done.stdout
+    cli.run(load("conditional_steering").main, [*flags.split(), "--out", f"{folder}/run"])
     return folder / "run"
 
 
@@ -67,8 +54,6 @@ def test_only_prompts_that_fire_move_at_all(run):
 
 
 def test_the_table_and_the_figure_come_from_the_run_alone(run, capsys):
-    script("scripts/plot_trade_off.py")["main"](
-        script("scripts/plot_trade_off.py")["Flags"](run=str(run))
-    )
+    cli.run(load("plot_trade_off").main, [str(run)])
     assert "trade_off.html" in capsys.readouterr().out
     assert "behind the detector" in (find_run(run) / "trade_off.html").read_text()

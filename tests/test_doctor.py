@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
+import logging
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from script_case import load
 
-from refusal_dial import doctor
+from refusal_dial import cli, doctor
 from refusal_dial.doctor import examine, parameters
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "doctor.py"
 
 
 def found(name: str, **more: str) -> dict[str, doctor.Finding]:
     return {one.check: one for one in examine(name, device="cpu", **more)}
 
 
-def test_the_embedded_model_can_start_and_the_exit_code_says_so(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--device", "cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+def test_the_embedded_model_can_start_and_the_exit_code_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("refusal_dial"), "setLevel", lambda _: None)
+    cli.run(load("doctor").main, ["--device", "cpu"])  # raises where the code is not 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "the run can start"
     for check in ("python", "packages", "device", "disk", "weights", "memory", "model"):
         assert any(line[6:].startswith(f"{check}:") for line in lines), check
@@ -39,9 +30,8 @@ def test_the_embedded_model_can_start_and_the_exit_code_says_so(tmp_path):
 
 
 def test_a_model_that_is_not_there_cannot_start(tmp_path, capsys):
-    script = runpy.run_path(str(SCRIPT))
     with pytest.raises(SystemExit) as stopped:
-        script["main"](script["Flags"](model=str(tmp_path / "none"), device="cpu"))
+        cli.run(load("doctor").main, ["--model", str(tmp_path / "none"), "--device", "cpu"])
     assert stopped.value.code == 1
     printed = capsys.readouterr().out
     assert "fail  weights: no folder" in printed

@@ -10,14 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
+import bad_case
 import numpy as np
 import pytest
-from script_case import load
+from script_case import ROOT, load
 
 from refusal_dial.run import read_config, read_table
 from refusal_dial.summary import random_band
 
-ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 STEERING = [path for path in EXPERIMENTS if path.stem.startswith("steer")]
@@ -141,14 +141,14 @@ def test_a_wrong_value_stops_before_any_work(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_layer_names_the_range_and_writes_nothing(qwen_folder, tmp_path):
-    path = ROOT / "experiments" / "steering_holdout_control.py"
-    done = command(path, "--model", str(qwen_folder), "--layer", "20", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "error: layer 20 is out of range: this model has layers 0 to 2"
-    )
-    assert "Traceback" not in done.stderr
+def test_an_unknown_layer_names_the_range_and_writes_nothing(
+    qwen_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    script = ROOT / "experiments" / "steering_holdout_control.py"
+    arguments = ["--model", str(qwen_folder), "--device", "cpu", "--layer", "20"]
+    ended = bad_case.run(script, arguments, tmp_path, capsys)
+    assert ended.line == "error: layer 20 is out of range: this model has layers 0 to 2"
     assert list(tmp_path.iterdir()) == []
 
 

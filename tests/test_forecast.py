@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+import verify_case
 from script_case import load
 
 from refusal_dial import cli, probe, study
@@ -109,18 +110,19 @@ def test_a_dry_run_foretells_the_rows_and_writes_nothing(
     assert re.search(r"^memory: [\d.]+ GB of weights, and at most about [\d.]+ GB", said, re.M)
 
 
-def test_a_verification_is_foretold(prompts, qwen_folder, tmp_path, monkeypatch, capsys):
+def test_a_verification_is_foretold(qwen_folder, tmp_path, monkeypatch, capsys):
     width = int(load_model(str(qwen_folder), "cpu").cfg.d_model)
     given = tmp_path / "d.pt"
     torch.save(torch.nn.functional.normalize(torch.arange(1.0, width + 1), dim=0), given)
+    prompts = verify_case.tiny_prompts(tmp_path)
     monkeypatch.chdir(tmp_path)
     typed = f"{given} --model {qwen_folder} --device cpu --prompts {prompts} --refusal-tokens I"
-    typed += " --layer 2 --reference contrast --n-random 2 --n-permutations 19 --n-test 4"
+    typed += " --layer 2 --reference contrast --n-random 2 --n-permutations 19 --n-test 8"
     typed += " --n-replies 3 --max-new-tokens 2"
     main = load("verify_direction").main
     cli.run(main, [*typed.split(), "--dry-run"])
     said = capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [given]
+    assert set(tmp_path.iterdir()) == {given, prompts}
     cli.run(main, [*typed.split(), "--out", "run"])
     assert f"rows: {len(read_table('run', 'scores')):,} in" in said
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -218,7 +217,7 @@ def test_other_tools_files_go_through_the_script(suffix, qwen_folder, tmp_path, 
     flags = module.VerifyFlags(
         direction=str(path),
         model=str(qwen_folder),
-        prompts=str(tiny_prompts(tmp_path)),
+        prompts=str(verify_case.tiny_prompts(tmp_path)),
         refusal_tokens="I",
         device="cpu",
         n_random=3,
@@ -241,17 +240,6 @@ def test_other_tools_files_go_through_the_script(suffix, qwen_folder, tmp_path, 
     page = (tmp_path / "run" / "verdict.html").read_text()
     assert "<b>x" not in page
     assert "&lt;b&gt;x" in page
-
-
-def tiny_prompts(tmp_path):
-    rows = [
-        {"text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}", "subset": subset}
-        for subset in ("HARMFUL", "EDGE", "BENIGN")
-        for i in range(16)
-    ]
-    path = tmp_path / "tiny.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def test_a_direction_of_another_width_is_refused(study, prompts, tmp_path):

@@ -31,6 +31,18 @@ def few_prompts(path, edge=100):
     return path
 
 
+def tiny_prompts(folder):
+    """As many of each subset as a verdict takes, of a few bytes."""
+    rows = [
+        {"text": f"{subset.lower()} {i} {'x' * (3 * i % 7)}", "subset": subset}
+        for subset in ("HARMFUL", "EDGE", "BENIGN")
+        for i in range(16)
+    ]
+    path = folder / "tiny.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def flags_for(prompts, direction, **changes) -> VerifyFlags:
     small = {
         "device": "cpu",
