@@ -6,6 +6,8 @@ builds cells; it does not run them.
 
 from __future__ import annotations
 
+from itertools import product
+
 from refusal_dial.controls import random_directions
 from refusal_dial.directions import Direction
 from refusal_dial.hooks import steer
@@ -13,7 +15,6 @@ from refusal_dial.objectives.flags import ObjectiveFlags
 from refusal_dial.objectives.opened import Both
 from refusal_dial.strengths import UNSTEERED
 from refusal_dial.sweep import Cell
-from refusal_dial.types import Hook
 
 
 def objective_cells(both: Both, flags: ObjectiveFlags) -> list[Cell]:
@@ -27,37 +28,27 @@ def objective_cells(both: Both, flags: ObjectiveFlags) -> list[Cell]:
     controls = random_directions(first, flags.n_random, flags.seed)
     named += [("random", number, one) for number, one in enumerate(controls)]
     cells = [Cell({**UNSTEERED.labels, "refusal_strength": 0.0})]
-    for kind, number, one in named:
-        for strength in flags.alphas:
-            if strength == 0 and kind == "random":
-                continue
-            for other in flags.refusal_alphas:
-                alpha = float(f"{strength * step:.4g}")
-                hooks: list[Hook] = []
-                if alpha:
-                    hooks.append(steer(one, alpha, layer=layer, pos=flags.pos, site=flags.site))
-                if other:
-                    turned = float(f"{other * norm:.4g}")
-                    hooks.append(
-                        steer(
-                            second,
-                            turned,
-                            layer=flags.refusal_layer,
-                            pos=flags.pos,
-                            site=flags.site,
-                        )
-                    )
-                labels = {
-                    **UNSTEERED.labels,
-                    "direction": kind,
-                    "seed": number,
-                    "layer": layer,
-                    "site": flags.site,
-                    "pos": flags.pos,
-                    "alpha": alpha,
-                    "alpha_relative": round(alpha / both.openings.step(layer, "residual"), 6),
-                    "strength": strength,
-                    "refusal_strength": other,
-                }
-                cells.append(Cell(labels, hooks))
+    for (kind, number, one), strength, other in product(named, flags.alphas, flags.refusal_alphas):
+        if strength == 0 and kind == "random":
+            continue
+        alpha = float(f"{strength * step:.4g}")
+        dials = ((one, alpha, layer), (second, float(f"{other * norm:.4g}"), flags.refusal_layer))
+        hooks = [
+            steer(direction, by, layer=at, pos=flags.pos, site=flags.site)
+            for direction, by, at in dials
+            if by
+        ]
+        labels = {
+            **UNSTEERED.labels,
+            "direction": kind,
+            "seed": number,
+            "layer": layer,
+            "site": flags.site,
+            "pos": flags.pos,
+            "alpha": alpha,
+            "alpha_relative": round(alpha / both.openings.step(layer, "residual"), 6),
+            "strength": strength,
+            "refusal_strength": other,
+        }
+        cells.append(Cell(labels, hooks))
     return cells

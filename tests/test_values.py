@@ -1,0 +1,68 @@
+"""Values of flags: each reader takes what it says it takes, and says what it was given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from script_case import SCRIPTS, load
+
+from refusal_dial.types import DialError
+from refusal_dial.values import BY_TYPE, listed, number, text, whole, yes
+
+ANY = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())
+)
+
+
+def taken(read, value):
+    """What a reader makes of a value, or its error."""
+    try:
+        return read(value)
+    except DialError as error:
+        return error
+
+
+@given(ANY)
+def test_what_a_reader_takes_has_its_type_and_anything_else_is_named(value):
+    for read, kind in ((whole, int), (number, float), (text, str), (yes, bool)):
+        found = taken(read, value)
+        if isinstance(found, DialError):
+            assert repr(value) in str(found)
+        else:
+            assert type(found) is kind
+            assert found == value
+
+
+@given(st.integers(-(10**29), 10**29))
+def test_a_whole_number_is_a_number_too(value):
+    assert number(value) == pytest.approx(whole(value))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_is_no_number(value):
+    for read in (whole, number, text):
+        with pytest.raises(DialError, match=f"not {value}"):
+            read(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 10**400])
+def test_numbers_are_finite(value):
+    with pytest.raises(DialError, match="expected a finite number"):
+        number(value)
+
+
+@given(ANY)
+def test_one_value_is_a_list_of_one(value):
+    assert listed(value) == (tuple(value) if isinstance(value, list) else (value,))
+    assert listed(listed(value)) == listed(value)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_flag_of_every_script_has_a_reader(path):
+    for one in fields(get_type_hints(load(path.stem).main)["flags"]):
+        assert one.metadata["parse"] is not None or one.type in BY_TYPE, one.name
