@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import job
 from refusal_dial.model import load_model
+from refusal_dial.prompts import load_prompts
 from refusal_dial.run_log import close_log
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,15 @@ def log_of_no_run() -> Iterator[None]:
     """A run that a test leaves unfinished keeps no line from the log of the next test."""
     yield
     close_log()
+
+
+@pytest.fixture(scope="session")
+def some_prompts(tmp_path_factory) -> Path:
+    """Every third of the embedded prompts, pairs apart."""
+    path = tmp_path_factory.mktemp("prompts") / "some.jsonl"
+    rows = [asdict(prompt) | {"pair_id": None} for prompt in load_prompts()[::3]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture(scope="session")

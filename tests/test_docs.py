@@ -55,11 +55,12 @@ def rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def run(qwen_folder, tmp_path_factory):
+def run(qwen_folder, some_prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("schema") / "run"
     controls = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
     script = ROOT / "experiments" / "steering_holdout_control.py"
-    small(script, qwen_folder, folder, controls=controls, n_random=1, alphas=(0.0, 2.0))
+    asked = {"controls": controls, "n_random": 1, "alphas": (0.0, 2.0)}
+    small(script, folder, model=qwen_folder, prompts=some_prompts, **asked)
     return folder
 
 

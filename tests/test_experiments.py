@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
@@ -152,28 +153,34 @@ def test_an_unknown_layer_names_the_range_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def small(path: Path, model: Path, out: Path, **changes: object) -> None:
+def small(path: Path, out: Path, *, model: Path, prompts: Path, **changes: object) -> None:
     """Run a script in this process on a tiny random model."""
     module = load(path.stem)
     flags_type = module.main.__annotations__["flags"]
     flags_type = getattr(module, flags_type) if isinstance(flags_type, str) else flags_type
-    settings = {"model": str(model), "refusal_tokens": "I", "device": "cpu", "batch_size": 200}
+    settings = {"model": str(model), "prompts": str(prompts), "refusal_tokens": "I"}
+    settings |= {"device": "cpu", "batch_size": 60}
     if path in STEERING:
         settings |= {"layer": (1,), "alphas": (-2.0, 0.0, 2.0), "n_random": 2}
     module.main(flags_type(**{**settings, "out": str(out), **changes}))
 
 
 @pytest.fixture(scope="module")
-def main_run(qwen_folder, tmp_path_factory):
+def run_small(qwen_folder, some_prompts):
+    return partial(small, model=qwen_folder, prompts=some_prompts)
+
+
+@pytest.fixture(scope="module")
+def main_run(run_small, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "main"
-    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, out)
+    run_small(ROOT / "experiments" / "steering_holdout_control.py", out)
     return out
 
 
 @pytest.mark.parametrize("path", SCORING, **name)
-def test_every_experiment_leaves_a_whole_run(path, qwen_folder, tmp_path, capsys):
+def test_every_experiment_leaves_a_whole_run(path, run_small, tmp_path, capsys):
     out = tmp_path / "run"
-    small(path, qwen_folder, out)
+    run_small(path, out)
     assert f"run: {out}" in capsys.readouterr().out
     for file in ("config.json", "scores.csv", "summary.csv", "summary.json", "log.txt"):
         assert (out / file).stat().st_size > 0, file
@@ -188,11 +195,10 @@ def test_every_experiment_leaves_a_whole_run(path, qwen_folder, tmp_path, capsys
     assert set(config) >= {"command", "versions", "started", "experiment"}
 
 
-def test_models_are_scored_under_a_saved_direction_too(main_run, qwen_folder, tmp_path):
+def test_models_are_scored_under_a_saved_direction_too(main_run, run_small, tmp_path):
     out = tmp_path / "run"
-    small(
+    run_small(
         ROOT / "experiments" / "score_models.py",
-        qwen_folder,
         out,
         direction=str(main_run / "direction.safetensors"),
         layer=(1,),
@@ -229,36 +235,36 @@ def test_train_and_holdout_are_disjoint_halves_of_edge(main_run):
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.3, 0.77, 0.999])
-def test_an_interrupted_run_resumes_to_the_same_bytes(main_run, qwen_folder, tmp_path, cut):
+def test_an_interrupted_run_resumes_to_the_same_bytes(main_run, run_small, tmp_path, cut):
     out = tmp_path / "resumed"
     out.mkdir()
     whole = (main_run / "scores.csv").read_bytes()
     for file in ("config.json", "journal.txt"):
         (out / file).write_bytes((main_run / file).read_bytes())
     (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
-    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, out)
+    run_small(ROOT / "experiments" / "steering_holdout_control.py", out)
     assert (out / "scores.csv").read_bytes() == whole
     assert (out / "summary.csv").read_bytes() == (main_run / "summary.csv").read_bytes()
 
 
-def test_a_finished_run_is_never_written_again(main_run, qwen_folder, capsys):
+def test_a_finished_run_is_never_written_again(main_run, run_small, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in main_run.iterdir()}
-    small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, main_run)
+    run_small(ROOT / "experiments" / "steering_holdout_control.py", main_run)
     assert "Refusal rate" in capsys.readouterr().out
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in main_run.iterdir()}
     assert after == before
 
 
-def test_the_same_folder_with_other_settings_is_refused(main_run, qwen_folder):
+def test_the_same_folder_with_other_settings_is_refused(main_run, run_small):
     from refusal_dial.types import DialError
 
     with pytest.raises(DialError, match=r"holds a run with seed = 0, and this one has 1: choose"):
-        small(ROOT / "experiments" / "steering_holdout_control.py", qwen_folder, main_run, seed=1)
+        run_small(ROOT / "experiments" / "steering_holdout_control.py", main_run, seed=1)
 
 
-def test_examples_hold_every_prompt_with_its_exact_scores(qwen_folder, tmp_path):
+def test_examples_hold_every_prompt_with_its_exact_scores(run_small, tmp_path):
     out = tmp_path / "run"
-    small(ROOT / "experiments" / "steering_balanced.py", qwen_folder, out)
+    run_small(ROOT / "experiments" / "steering_balanced.py", out)
     lines = [json.loads(line) for line in (out / "examples.jsonl").read_text().splitlines()]
     scores = read_table(out, "scores")
     learned = scores[scores["direction"] == "learned"].set_index(["prompt_id", "alpha"])["score"]

@@ -6,7 +6,7 @@ import json
 
 import bad_case
 import pytest
-from bad_case import ROOT
+from script_case import ROOT
 
 SECRETS = {
     name: f"secret-{name.lower()}-7f3a"
