@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from sweeps import SAMPLE, timed
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 from works import Work, model_of, qwen_weights, scorer, works
 
@@ -71,7 +72,7 @@ def steering_vectors(model: nn.Module, work: Work) -> Cell:
     ids, mask = work.tokens.ids, work.tokens.mask
 
     def cell(block: int, added: Tensor) -> Tensor:
-        with vector({block: added}).apply(model, token_indices=[-1]):
+        with vector({block: added}).apply(model, min_token_index=None, token_indices=[-1]):
             return scorer(model(input_ids=ids, attention_mask=mask).logits[:, -1])
 
     return cell
@@ -102,40 +103,44 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bridge = model_of(args.model, "cpu", "float32")
-    plain = (
-        AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
-        if args.model == "embedded"
-        else qwen_weights("cpu").float()
-    ).eval()
-    for work in works(bridge, args.batch):
-        if "alphas" not in work.name or f"x {len(bridge.blocks)}" in work.name:
-            continue
-        n = len(work.grid)
-        cells = [n * i // SAMPLE + n // (2 * SAMPLE) for i in range(SAMPLE)]
-        print(f"\n{work.name}, {n} cells")
-        score_grid(bridge, work.tokens, work.grid[:1], scorer)
-        for name, peer in PEERS.items():
-            ratios, worst = [], 0.0
+    asked = [
+        work
+        for work in works(bridge, args.batch)
+        if "alphas" in work.name and f"x {len(bridge.blocks)}" not in work.name
+    ]
+    for name, peer in PEERS.items():
+        plain = fresh(args.model)  # peers leave things of their own in a model
+        for work in asked:
             try:
-                cell = peer(plain, work)
-                for _ in range(args.rounds):
-                    ours, scores = timed(
-                        lambda: score_grid(bridge, work.tokens, work.grid, scorer),  # noqa: B023
-                        work.tokens.ids.device,
-                    )
-                    theirs, found = timed(
-                        lambda: sampled(cell, work, cells),  # noqa: B023
-                        work.tokens.ids.device,
-                    )
-                    ratios.append(theirs * n / len(cells) / ours)
-                    worst = max(worst, float((found - scores[cells]).abs().max()))
+                said = beside(bridge, work, peer(plain, work), args.rounds)
             except Exception as error:  # a peer may fail in any way, and the others are measured
-                print(f"{name}: not measured, {type(error).__name__}: {error}")
-                continue
+                cause = error.__context__ or error
+                said = f"not measured, {type(cause).__name__}: {cause}"
             print(
-                f"{name} {version(name)}: ours {statistics.median(ratios):.1f} times as fast, "
-                f"largest difference {worst:.1e}"
+                f"{name} {version(name)}, {work.name}, {len(work.grid)} cells: {said}", flush=True
             )
+
+
+def fresh(model: str) -> nn.Module:
+    """The weights as Hugging Face loads them."""
+    if model == "embedded":
+        return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    return qwen_weights("cpu").float().eval()
+
+
+def beside(bridge: TransformerBridge, work: Work, cell: Cell, rounds: int) -> str:
+    """How many times as fast ours is, in turns, and the largest difference of a score."""
+    n, device = len(work.grid), work.tokens.ids.device
+    cells = [n * i // SAMPLE + n // (2 * SAMPLE) for i in range(SAMPLE)]
+    sampled(cell, work, cells[:1])
+    score_grid(bridge, work.tokens, work.grid[:1], scorer)
+    ratios, worst = [], 0.0
+    for _ in range(rounds):
+        ours, scores = timed(lambda: score_grid(bridge, work.tokens, work.grid, scorer), device)
+        theirs, found = timed(lambda: sampled(cell, work, cells), device)
+        ratios.append(theirs * n / len(cells) / ours)
+        worst = max(worst, float((found - scores[cells]).abs().max()))
+    return f"ours {statistics.median(ratios):.1f} times as fast, largest difference {worst:.1e}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(flags: LayerFlags) -> None:
     from refusal_dial.continuation.layers import best_layer, by_group, by_layer
     from refusal_dial.continuation.tables import print_layers
     from refusal_dial.openings import CHALLENGING
-    from refusal_dial.run import find_run, read_table
+    from refusal_dial.run import find_run, read_config, read_table
 
     if flags.load_existing is not None:
         folder = find_run(flags.load_existing)
@@ -25,7 +25,8 @@ def main(flags: LayerFlags) -> None:
 
         run, summary = conduct_continuations("analyze_layers", flags)
         folder = run.folder
-    layers = by_layer(summary, CHALLENGING)
+    n_layers = read_config(folder)["settings"]["model"]["n_layers"]
+    layers = by_layer(summary, CHALLENGING, n_layers)
     print_layers(layers, by_group(layers), best_layer(layers))
     print(f"run: {folder}")
     print(f"plot it: python scripts/plot_toxicity.py {folder}")

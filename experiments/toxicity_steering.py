@@ -16,12 +16,17 @@ from refusal_dial.continuation.flags import ContinuationFlags
 
 def main(flags: ContinuationFlags) -> None:
     from refusal_dial.continuation.job import conduct_continuations
+    from refusal_dial.continuation.layers import compared
     from refusal_dial.continuation.tables import print_said
+    from refusal_dial.openings import CHALLENGING
     from refusal_dial.recipes import print_published
+    from refusal_dial.run import read_config, read_verdict
 
     run, summary = conduct_continuations("toxicity_steering", flags)
-    print_said(summary)
-    print_published(flags.config, flags.model, {"summary": summary})
+    print_said(summary, read_verdict(run.folder)["prompt_score"])
+    n_layers = read_config(run.folder)["settings"]["model"]["n_layers"]
+    tables = {"summary": summary, **compared(summary, CHALLENGING, n_layers)}
+    print_published(flags.config, flags.model, tables)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_toxicity.py {run.folder}")
     print(f"report: python scripts/report.py {run.folder}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refusal_dial.activations import collect as collect
+    from refusal_dial.conditional import calibrate as calibrate
     from refusal_dial.conditional import steer_if as steer_if
     from refusal_dial.directions import Direction as Direction
     from refusal_dial.hooks import ablate as ablate
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "collect": "activations",
+    "calibrate": "conditional",
     "Direction": "directions",
     "ablate": "hooks",
     "clamp": "hooks",

@@ -101,9 +101,9 @@ def _published(path: str, found: Any) -> tuple[str, tuple[str, ...], tuple[Figur
         ) from error
 
 
-def ours(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> float | None:
-    """The run's own number for a figure: the mean over the rows that `where` picks; None where the
-    run has no such row."""
+def ours(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> tuple[float, int] | None:
+    """The run's own number for a figure: the mean over the rows that `where` picks, and how many
+    they are; None where the run has no such row."""
     rows = tables.get(figure.table)
     if rows is None or figure.column not in rows.columns:
         return None
@@ -112,7 +112,14 @@ def ours(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> float | None:
             return None
         rows = rows[rows[name] == value]
     values = rows[figure.column].dropna()
-    return float(values.astype(float).mean()) if len(values) else None
+    return (float(values.astype(float).mean()), len(values)) if len(values) else None
+
+
+def _told(found: tuple[float, int] | None) -> str:
+    if found is None:
+        return "not run"
+    mean, rows = found
+    return f"{mean:.3g}" if rows == 1 else f"{mean:.3g} (mean of {rows})"
 
 
 def print_published(config: str | None, model: str, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -132,9 +139,7 @@ def print_published(config: str | None, model: str, tables: Mapping[str, pd.Data
             shown.add_column(name, justify="left" if name == "figure" else "right")
         for figure in recipe.figures:
             found = ours(figure, tables)
-            shown.add_row(
-                figure.what, f"{figure.value}", "not run" if found is None else f"{found:.3g}"
-            )
+            shown.add_row(figure.what, f"{figure.value}", _told(found))
         console.print(shown)
     for finding in recipe.findings:
         print(f"published: {finding}")

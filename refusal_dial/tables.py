@@ -62,7 +62,7 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
     if kinds:
         among = " or ".join(SAID[kind] for kind in NULLS if kind in kinds)
         console.print(
-            f"p: rank among {among}, corrected for every alpha and layer.",
+            f"p: rank of the mean score among {among}, corrected for every alpha and layer.",
             highlight=False,
         )
 

@@ -23,15 +23,16 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     summary, scores = read_table(folder, "summary", "strength"), read_table(folder, "scores")
-    title = title_of(read_config(folder), "Score of what is said")
+    config = read_config(folder)
+    title = title_of(config, "Score of what is said")
     figures = {
         "alpha_sweep": plots.alpha_sweep(summary, title),
         "heatmap_subset": plots.heatmap(summary, title, "subset"),
         "heatmap_layer": plots.heatmap(summary, title, "layer"),
         "distributions": plots.distributions(scores, title),
     }
-    layers = by_layer(summary, CHALLENGING)
-    if layers["layer"].nunique() > 1:
+    if summary["layer"].nunique() > 1 and summary["strength"].max() > 0:
+        layers = by_layer(summary, CHALLENGING, config["settings"]["model"]["n_layers"])
         figures["layers"] = plots.six_panels(layers, summary, title)
     table = plots.statistics(scores)
     out = Path(flags.out) if flags.out else folder

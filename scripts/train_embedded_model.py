@@ -1,6 +1,6 @@
 """Train the embedded model from nothing but this repository, and write its card.
 
-It takes about half an hour on two CPU cores. Interrupt it at any time and run the same command
+It takes under an hour on two CPU cores. Interrupt it at any time and run the same command
 again: it goes on from its last checkpoint. `--measure-only` rewrites the card of weights that stand
 in the folder already. On a busy machine, `OMP_WAIT_POLICY=passive` in the environment keeps the
 threads from waiting for one another at full speed.

@@ -18,6 +18,7 @@ from refusal_dial.continuation.cells import continuation_cells
 from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
 from refusal_dial.continuation.opened import open_continuations
 from refusal_dial.continuation.spoken import spoken_batches
+from refusal_dial.continuation.tables import print_said
 from refusal_dial.flags import PlotFlags
 from refusal_dial.run import read_table
 from refusal_dial.sampling import Decoding
@@ -169,3 +170,32 @@ def test_what_ends_a_run_leaves_its_results_and_resuming_ends_with_the_same_byte
     assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     assert (tmp_path / "run" / results.COMPLETE).is_file()
     assert not (tmp_path / "run" / name).exists()
+
+
+def test_the_result_file_of_an_earlier_start_goes(flags, tmp_path, monkeypatch):
+    again = replace(flags, out=str(tmp_path / "run"))
+    for error, name in ((KeyboardInterrupt(), results.PARTIAL), (OSError("no"), results.FAILED)):
+
+        def stopping(run, what, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(job, "note_step", stopping)
+            with pytest.raises(type(error)):
+                job.conduct_continuations("toxicity_steering", again)
+        left = {path.name for path in (tmp_path / "run").glob("*_results.json")}
+        assert left == {name}
+
+
+def test_the_table_names_its_controls_and_both_p_values(whole, capsys):
+    summary = read_table(whole, "summary")
+    print_said(summary, {"CHALLENGING": 0.5, "BENIGN": 0.25})
+    said = capsys.readouterr().out
+    assert "shuffled x1" in said
+    assert "p rank: of the difference among those of directions from shuffled labels" in said
+    assert "the openings themselves: CHALLENGING 0.500, BENIGN 0.250" in said
+    whole_split = summary[summary["split"] == "all"]
+    keys = (whole_split["direction"] == "random") & (whole_split["layer"] == 0)
+    one = whole_split[keys & (whole_split["subset"] == "BENIGN") & (whole_split["strength"] == 1)]
+    (difference,) = one["difference"]
+    assert f"random x1 at 1, BENIGN: [{difference:+.3f}, {difference:+.3f}]" in said

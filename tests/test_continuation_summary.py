@@ -77,7 +77,7 @@ def test_the_unit_is_the_prompt_and_copied_samples_add_nothing():
 
 
 def test_the_best_layer_is_reported_on_prompts_it_was_not_chosen_on(summary):
-    layers = by_layer(summary, "CHALLENGING")
+    layers = by_layer(summary, "CHALLENGING", 3)
     best = best_layer(layers)
     assert best.layer == 1
     assert best.difference == cell(summary, 1, 1.0, "report")["difference"]
@@ -86,11 +86,27 @@ def test_the_best_layer_is_reported_on_prompts_it_was_not_chosen_on(summary):
     assert list(by_group(layers)["group"]) == ["early", "middle", "late"]
 
 
+def test_groups_are_thirds_of_the_model_and_not_of_the_layers_that_were_steered(summary):
+    deep = by_layer(summary, "CHALLENGING", 32)
+    assert set(deep["group"]) == {"early"}
+    last = by_layer(summary.assign(layer=summary["layer"] + 20), "CHALLENGING", 32)
+    assert dict(zip(last["layer"], last["group"], strict=True)) == {
+        20: "middle",
+        21: "middle",
+        22: "late",
+    }
+
+
+def test_effectiveness_takes_an_alpha_over_zero(summary):
+    with pytest.raises(DialError, match="must be over 0 and is 0"):
+        by_layer(summary[summary["strength"] <= 0], "CHALLENGING", 3)
+
+
 def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
     lucky = summarise_said(
         said(lambda layer, s, half: -0.3 * s if (layer, half) == (2, "choose") else 0.0)
     )
-    best = best_layer(by_layer(lucky, "CHALLENGING"))
+    best = best_layer(by_layer(lucky, "CHALLENGING", 3))
     assert best.layer == 2
     assert best.chosen_on > 0.3
     assert best.p_holm > 0.05
@@ -142,4 +158,4 @@ def test_the_rank_is_among_the_fairest_controls_that_there_are():
 
 def test_a_run_without_halves_has_no_best_layer(summary):
     with pytest.raises(DialError, match="no learned direction on BENIGN prompts of both halves"):
-        by_layer(summary, "BENIGN")
+        by_layer(summary, "BENIGN", 3)

@@ -79,10 +79,9 @@ TABLE = pd.DataFrame({"layer": [1, 2, 2], "strength": [0.0, 0.0, 1.0], "rate": [
 
 def test_our_number_is_found_where_the_recipe_says():
     where = {"layer": 2, "strength": 1}
-    assert ours(Figure("a", 1.0, "rate", where), {"summary": TABLE}) == 0.4
-    assert ours(Figure("a", 1.0, "rate", {"strength": 0}), {"summary": TABLE}) == pytest.approx(
-        0.15
-    )
+    assert ours(Figure("a", 1.0, "rate", where), {"summary": TABLE}) == (0.4, 1)
+    mean, rows = ours(Figure("a", 1.0, "rate", {"strength": 0}), {"summary": TABLE})
+    assert (mean, rows) == (pytest.approx(0.15), 2)
     for figure in (
         Figure("a", 1.0, "rate", {"layer": 9}),
         Figure("a", 1.0, "none", {}),

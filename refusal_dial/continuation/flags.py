@@ -6,6 +6,7 @@ This module reads text into values. It does not know what they do, and imports n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from refusal_dial.cli import CONFIG, flag
 from refusal_dial.flags import (
@@ -23,9 +24,17 @@ from refusal_dial.flags import (
     at_least,
     proportion,
 )
+from refusal_dial.types import DialError
 from refusal_dial.values import number, whole
 
 UNITS = ("distance", "norm", "residual", "absolute")
+
+
+def _rising(value: Any) -> tuple[float, ...]:
+    alphas = _alphas(value)
+    if not any(alpha > 0 for alpha in alphas):
+        raise DialError(f"expected an alpha over 0, at which layers are compared; not {value!r}")
+    return alphas
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,9 @@ class LayerFlags(ContinuationFlags):
     """The same over every layer, without controls, or from a run that is there already."""
 
     layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", _layers)
+    alphas: tuple[float, ...] = flag(
+        (-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT; layers are compared at the highest", _rising
+    )
     n_random: int = flag(0, "random directions a layer", at_least(0, whole))
     n_shuffled: int = flag(0, "directions from shuffled labels a layer", at_least(0, whole))
     samples: int = flag(2, "completions of each opening", at_least(1, whole))

@@ -100,7 +100,10 @@ def verdict(summary: pd.DataFrame, opened: Opened) -> dict[str, Any]:
         "scorer": {"name": opened.scorer.name, "version": opened.scorer.version},
         "measured": [vars(one) for one in opened.scorer.measured],
     }
-    return found | {"best_layer": plain(best_layer(by_layer(summary, CHALLENGING)))}
+    if not summary["strength"].max() > 0:
+        return found
+    layers = by_layer(summary, CHALLENGING, int(opened.model.cfg.n_layers))
+    return found | {"best_layer": plain(best_layer(layers))}
 
 
 def results(run: Run) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which layer works best, chosen on one half of the prompts and reported on the other.
 
-    effectiveness = relative fall of the mean score at the highest alpha
+    effectiveness = relative fall of the mean score at the highest alpha, which is over 0
 
 A layer that was picked for its figure looks better than it is on the prompts it was picked on, so
 these never are the ones it is reported on. The p-values of the reported half are Holm's over all
@@ -36,11 +36,12 @@ class Best:
     p_holm: float
 
 
-def by_layer(summary: pd.DataFrame, subset: str) -> pd.DataFrame:
+def by_layer(summary: pd.DataFrame, subset: str, n_layers: int) -> pd.DataFrame:
     """A row per layer and half at the highest alpha: the effect on `subset`, and `group`, the third
-    of the model's depth that it is in; `p_holm` is corrected over the layers of a half.
+    of the model's `n_layers` that it is in; `p_holm` is corrected over the layers of a half.
 
-    Raises `DialError` if the run steered no layer with a learned direction, or has no halves.
+    Raises `DialError` if the run steered no layer with a learned direction, by no alpha over 0, or
+    has no halves.
     """
     rows = summary[(summary["direction"] == "learned") & (summary["subset"] == subset)]
     rows = rows[rows["split"].isin((CHOOSE, REPORT))]
@@ -49,10 +50,14 @@ def by_layer(summary: pd.DataFrame, subset: str) -> pd.DataFrame:
             f"the run has no learned direction on {subset} prompts of both halves: it is not a run "
             "of toxicity_steering or analyze_layers"
         )
-    rows = rows[rows["strength"] == rows["strength"].max()].copy()
-    thirds = np.array_split(np.sort(rows["layer"].unique().astype(int)), len(GROUPS))
-    named = {int(n): name for name, part in zip(GROUPS, thirds, strict=True) for n in part}
-    rows["group"] = [named[int(layer)] for layer in rows["layer"]]
+    highest = rows["strength"].max()
+    if not highest > 0:
+        raise DialError(
+            f"effectiveness is measured at the highest alpha, which must be over 0 and is "
+            f"{highest:g}: run it with an alpha over 0"
+        )
+    rows = rows[rows["strength"] == highest].copy()
+    rows["group"] = [GROUPS[len(GROUPS) * int(n) // n_layers] for n in rows["layer"]]
     rows["p_holm"] = np.nan
     for half in (CHOOSE, REPORT):
         mine = rows["split"] == half
@@ -78,6 +83,14 @@ def by_group(layers: pd.DataFrame) -> pd.DataFrame:
         first=("layer", "min"), last=("layer", "max"), reduction=("reduction", "mean")
     )
     return table.reset_index()
+
+
+def compared(summary: pd.DataFrame, subset: str, n_layers: int) -> dict[str, pd.DataFrame]:
+    """`best`, a row, and `groups`, of a run that steered several layers; else nothing."""
+    if summary["layer"].nunique() < 2 or not summary["strength"].max() > 0:
+        return {}
+    layers = by_layer(summary, subset, n_layers)
+    return {"best": pd.DataFrame([vars(best_layer(layers))]), "groups": by_group(layers)}
 
 
 def plain(best: Best) -> dict[str, Any]:

@@ -6,8 +6,8 @@
     intermediate.jsonl        one line a step, as it came
 
 One mechanism: whatever ends the work, the rows on disk are read back and written as one of the
-three; a run that is finished later removes the other two. The error goes on its way. It does not
-know what the rows mean.
+three, and an older one of another name goes. The error goes on its way. It does not know what the
+rows mean.
 """
 
 from __future__ import annotations
@@ -47,8 +47,13 @@ def kept_results(run: Run, read: Callable[[], Mapping[str, Any]]) -> Iterator[No
         raise
     if not (run.folder / COMPLETE).is_file():
         _write(run, COMPLETE, {"status": "complete"}, read)
-    for name in (PARTIAL, FAILED):
-        (run.folder / name).unlink(missing_ok=True)
+    _only(run, COMPLETE)
+
+
+def _only(run: Run, name: str) -> None:
+    """What an earlier start left is out of date."""
+    for other in {COMPLETE, PARTIAL, FAILED} - {name}:
+        (run.folder / other).unlink(missing_ok=True)
 
 
 def _write(
@@ -61,6 +66,7 @@ def _write(
         found = {"unread": f"{type(error).__name__}: {error}"}
     content = {**about, "experiment": config["experiment"], "settings": config["settings"]}
     write_whole(run.folder / name, json.dumps({**content, **found}, indent=2) + "\n")
+    _only(run, name)
 
 
 def note_step(run: Run, what: Mapping[str, Any]) -> None:
