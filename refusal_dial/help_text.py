@@ -40,8 +40,23 @@ def help_screen(main: Callable[..., object], known: Mapping[str, Field[Any]]) ->
     shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
     screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
     screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
+    screen = re.sub(  # Fire cuts long defaults short
+        r"^( +.*--(\w+)=\S+\n +)De?f?a?u?l?t?[.:].*$",
+        lambda found: f"{found[1]}Default: {_typed(known[found[2]].default)}",
+        screen,
+        flags=re.MULTILINE,
+    )
     screen = screen.replace("-h, --", "--")  # -h is help
     return re.sub(r"--[a-z]\w*", lambda name: name[0].replace("_", "-"), screen)
+
+
+def _typed(default: Any) -> str:
+    """A default as one would type it."""
+    if default is None or default == ():
+        return "not given"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(map(_typed, default)) if isinstance(default, tuple) else f"{default}"
 
 
 def _shown(known: Mapping[str, Field[Any]]) -> Callable[[], None]:

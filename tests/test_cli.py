@@ -337,7 +337,7 @@ def test_help_shows_every_flag_with_its_help_and_default_and_does_no_work(argume
         assert f.metadata["help"] in out
         assert f.name == "run" or f"--{f.name.replace('_', '-')}=" in out
     assert "RUN" in out
-    assert "Default: (20,)" in out
+    assert "Default: 20\n" in out
     assert "_random" not in out.replace("N_RANDOM", "")
 
 
