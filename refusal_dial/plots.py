@@ -29,14 +29,16 @@ from refusal_dial.types import DialError
 
 LABELS = {"refusal_rate": "share refused", "score_mean": f"mean {SCORE}"}
 BANDS = {"refusal_rate": ("rate_lo", "rate_hi"), "score_mean": ("score_lo", "score_hi")}
+LEARNED = "learned, band: 95% interval over prompts"
 BINS = 40
 
 
 def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate") -> go.Figure:
     """`value` against alpha: a row per layer, a column per group of prompts.
 
-    The learned direction with its interval over prompts; of each kind of control the mean over its
-    directions with their 2.5-97.5% range; the unsteered model as a dotted line.
+    The learned direction with its 95% interval over prompts; of each kind of control the mean over
+    its directions with their 2.5-97.5% range (one direction alone is a line); the unsteered model
+    as a dotted line.
     """
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
@@ -51,19 +53,21 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
         rows=len(places), cols=len(groups), subplot_titles=titles, shared_yaxes=True
     )
     bands = {kind: random_band(summary, value, kind) for kind in control_kinds(summary)}
+    names = {kind: _control_name(kind, band) for kind, band in bands.items()}
     lo, hi = BANDS[value]
     for r, place in enumerate(places, 1):
         for c, group in enumerate(groups, 1):
             first, at = r == c == 1, {"row": r, "col": c}
             for kind, band in bands.items():
                 here = _at(band, place, group).sort_values("alpha")
-                name, colour = f"{kind} (mean)", colour_of(kind)
-                if len(here):
+                name, colour = names[kind], colour_of(kind)
+                if len(here) and here["n_seeds"].max() > 1:
                     add_band(figure, here["alpha"], here["lo"], here["hi"], colour, name, at)
+                if len(here):
                     add_line(figure, here["alpha"], here["mean"], colour, name, at, first)
             one, colour = _at(learned, place, group).sort_values("alpha"), colour_of("learned")
-            add_band(figure, one["alpha"], one[lo], one[hi], colour, "learned", at)
-            add_line(figure, one["alpha"], one[value], colour, "learned", at, first)
+            add_band(figure, one["alpha"], one[lo], one[hi], colour, LEARNED, at)
+            add_line(figure, one["alpha"], one[value], colour, LEARNED, at, first)
             base = summary[(summary["direction"] == "baseline")]
             base = base[(base[GROUP] == list(group)).all(axis=1)]
             if len(base):
@@ -76,6 +80,11 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     return styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
 
 
+def _control_name(kind: str, band: pd.DataFrame) -> str:
+    n = int(band["n_seeds"].max())
+    return kind if n == 1 else f"{kind}, mean of {n}, band: 2.5-97.5% of them"
+
+
 def control_kinds(summary: pd.DataFrame) -> list[str]:
     """What was steered besides the learned direction, in order of first appearance."""
     kinds = dict.fromkeys(summary["direction"])
@@ -86,13 +95,15 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     """HARMFUL refusal against EDGE over-refusal along alpha, a panel per layer.
 
     Up is wanted, right is not. A random direction's curve shows what merely disturbing the model
-    buys; each point is labelled with its alpha.
+    buys. The ends of the learned curve are labelled with their alpha; the pointer shows the others.
     """
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
-    held_out = set(learned.loc[learned["split"] == "holdout", "subset"])
+    held_out = set(set_off(learned)["subset"])
     if not {"EDGE", "HARMFUL"} <= held_out:
-        have = ", ".join(sorted(held_out)) or "none"
+        have = (
+            ", ".join(sorted(set(learned.loc[learned["split"] == "holdout", "subset"]))) or "none"
+        )
         raise DialError(f"this figure needs held-out EDGE and HARMFUL prompts; the run has {have}")
     figure = make_subplots(cols=len(places), subplot_titles=_counted(learned, places))
     for c, place in enumerate(places, 1):
@@ -103,20 +114,28 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
                 figure.add_scatter(
                     x=part["EDGE"],
                     y=part["HARMFUL"],
-                    mode="lines+markers",
+                    mode="lines+markers+text" if name == "learned" else "lines+markers",
                     name=name,
                     legendgroup=name,
                     showlegend=bool(c == 1 and shown),
                     opacity=1.0 if name == "learned" else 0.35,
                     line={"color": colour_of(name)},
-                    text=[f"alpha {alpha:g}" for alpha in part["alpha"]],
-                    hovertemplate="%{text}<br>EDGE %{x:.2f}, HARMFUL %{y:.2f}<extra></extra>",
+                    text=_ends(part["alpha"]) if name == "learned" else None,
+                    textposition="bottom right",
+                    customdata=part["alpha"],
+                    hovertemplate="alpha %{customdata:g}<br>EDGE %{x:.2f}, HARMFUL %{y:.2f}"
+                    "<extra></extra>",
                     row=1,
                     col=c,
                 )
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.03, 1.03], col=1)
     return styled(figure, title, height=480, width=140 + 420 * len(places))
+
+
+def set_off(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that `pareto` sets against each other: held-out EDGE and HARMFUL prompts."""
+    return rows[(rows["split"] == "holdout") & rows["subset"].isin(("EDGE", "HARMFUL"))]
 
 
 def _places(learned: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -126,9 +145,16 @@ def _places(learned: pd.DataFrame) -> list[tuple[Any, ...]]:
     return distinct(learned, PLACE)
 
 
+def _ends(alphas: pd.Series[Any]) -> list[str]:
+    """The first and the last, and nothing between."""
+    ends = (alphas.iloc[0], alphas.iloc[-1])
+    return [f"alpha {alpha:g}" if alpha in ends else "" for alpha in alphas]
+
+
 def _trade_off(summary: pd.DataFrame, name: str, place: tuple[Any, ...]) -> pd.DataFrame:
     """One line per seed and alpha, a column per subset: the refusal rate on held-out prompts."""
-    rows = summary[(summary["direction"] == name) & (summary["split"] == "holdout")]
+    rows = set_off(summary)
+    rows = rows[rows["direction"] == name]
     rows = rows[(rows[PLACE] == list(place)).all(axis=1)]
     rows = rows.assign(seed=rows["seed"].fillna(0))
     wide = rows.pivot(index=["seed", "alpha"], columns="subset", values="refusal_rate")
@@ -141,7 +167,7 @@ def _at(frame: pd.DataFrame, place: tuple[Any, ...], group: tuple[Any, ...]) -> 
 
 
 def _counted(learned: pd.DataFrame, places: list[tuple[Any, ...]]) -> list[str]:
-    held = learned[learned["split"] == "holdout"].drop_duplicates("subset").set_index("subset")["n"]
+    held = set_off(learned).drop_duplicates("subset").set_index("subset")["n"]
     counts = f"n = {held['EDGE']} EDGE, {held['HARMFUL']} HARMFUL"
     return [f"layer {place[0]} ({counts})" for place in places]
 
@@ -188,7 +214,7 @@ def score_histograms(scores: pd.DataFrame, title: str, threshold: float | None =
             )
         if threshold is not None:
             figure.add_vline(threshold, line_dash="dot", line_color=BLACK, line_width=1, row=r)
-    figure.update_xaxes(title_text="score", row=len(panels))
+    figure.update_xaxes(title_text=SCORE, row=len(panels))
     figure.update_yaxes(title_text="share of prompts", row=(len(panels) + 1) // 2)
     figure.update_yaxes(tickformat=".0%")
     figure.update_layout(barmode="overlay", bargap=0)

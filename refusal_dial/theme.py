@@ -1,8 +1,8 @@
 """How every figure looks: one typeface, few colours, and each kind of direction always in its own.
 
 Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
-and grey and black. Intervals are bands. This module knows plotly and the fields of a run's config.
-It does not know what a figure is about, and it writes no files.
+and grey and black. Intervals are bands. This module knows plotly, the fields of a run's config and
+the columns of its rows. It does not know what a figure is about, and it writes no files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -52,17 +53,31 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def title_of(config: Mapping[str, Any], question: str) -> str:
-    """The question; then model and layer; then n, site and position; from a run's config."""
+def title_of(config: Mapping[str, Any], question: str, rows: pd.DataFrame | None = None) -> str:
+    """The question; then model, layer, site and position from a run's config; and the number of
+    prompts in `rows`, those that are drawn. Where only the unsteered model is drawn, layer, site
+    and position say nothing, and are left out."""
     settings = config["settings"]
-    n = (settings.get("data") or {}).get("n_prompts")
-    layers = _layers(settings.get("layer"))
-    who = escaped(", ".join(filter(None, [str(settings["model"]["name"]), layers])))
-    about = [f"n = {n} prompts" if n else "", settings.get("site") or ""]
-    if settings.get("pos") is not None:
-        about.append(f"position {settings['pos']}")
-    said = " · ".join(filter(None, [who, *map(escaped, about)]))
-    return f"{question}<br><sup>{said}</sup>"
+    bare = rows is not None and "direction" in rows and set(rows["direction"]) == {"baseline"}
+    layers = "" if bare else _layers(settings.get("layer"))
+    n = 0 if rows is None else prompts_in(rows)
+    about = [", ".join(filter(None, [str(settings["model"]["name"]), layers]))]
+    about.append(f"n = {n} prompts" if n else "")
+    if not bare:
+        about.append(settings.get("site") or "")
+        about.append(f"position {settings['pos']}" if settings.get("pos") is not None else "")
+    return f"{question}<br><sup>{' · '.join(map(escaped, filter(None, about)))}</sup>"
+
+
+def prompts_in(rows: pd.DataFrame) -> int:
+    """How many prompts these rows are about: a row per prompt and cell, or a summary with `n` for
+    each group. Groups that a summary holds both together (`all`) and apart are counted once."""
+    if "prompt_id" in rows:
+        return int(rows["prompt_id"].nunique())
+    if "split" in rows and (rows["split"] == "all").any():
+        rows = rows[rows["split"] == "all"]
+    groups = [name for name in ("subset", "split", "category") if name in rows]
+    return int(rows.groupby(groups, dropna=False)["n"].max().sum()) if len(rows) else 0
 
 
 def _layers(value: Any) -> str:

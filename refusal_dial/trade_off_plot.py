@@ -58,5 +58,5 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, spared: str) 
                 **bars,
             )
     figure.update_xaxes(title_text=f"rise of the share refused, {spared}")
-    figure.update_yaxes(title_text=f"rise of the mean score, {wanted} (log-odds)", col=1)
+    figure.update_yaxes(title_text=f"rise of the mean score, {wanted}", col=1)
     return styled(figure, title, height=480, width=140 + 420 * len(layers))

@@ -18,10 +18,9 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    title = title_of(read_config(folder), "A system message, the dial, or both")
-    figure = condition_bars(
-        named(read_table(folder, "summary", "strength", "system", "coherence")), title
-    )
+    rows = named(read_table(folder, "summary", "strength", "system", "coherence"))
+    title = title_of(read_config(folder), "A system message, the dial, or both", rows)
+    figure = condition_bars(rows, title)
     for path in write_figures({"conditions": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

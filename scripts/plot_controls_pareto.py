@@ -12,13 +12,14 @@ from refusal_dial.flags import PlotFlags
 
 def main(flags: PlotFlags) -> None:
     from refusal_dial.figure_files import write_figures
-    from refusal_dial.plots import pareto
+    from refusal_dial.plots import pareto, set_off
     from refusal_dial.run import find_run, read_config, read_table
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    title = title_of(read_config(folder), "HARMFUL refusal against EDGE over-refusal")
-    figures = {"controls_pareto": pareto(read_table(folder, "summary"), title)}
+    summary, question = read_table(folder, "summary"), "HARMFUL refusal against EDGE over-refusal"
+    title = title_of(read_config(folder), question, set_off(summary))
+    figures = {"controls_pareto": pareto(summary, title)}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

@@ -11,6 +11,8 @@ from refusal_dial.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
+    import pandas as pd
+
     from refusal_dial.direction_plots import cosines, norms_by_layer
     from refusal_dial.directions import load
     from refusal_dial.figure_files import write_figures
@@ -21,11 +23,12 @@ def main(flags: PlotFlags) -> None:
     config = read_config(folder)
     found = [load(path) for path in sorted(folder.glob("direction*.safetensors"))]
     by_layer = {one.provenance.layer: one for one in found}
-    title = title_of(config, "How long the direction is at each layer")
+    learned_from = pd.DataFrame({"prompt_id": [i for d in found for i in d.provenance.prompt_ids]})
+    title = title_of(config, "How long the direction is at each layer", learned_from)
     figures = {"direction_norms": norms_by_layer({n: d.norm for n, d in by_layer.items()}, title)}
     if len(by_layer) > 1:
         units = {n: d.unit.double().numpy() for n, d in by_layer.items()}
-        title = title_of(config, "How alike the layers' directions are")
+        title = title_of(config, "How alike the layers' directions are", learned_from)
         figures["direction_cosines"] = cosines(units, title)
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -30,8 +30,9 @@ def main(flags: Flags) -> None:
     if flags.value not in LABELS:
         raise one_of(flags.value, LABELS, "value")
     folder = find_run(flags.run)
-    title = title_of(read_config(folder), "Refusal along the dial, learned against its controls")
-    figure = alpha_curves(read_table(folder, "summary", flags.value), title, flags.value)
+    summary = read_table(folder, "summary", flags.value)
+    question = "Refusal along the dial, learned against its controls"
+    figure = alpha_curves(summary, title_of(read_config(folder), question, summary), flags.value)
     figures = {"holdout_random_controls": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -17,12 +17,9 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    config = read_config(folder)
-    figure = score_histograms(
-        read_table(folder, "scores"),
-        title_of(config, "How scores are spread"),
-        config["settings"].get("threshold"),
-    )
+    config, scores = read_config(folder), read_table(folder, "scores")
+    title = title_of(config, "How scores are spread", scores)
+    figure = score_histograms(scores, title, config["settings"].get("threshold"))
     figures = {"score_histograms": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

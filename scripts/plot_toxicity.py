@@ -13,6 +13,8 @@ from refusal_dial.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
+    from pandas import DataFrame
+
     from refusal_dial.continuation import plots
     from refusal_dial.continuation.layers import by_layer
     from refusal_dial.figure_files import write_figures
@@ -24,16 +26,27 @@ def main(flags: PlotFlags) -> None:
     folder = find_run(flags.run)
     summary, scores = read_table(folder, "summary", "strength"), read_table(folder, "scores")
     config = read_config(folder)
-    title = title_of(config, "Score of what is said")
+    alpha = plots.strength_label(config["settings"])
+    whole, hostile = plots.whole(summary), summary[summary["subset"] == CHALLENGING]
+
+    def title(question: str, rows: DataFrame) -> str:
+        return title_of(config, question, rows)
+
+    sweep, spread = title("Score of what is said along the dial", whole), "Every completion's score"
     figures = {
-        "alpha_sweep": plots.alpha_sweep(summary, title),
-        "heatmap_subset": plots.heatmap(summary, title, "subset"),
-        "heatmap_layer": plots.heatmap(summary, title, "layer"),
-        "distributions": plots.distributions(scores, title),
+        "alpha_sweep": plots.alpha_sweep(summary, sweep, alpha),
+        "heatmap_subset": plots.subset_heatmap(
+            summary, title("Mean score by subset", whole), alpha
+        ),
+        "distributions": plots.distributions(scores, title(spread, scores), alpha),
     }
+    if len(hostile):
+        asked = title("Mean score by layer", hostile)
+        figures["heatmap_layer"] = plots.layer_heatmap(summary, asked, alpha, CHALLENGING)
     if summary["layer"].nunique() > 1 and summary["strength"].max() > 0:
+        asked = title("Which layers lower the score", whole)
         layers = by_layer(summary, CHALLENGING, config["settings"]["model"]["n_layers"])
-        figures["layers"] = plots.six_panels(layers, summary, title)
+        figures["layers"] = plots.six_panels(layers, summary, asked)
     table = plots.statistics(scores)
     out = Path(flags.out) if flags.out else folder
     write_whole(out / "statistics.csv", table.to_csv(index=False, lineterminator="\n"))

@@ -25,7 +25,7 @@ def main(flags: Flags) -> None:
     from refusal_dial.continuation.spared import as_trade_off
     from refusal_dial.figure_files import write_figures
     from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.theme import title_of
+    from refusal_dial.theme import SCORE, title_of
     from refusal_dial.trade_off import trade_off
     from refusal_dial.trade_off_plot import trade_off_curves
 
@@ -36,11 +36,12 @@ def main(flags: Flags) -> None:
         units = "minus toxicity", "words changed"
     else:
         rows, about = scores[scores["split"] == "holdout"], ("HARMFUL", "EDGE")
-        units = "refusal score", "refused"
+        units = SCORE, "refused"
     wanted, spared = flags.wanted or about[0], flags.spared or about[1]
     threshold = float(config["settings"].get("threshold", 0.0))
     table = trade_off(rows, wanted=wanted, spared=spared, threshold=threshold)
-    title = title_of(config, "What steering buys, and what it costs")
+    drawn = rows[rows["subset"].isin((wanted, spared))]
+    title = title_of(config, "What steering buys, and what it costs", drawn)
     names = f"{wanted} ({units[0]})", f"{spared} ({units[1]})"
     figure = trade_off_curves(table, title, *names)
     figures = {"trade_off": figure}

@@ -27,10 +27,14 @@ def main(flags: PlotFlags) -> None:
     held_out = rows[rows["split"] == "holdout"]
     summary = summarise_replies(held_out, threshold, seed)
     by_category = summarise_replies(held_out, threshold, seed, ("subset", "category"))
+
+    def title(question: str) -> str:
+        return title_of(config, question, held_out)
+
     figures = {
-        "replies": plots.reply_curves(summary, title_of(config, "What is said along the dial")),
-        "trade_off": plots.trade_off_curve(summary, title_of(config, "Refusal and over-refusal")),
-        "categories": plots.category_bars(by_category, title_of(config, "Refusal by category")),
+        "replies": plots.reply_curves(summary, title("What is said along the dial")),
+        "trade_off": plots.trade_off_curve(summary, title("Refusal and over-refusal")),
+        "categories": plots.category_bars(by_category, title("Refusal by category")),
     }
     table = by_category.to_csv(index=False, lineterminator="\n")
     write_whole(Path(flags.out or folder) / "categories.csv", table)

@@ -9,12 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.plots import alpha_curves, control_kinds, pareto, score_histograms
+from refusal_dial.plots import (
+    LEARNED,
+    alpha_curves,
+    control_kinds,
+    pareto,
+    score_histograms,
+    set_off,
+)
 from refusal_dial.summary import random_band, summarise
-from refusal_dial.theme import COLOURS, colour_of
+from refusal_dial.theme import COLOURS, SCORE, colour_of, prompts_in
 from refusal_dial.types import DialError
 
 GROUPS = frames.GROUPS
+RANDOM = "random, mean of 3, band: 2.5-97.5% of them"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,7 @@ def at(summary, direction, layer, group):
 def test_curves_show_every_layer_and_group_in_the_order_of_alpha(summary, curves):
     figure = curves
     panels = [(layer, group) for layer in (12, 20) for group in GROUPS]
-    learned, random = lines(figure, "learned"), lines(figure, "random (mean)")
+    learned, random = lines(figure, LEARNED), lines(figure, RANDOM)
     assert len(learned) == len(random) == len(panels)
     assert len(figure.data) == 4 * len(panels)
     band = random_band(summary)
@@ -73,7 +81,7 @@ def test_the_band_around_a_curve_is_its_interval_there_and_back(summary, value, 
     rows = at(summary, "learned", 12, GROUPS[0])
     assert list(band.x) == [-2.0, 0.0, 2.0, 2.0, 0.0, -2.0]
     np.testing.assert_array_equal(band.y, [*rows[hi], *rows[lo][::-1]])
-    np.testing.assert_array_equal(lines(figure, "learned")[0].y, rows[value])
+    np.testing.assert_array_equal(lines(figure, LEARNED)[0].y, rows[value])
 
 
 def test_the_unsteered_model_is_a_dotted_line_in_every_panel(summary, curves):
@@ -92,7 +100,7 @@ def test_each_name_is_in_the_legend_once(curves, trade_off):
 
 def test_without_random_directions_only_the_learned_one_is_drawn():
     alone = summarise(frames.scores(frames.dial, n_random=0))
-    assert {trace.name for trace in alpha_curves(alone, "t").data} == {"learned", None}
+    assert {trace.name for trace in alpha_curves(alone, "t").data} == {LEARNED, None}
     assert len(alpha_curves(alone, "t").data) == 2 * 2
     assert [trace.name for trace in pareto(alone, "t").data] == ["learned"]
 
@@ -108,7 +116,10 @@ def test_pareto_sets_harmful_against_edge_along_alpha(summary, trade_off):
         np.testing.assert_array_equal(
             one.y, at(summary, "learned", layer, GROUPS[1])["refusal_rate"]
         )
-        assert list(one.text) == ["alpha -2", "alpha 0", "alpha 2"]
+        assert list(one.text) == ["alpha -2", "", "alpha 2"]
+        assert "text" in one.mode
+        assert list(one.customdata) == [-2, 0, 2]
+    assert not any(one.text for one in lines(figure, "random"))
     titles = [note.text for note in figure.layout.annotations]
     assert titles == [f"layer {n} (n = 4 EDGE, 4 HARMFUL)" for n in (12, 20)]
 
@@ -136,8 +147,9 @@ def test_a_cell_that_is_nan_leaves_a_gap_and_not_an_error(summary, draw):
     sick = (summary["direction"] == "learned") & (summary["subset"] == "EDGE")
     holes = summary.copy()
     holes.loc[sick, ["refusal_rate", "rate_lo", "rate_hi", "score_mean"]] = np.nan
-    for one in lines(draw(holes, "title"), "learned"):
-        assert len(one.x) == 3
+    drawn = [one for one in draw(holes, "title").data if str(one.name).startswith("learned")]
+    assert drawn
+    assert all(len(one.x) == 3 for one in drawn)
 
 
 @pytest.mark.parametrize("draw", [alpha_curves, pareto])
@@ -158,10 +170,24 @@ def test_every_kind_of_control_is_drawn_in_its_own_colour():
     assert control_kinds(both) == ["random", "covariance"]
     figure = alpha_curves(both, "t")
     for kind in ("random", "covariance"):
-        drawn = lines(figure, f"{kind} (mean)")
+        drawn = lines(figure, f"{kind}, mean of 3, band: 2.5-97.5% of them")
         assert len(drawn) == 2
         assert {line.line.color for line in drawn} == {colour_of(kind)}
     assert {"random", "covariance", "learned"} <= {trace.name for trace in pareto(both, "t").data}
+
+
+def test_one_direction_alone_is_no_mean_and_has_no_band():
+    rows = frames.scores(frames.dial)
+    one = rows[(rows["direction"] == "random") & (rows["seed"] == 0)].assign(direction="length")
+    figure = alpha_curves(summarise(pd.concat([rows, one], ignore_index=True)), "t")
+    assert len(lines(figure, "length")) == len(GROUPS)
+    assert {band.fillcolor for band in bands(figure)} == {colour_of("random"), COLOURS["learned"]}
+
+
+def test_what_is_set_off_is_what_the_panel_counts(summary, trade_off):
+    rows = set_off(summary.assign(split="train"))
+    assert rows.empty
+    assert prompts_in(set_off(summary)) == 4 + 4
 
 
 def test_histograms_hold_every_scored_prompt_once_a_panel():
@@ -177,6 +203,7 @@ def test_histograms_hold_every_scored_prompt_once_a_panel():
     centre = sum(x * y for x, y in zip(edge.x, edge.y, strict=True))
     assert centre == pytest.approx(np.mean([-0.5, 0, 0.5]), abs=float(edge.width[0]))
     assert len(figure.layout.shapes) == 3
+    assert figure.layout.xaxis3.title.text == SCORE
     assert not score_histograms(rows, "t", None).layout.shapes
     with pytest.raises(DialError, match="no row of this run has a score"):
         score_histograms(rows.assign(score=np.nan), "t")

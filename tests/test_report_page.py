@@ -227,6 +227,18 @@ def test_figures_are_drawn_when_they_come_into_view(visit):
     assert "Refusal along the dial" in tab.locator("#figures").inner_text()
 
 
+def test_figures_out_of_view_are_on_paper_too(visit):
+    tab, drawn = visit("one"), "#figures .figure:has(.main-svg)"
+    assert tab.locator(drawn).count() == 0
+    tab.emulate_media(media="print")
+    tab.wait_for_function("typeof window.Plotly !== 'undefined'")
+    boxes = tab.locator("#figures .figure").count()
+    assert tab.locator(drawn).count() == boxes == 3
+    tab = visit("one")
+    tab.pdf(path=str(SHOTS / "printed.pdf"), print_background=True)
+    assert tab.locator(drawn).count() == boxes
+
+
 def test_a_narrow_window_needs_no_sideways_scrolling(visit):
     tab = visit("spoken", width=390)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390

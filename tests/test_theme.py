@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import frames
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from refusal_dial.summary import summarise
 from refusal_dial.theme import (
     COLOURS,
     SUBSET_COLOURS,
     add_band,
     colour_of,
     escaped,
+    prompts_in,
     styled,
     subset_colour,
     title_of,
@@ -58,9 +62,22 @@ def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, s
         }
     }
     who = "me/&lt;b&gt;a&amp;b" + (f", {said}" if said else "")
-    assert title_of(config, "Question?") == (
-        f"Question?<br><sup>{who} · n = 540 prompts · resid_pre · position -1</sup>"
+    rows = pd.DataFrame({"direction": ["baseline", "learned"], "prompt_id": ["a", "b"]})
+    assert title_of(config, "Question?", rows) == (
+        f"Question?<br><sup>{who} · n = 2 prompts · resid_pre · position -1</sup>"
     )
+    unsteered = title_of(config, "Question?", rows[rows["direction"] == "baseline"])
+    assert unsteered == "Question?<br><sup>me/&lt;b&gt;a&amp;b · n = 1 prompts</sup>"
+
+
+def test_prompts_are_counted_from_what_is_drawn():
+    rows = frames.scores(frames.dial, groups=(("EDGE", "train"), *frames.GROUPS))
+    assert prompts_in(rows) == prompts_in(summarise(rows)) == 12
+    assert prompts_in(rows[rows["split"] == "holdout"]) == 8
+    summary = summarise(rows)
+    both = pd.concat([summary.assign(split="all"), summary])
+    assert prompts_in(both) == 8  # `all` holds the halves together
+    assert prompts_in(summary[:0]) == 0
 
 
 def test_what_a_run_does_not_say_is_left_out_of_the_title():

@@ -5,6 +5,10 @@ Draws means, differences and intervals that are there already.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -15,44 +19,48 @@ from refusal_dial.theme import GREY, add_band, add_line, escaped, styled, subset
 from refusal_dial.types import DialError
 
 SCORE = "mean score of what is said"
-STRENGTH = "alpha (in the run's unit)"
+UNITS = {
+    "distance": "1 = distance of the class means",
+    "norm": "1 = norm of the pooled difference",
+    "residual": "1 = mean norm of the activations",
+    "absolute": "residual-stream units",
+}
+SYMBOLS = {"shuffled": "circle-open", "random": "x"}
+APART = 0.05  # of the step from one alpha to the next, between the columns of two controls
 
 
-def _whole(summary: pd.DataFrame) -> pd.DataFrame:
+def strength_label(settings: Mapping[str, Any]) -> str:
+    """What the axis of alpha says: the unit that the run recorded."""
+    unit = settings.get("alpha_unit")
+    return f"alpha ({UNITS.get(unit, unit)})" if unit else "alpha"
+
+
+def whole(summary: pd.DataFrame) -> pd.DataFrame:
     """All prompts where they are there together, else one part."""
     rows = summary[summary["split"] == "all"]
     return rows if len(rows) else summary
 
 
-def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
-    """Mean score against alpha: a panel per layer, a line per subset in its band, controls as grey
-    points, the unsteered model dotted. Raises `DialError` for a run without a direction."""
-    rows = _whole(summary)
+def alpha_sweep(summary: pd.DataFrame, title: str, strength: str) -> go.Figure:
+    """Mean score against alpha: a panel per layer, a line per subset in its band, the unsteered
+    model dotted. Controls are points in their subset's colour, a symbol for each kind, moved aside
+    so that they do not hide each other. Raises `DialError` for a run without a direction."""
+    rows = whole(summary)
     learned = rows[rows["direction"] == "learned"]
     if learned.empty:
         raise DialError("this run steered no learned direction: there is no curve to draw")
-    layers = list(learned["layer"].unique())
+    layers, subsets = list(learned["layer"].unique()), list(learned["subset"].unique())
     columns = min(4, len(layers))
     deep = -(-len(layers) // columns)
     titles = [f"layer {n}" for n in layers]
     figure = make_subplots(rows=deep, cols=columns, subplot_titles=titles, shared_yaxes=True)
     for i, layer in enumerate(layers):
         at = {"row": i // columns + 1, "col": i % columns + 1}
-        for subset, part in learned[learned["layer"] == layer].groupby("subset", sort=False):
-            part = part.sort_values("strength")
-            colour = subset_colour(str(subset))
-            near = rows[(rows["layer"] == layer) & (rows["subset"] == subset)]
-            near = near[near["direction"].isin(CONTROLS)]
-            figure.add_scatter(
-                x=near["strength"],
-                y=near["score_mean"],
-                mode="markers",
-                marker={"color": GREY, "size": 4, "symbol": "x"},
-                name="controls",
-                legendgroup="controls",
-                showlegend=bool(i == 0 and subset == learned["subset"].iloc[0] and len(near)),
-                **at,
-            )
+        here = rows[rows["layer"] == layer]
+        _add_controls(figure, here, subsets, at, i == 0)
+        for subset in subsets:
+            part = here[(here["direction"] == "learned") & (here["subset"] == subset)]
+            part, colour = part.sort_values("strength"), subset_colour(str(subset))
             x, name = part["strength"], escaped(f"{subset} (n={part['n'].iloc[0]})")
             add_band(figure, x, part["score_lo"], part["score_hi"], colour, name, at)
             add_line(figure, x, part["score_mean"], colour, name, at, i == 0)
@@ -60,38 +68,74 @@ def alpha_sweep(summary: pd.DataFrame, title: str) -> go.Figure:
             if len(base):
                 level = float(base["score_mean"].iloc[0])
                 figure.add_hline(level, line_dash="dot", line_color=colour, **at)
-    figure.update_xaxes(title_text=STRENGTH)
+    figure.update_xaxes(title_text=strength)
     figure.update_yaxes(title_text=SCORE, col=1)
-    return styled(figure, title, height=160 + 260 * deep, width=160 + 260 * columns)
+    return styled(figure, title, height=190 + 260 * deep, width=max(560, 160 + 260 * columns))
 
 
-def heatmap(summary: pd.DataFrame, title: str, across: str) -> go.Figure:
-    """Mean score by alpha and `across`: `subset` (mean over layers) or `layer` (CHALLENGING, or the
-    first subset there is)."""
-    rows = _whole(summary)
+def _add_controls(
+    figure: go.Figure, rows: pd.DataFrame, subsets: list[Any], at: Mapping[str, int], legend: bool
+) -> None:
+    """The controls of one layer; the pointer shows the alpha that a point was moved from."""
+    kinds = [kind for kind in CONTROLS if (rows["direction"] == kind).any()]
+    pairs = [(subset, kind) for subset in subsets for kind in kinds]
+    steps = np.diff(np.unique(rows["strength"].to_numpy(dtype=float)))
+    column = APART * float(steps.min()) if len(steps) else APART
+    for i, (subset, kind) in enumerate(pairs):
+        part = rows[(rows["direction"] == kind) & (rows["subset"] == subset)]
+        name = escaped(f"{subset}, {kind} x{part['seed'].nunique()}")
+        figure.add_scatter(
+            x=part["strength"] + column * (i - (len(pairs) - 1) / 2),
+            y=part["score_mean"],
+            mode="markers",
+            marker={"color": subset_colour(str(subset)), "size": 6, "symbol": SYMBOLS[kind]},
+            opacity=0.6,
+            name=name,
+            legendgroup=name,
+            showlegend=legend,
+            customdata=part["strength"],
+            hovertemplate="alpha %{customdata:g}: %{y:.3f}",
+            **at,
+        )
+
+
+def subset_heatmap(summary: pd.DataFrame, title: str, strength: str) -> go.Figure:
+    """Mean score by alpha and subset, the mean over the layers that were steered."""
+    rows = whole(summary)
     rows = rows[rows["direction"] == "learned"]
-    if across == "layer":
-        wanted = (
-            "CHALLENGING" if (rows["subset"] == "CHALLENGING").any() else rows["subset"].iloc[0]
+    layers = list(rows["layer"].unique())
+    about = f"layer {layers[0]}" if len(layers) == 1 else f"mean over {len(layers)} layers"
+    return _heatmap(rows, "subset", about, title, strength)
+
+
+def layer_heatmap(summary: pd.DataFrame, title: str, strength: str, subset: str) -> go.Figure:
+    """Mean score by alpha and layer, after the openings of one subset."""
+    rows = whole(summary)
+    rows = rows[(rows["direction"] == "learned") & (rows["subset"] == subset)]
+    return _heatmap(rows, "layer", f"{subset} openings alone", title, strength)
+
+
+def _heatmap(rows: pd.DataFrame, across: str, about: str, title: str, strength: str) -> go.Figure:
+    if rows.empty:
+        raise DialError(
+            f"this run steered no learned direction ({about}): there is nothing to draw"
         )
-        rows = rows[rows["subset"] == wanted]
     wide = rows.pivot_table(index=across, columns="strength", values="score_mean", sort=False)
-    figure = go.Figure(
-        go.Heatmap(
-            z=wide.to_numpy(),
-            x=[f"{a:g}" for a in wide.columns],
-            y=[escaped(str(name)) for name in wide.index],
-            texttemplate="%{z:.3f}",
-            colorscale="Viridis",
-            colorbar={"title": {"text": "mean<br>score"}},
-        )
+    figure = make_subplots(subplot_titles=[escaped(about)])
+    figure.add_heatmap(
+        z=wide.to_numpy(),
+        x=[f"{a:g}" for a in wide.columns],
+        y=[escaped(str(name)) for name in wide.index],
+        texttemplate="%{z:.3f}",
+        colorscale="Viridis",
+        colorbar={"title": {"text": "mean<br>score"}},
     )
-    figure.update_xaxes(title_text=STRENGTH, type="category")
+    figure.update_xaxes(title_text=strength, type="category")
     figure.update_yaxes(title_text=across, type="category")
-    return styled(figure, title, height=220 + 26 * len(wide), width=640)
+    return styled(figure, title, height=max(380, 220 + 26 * len(wide)), width=640)
 
 
-def distributions(scores: pd.DataFrame, title: str) -> go.Figure:
+def distributions(scores: pd.DataFrame, title: str, strength: str) -> go.Figure:
     """Every completion's score, a box per alpha and subset of the learned direction."""
     rows = scores[scores["direction"] == "learned"]
     figure = go.Figure()
@@ -104,7 +148,7 @@ def distributions(scores: pd.DataFrame, title: str) -> go.Figure:
             boxmean=True,
         )
     figure.update_layout(boxmode="group")
-    figure.update_xaxes(title_text=STRENGTH, type="category")
+    figure.update_xaxes(title_text=strength, type="category")
     figure.update_yaxes(title_text="score of a completion")
     return styled(figure, title, height=460, width=760)
 
@@ -138,7 +182,7 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
     figure.add_hline(0.05, line_dash="dot", row=2, col=1)
     for group, part in report.groupby("group", sort=False):
         figure.add_bar(x=[str(group)], y=[part["reduction"].mean()], row=2, col=2, **bar)
-    rows = _whole(summary)
+    rows = whole(summary)
     benign = rows[(rows["direction"] == "learned") & (rows["subset"] == "BENIGN")]
     benign = benign[benign["strength"] == benign["strength"].max()]
     spread = {

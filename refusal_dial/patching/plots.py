@@ -157,8 +157,8 @@ def _heatmap(
                 values[i, j] = row["moved"]
                 p = "" if pd.isna(row["p_value"]) else f"<br>p = {row['p_value']:.4f}"
                 hover[i, j] = (
-                    f"layer {layer}, {labels[i]}<br>{row['moved']:.3f} "
-                    f"[{row['moved_lo']:.3f}, {row['moved_hi']:.3f}], n = {row['n']}{p}"
+                    f"layer {layer}, {labels[i]}<br>{row['moved']:z.3f} "
+                    f"[{row['moved_lo']:z.3f}, {row['moved_hi']:z.3f}], n = {row['n']}{p}"
                 )
     return go.Heatmap(
         z=values,

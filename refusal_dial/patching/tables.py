@@ -39,7 +39,7 @@ def print_carriers(summary: pd.DataFrame, site: str) -> None:
     """One line a group of pairs: the layers where this site carries the difference."""
     for record in patching_verdict(summary):
         if record["site"] == site:
-            layers = ", ".join(f"{c['layer']} ({c['moved']:.0%})" for c in record["carries"])
+            layers = ", ".join(f"{c['layer']} ({c['moved']:z.0%})" for c in record["carries"])
             about = f"{record['way']}, {record['subset']} pairs"
             print(f"{site} carries it at layers: {layers or 'none'} [{about}]")
 
@@ -48,7 +48,7 @@ def print_agreement(summary: pd.DataFrame) -> None:
     """One line a group of pairs: how far the gradient can be trusted here."""
     for record in agreement(summary):
         ranks = record["rank_correlation"].items()
-        shown = ", ".join(f"{site} {rho:.2f}" for site, rho in ranks if rho is not None)
+        shown = ", ".join(f"{site} {rho:z.2f}" for site, rho in ranks if rho is not None)
         print(
             f"attribution against {record['n_cells']} exact patches, {record['way']}, "
             f"{record['subset']} pairs: rank correlation {shown or 'not defined'}"
@@ -57,7 +57,7 @@ def print_agreement(summary: pd.DataFrame) -> None:
             worst = record["worst"]
             parts = [f", {name} {worst[name]}" for name in ("head", "neuron") if name in worst]
             where = f"{worst['site']} of layer {worst['layer']} at {worst['role']}{''.join(parts)}"
-            guess = f"{worst['attribution']:.2f} against {worst['moved']:.2f}"
+            guess = f"{worst['attribution']:z.2f} against {worst['moved']:z.2f}"
             print(f"  worst disagreement: {where}: {guess}")
 
 
@@ -72,7 +72,7 @@ def _print_grid(patches: pd.DataFrame, rows: str, columns: str, title: str) -> N
     values = patches.pivot_table("moved", rows, columns, sort=False)
     for name in names:
         shown = [values[other].get(name, np.nan) for other in across]
-        cells = ["" if np.isnan(value) else f"{100 * value:.0f}" for value in shown]
+        cells = ["" if np.isnan(value) else f"{100 * value:z.0f}" for value in shown]
         table.add_row(_label(patches, rows, name), *cells)
     _console().print(f"\n{title}", table, sep="\n")
 
@@ -96,7 +96,7 @@ def _print_top(part: pd.DataFrame, top: int, title: str) -> None:
             _label(patches, "role", row["role"]),
             *(str(record.get(name, "")) for name in parts),
             str(row["n"]),
-            f"{row['moved']:.2f} [{row['moved_lo']:.2f}, {row['moved_hi']:.2f}]",
+            f"{row['moved']:z.2f} [{row['moved_lo']:z.2f}, {row['moved_hi']:z.2f}]",
             *controls,
             "" if record["p_value"] is None else f"{record['p_value']:.4f}",
         )
@@ -114,7 +114,7 @@ def _beside(part: pd.DataFrame, row: pd.Series[Any], direction: str) -> pd.DataF
 
 
 def _mean(rows: pd.DataFrame) -> str:
-    return "" if rows.empty else f"{rows['moved'].iloc[0]:.2f}"
+    return "" if rows.empty else f"{rows['moved'].iloc[0]:z.2f}"
 
 
 def _label(frame: pd.DataFrame, axis: str, name: Any) -> str:

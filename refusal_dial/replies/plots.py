@@ -136,19 +136,13 @@ def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
     return styled(figure, title, height=200 + 62 * len(base), width=820)
 
 
-def layer_strength(summary: pd.DataFrame, title: str) -> go.Figure:
-    """Layer by strength: share of HARMFUL refused, and false positives on the other subsets, over
-    all prompts that were replied to."""
-    learned = _learned(summary)
-    learned = learned.assign(hits=learned["refusal_rate"] * learned["n"])
-    panels = {
-        "HARMFUL refused": learned[learned["subset"] == "HARMFUL"],
-        "false positives": learned[learned["subset"] != "HARMFUL"],
-    }
+def layer_strength(half: pd.DataFrame, title: str) -> go.Figure:
+    """Layer by strength: share of HARMFUL refused, and false positives on the other subsets.
+    `half` is `layers.table` of one half of the prompts."""
+    panels = {"HARMFUL refused": "harmful", "false positives": "false_positives"}
     figure = make_subplots(cols=2, subplot_titles=list(panels), shared_yaxes=True)
-    for col, rows in enumerate(panels.values(), 1):
-        sums = rows.groupby(["layer", "strength"])[["hits", "n"]].sum()
-        wide = (sums["hits"] / sums["n"]).unstack("strength")
+    for col, name in enumerate(panels.values(), 1):
+        wide = half.pivot(index="layer", columns="strength", values=name)
         figure.add_heatmap(
             z=wide.to_numpy(),
             x=[f"{s:g}" for s in wide.columns],
@@ -165,7 +159,7 @@ def layer_strength(summary: pd.DataFrame, title: str) -> go.Figure:
     figure.update_xaxes(title_text="strength", type="category")
     figure.update_yaxes(type="category")
     figure.update_yaxes(title_text="layer", col=1)
-    return styled(figure, title, height=240 + 36 * learned["layer"].nunique(), width=900)
+    return styled(figure, title, height=max(380, 240 + 36 * len(wide)), width=900)
 
 
 def condition_bars(rows: pd.DataFrame, title: str) -> go.Figure:

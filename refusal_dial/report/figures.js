@@ -1,4 +1,4 @@
-// Figures are drawn when they come into view, and again in other colours when the theme changes.
+// Figures are drawn when they come into view, all of them before the page is printed, and again in other colours when the theme changes.
 
 const LIGHTER = { "#0072B2": "#56B4E9", "#767676": "#9A9DA0", "#D55E00": "#F08A4B", "#000000": "#E9E9E7" };
 
@@ -41,12 +41,18 @@ function drawFigures() {
     box.style.minHeight = `${figure.layout.height}px`;
     let drawn = false;
     const draw = () => plotly().react(box, traces(figure), { ...coloured(figure), width: width(box, figure) }, settings);
-    new IntersectionObserver((seen, watcher) => {
-      if (!seen.some((one) => one.isIntersecting)) return;
+    const watcher = new IntersectionObserver(
+      (seen) => seen.some((one) => one.isIntersecting) && first(), { rootMargin: "400px" },
+    );
+    const first = () => {
+      if (drawn) return;
       watcher.disconnect();
       drawn = true;
       draw();
-    }, { rootMargin: "400px" }).observe(box);
+    };
+    watcher.observe(box);
+    addEventListener("beforeprint", first);
+    matchMedia("print").addEventListener("change", (print) => print.matches && first());
     document.addEventListener("theme", () => drawn && draw());
     place.append(box);
   }

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_dial.continuation import plots as said
 from refusal_dial.patching.plots import heatmaps, patching_title
-from refusal_dial.plots import alpha_curves, pareto, score_histograms
+from refusal_dial.plots import alpha_curves, pareto, score_histograms, set_off
 from refusal_dial.replies import plots as replies
 from refusal_dial.report.reading import Reading
-from refusal_dial.theme import title_of
+from refusal_dial.theme import SCORE, title_of
 from refusal_dial.trade_off import trade_off
 from refusal_dial.trade_off_plot import trade_off_curves
 from refusal_dial.types import DialError
@@ -37,8 +38,8 @@ def figures_of(reading: Reading) -> dict[str, go.Figure]:
 def _wanted(reading: Reading) -> dict[str, Draw]:
     scores, summary = reading.scores, reading.summary
 
-    def title(question: str) -> str:
-        return title_of(reading.config, question)
+    def title(question: str, rows: pd.DataFrame = summary) -> str:
+        return title_of(reading.config, question, rows)
 
     threshold = reading.settings.get("threshold")
     if reading.kind == "other":
@@ -47,9 +48,11 @@ def _wanted(reading: Reading) -> dict[str, Draw]:
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}
     if reading.kind == "continuations":
+        asked, alpha = title("Score of what is said"), said.strength_label(reading.settings)
+        every = title("Every completion's score")
         return {
-            "curves": lambda: said.alpha_sweep(summary, title("Score of what is said")),
-            "distributions": lambda: said.distributions(scores, title("Every completion's score")),
+            "curves": lambda: said.alpha_sweep(summary, asked, alpha),
+            "distributions": lambda: said.distributions(scores, every, alpha),
         }
     if reading.kind == "replies":
         return {
@@ -59,16 +62,19 @@ def _wanted(reading: Reading) -> dict[str, Draw]:
         }
     wanted: dict[str, Draw] = {
         "curves": lambda: alpha_curves(summary, title("Refusal along the dial")),
-        "pareto": lambda: pareto(summary, title("HARMFUL refusal against EDGE over-refusal")),
+        "pareto": lambda: pareto(
+            summary, title("HARMFUL refusal against EDGE over-refusal", set_off(summary))
+        ),
         "histograms": lambda: score_histograms(scores, title("How scores are spread"), threshold),
     }
     if (scores["direction"] == "conditional").any():
         held_out = scores[scores["split"] == "holdout"]
-        asked = title("What steering buys, and what it costs")
+        drawn = held_out[held_out["subset"].isin(("HARMFUL", "EDGE"))]
+        asked = title("What steering buys, and what it costs", drawn)
         wanted["trade_off"] = lambda: trade_off_curves(
             trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=float(threshold or 0)),
             asked,
-            "HARMFUL",
+            f"HARMFUL ({SCORE})",
             "EDGE",
         )
     return wanted
