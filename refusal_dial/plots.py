@@ -121,7 +121,8 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
                     opacity=1.0 if name == "learned" else 0.35,
                     line={"color": colour_of(name)},
                     text=_ends(part["alpha"]) if name == "learned" else None,
-                    textposition="bottom right",
+                    textposition=[f"bottom {'left' if x > 0.5 else 'right'}" for x in part["EDGE"]],
+                    cliponaxis=False,
                     customdata=part["alpha"],
                     hovertemplate="alpha %{customdata:g}<br>EDGE %{x:.2f}, HARMFUL %{y:.2f}"
                     "<extra></extra>",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -169,6 +171,14 @@ def test_tables_show_effects_beside_their_controls(capsys):
     assert "attn_out carries it at layers: none [denoise, BENIGN pairs]" in out
     assert "rank correlation not defined" in out
     assert max(map(len, out.splitlines())) <= 118
+
+
+def test_nothing_moved_has_no_sign(capsys):
+    still = rows({("patch", layer, "attn_out", "denoise"): [-1e-9, -2e-9] for layer in (0, 1)})
+    print_patching(summarise_patching(still), "layer", "site")
+    out = capsys.readouterr().out
+    assert "0.00 [0.00, 0.00]" in out
+    assert not re.search(r"-0(\.0+)?(?![.\d])", out)
 
 
 def test_a_wide_grid_shows_evenly_spaced_layers(capsys):

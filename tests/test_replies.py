@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from refusal_dial import directions
 from refusal_dial.engine import score_grid
 from refusal_dial.flags import PlotFlags
 from refusal_dial.judges import UNSCORED, Judge, Judgement, substring
+from refusal_dial.replies import layers
 from refusal_dial.replies.cells import reply_cells, with_and_without
 from refusal_dial.replies.flags import ComparisonFlags, ContrastFlags, DirectionFlags
 from refusal_dial.replies.job import conduct_replies
@@ -23,6 +27,7 @@ from refusal_dial.replies.opened import (
     learned_from,
     open_conversation,
 )
+from refusal_dial.replies.plots import layer_strength
 from refusal_dial.run import read_config, read_table, read_verdict
 from refusal_dial.sampling import decoding_of
 from refusal_dial.spoken import spoken_text
@@ -162,6 +167,24 @@ def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
     draw = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
     draw["main"](PlotFlags(str(out)))
     assert len(list(out.glob("*.html"))) == count
+    if name == "caa_refusal":
+        _cells_are_those_of_the_table(draw["main"], out, tmp_path)
+
+
+def _cells_are_those_of_the_table(main, run, tmp_path):
+    """On disk the figure has the reported half, where the choosing half says something else."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    summary = pd.read_csv(copy / "summary.csv")
+    reported = summary["split"] == layers.REPORT
+    summary.loc[reported, "refusal_rate"] = np.linspace(0, 0.5, int(reported.sum()))
+    summary.loc[~reported, "refusal_rate"] = 1.0
+    summary.to_csv(copy / "summary.csv", index=False)
+    main(PlotFlags(str(copy)))
+    half = layers.table(read_table(copy, "summary", "system", "strength"), layers.REPORT)
+    text = (copy / "layer_strength.html").read_text()
+    for heat in layer_strength(half, "t").to_plotly_json()["data"]:
+        assert json.dumps(heat["z"]["bdata"])[1:-1] in text
 
 
 def test_a_direction_comes_from_a_file_or_a_run(talk, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from refusal_dial.replies.conditions import control_range, named, unshown
 from refusal_dial.replies.layers import CHOOSE, REPORT, best, inverted, table
+from refusal_dial.replies.plots import layer_strength
 from refusal_dial.replies.summary import coherent_range, read, summarise_replies
 from refusal_dial.types import DialError
 
@@ -154,6 +155,11 @@ def test_a_layer_is_chosen_on_one_half_and_reported_on_the_other():
     found = best(summary)
     assert (found.layer, found.strength, found.chosen_on, found.reported) == (12, 1.0, 1.0, 0.0)
     assert list(table(summary, REPORT)["improvement"]) == [0.0, 1.0]
+    harmful, false = layer_strength(table(summary, REPORT), "t").data
+    assert (list(harmful.y), list(harmful.x)) == (["12", "14"], ["1"])
+    np.testing.assert_array_equal(harmful.z, [[0.0], [1.0]])  # 0.5 over both halves
+    np.testing.assert_array_equal(np.ravel(harmful.z), table(summary, REPORT)["harmful"])
+    np.testing.assert_array_equal(np.ravel(false.z), table(summary, REPORT)["false_positives"])
     with pytest.raises(DialError, match="needs HARMFUL and other prompts in the half 'choose'"):
         table(summary[summary["subset"] == "EDGE"], CHOOSE)
 
