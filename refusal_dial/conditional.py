@@ -22,12 +22,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_dial.directions import Direction
-from refusal_dial.hooks import Add, Edit, HasUnit, Rows, unit_of
+from refusal_dial.hooks import Edit
+from refusal_dial.operations import Add, HasUnit, Rows, Rowwise, scaled, unit_of
 from refusal_dial.types import DialError, Hook, Pos, check_pos, hook_name
 
 
 @dataclass(frozen=True, eq=False)
-class AddIf:
+class AddIf(Rowwise):
     """`h <- h + 1[h·d > threshold] v`. Rows that do not fire are bit-equal. The projection is
     computed in float32 at least, so that half precision does not decide."""
 
@@ -102,9 +103,6 @@ def steer_if(
     condition, a later one is not. Raises `DialError` as `steer` does, and for a detector that was
     learned at another layer or site.
     """
-    scale = torch.as_tensor(alpha, dtype=torch.float32)
-    if not bool(torch.isfinite(scale).all()):
-        raise DialError(f"alpha must be finite, not {alpha}")
     name = hook_name(site, layer)
     check_pos(pos)
     at = detector.direction.provenance
@@ -114,6 +112,6 @@ def steer_if(
             f"{layer}: steer there, or give steer an alpha a row, alpha * detector.fires(...)"
         )
     unit = unit_of(direction)
-    vector = scale.to(unit.device)[..., None] * unit.float()
+    vector = scaled(alpha, unit)
     watch = unit_of(detector.direction).float().to(unit.device)
     return name, Edit(layer, site, pos, AddIf(vector, watch, detector.threshold))

@@ -15,6 +15,7 @@ not know whether a direction does anything: that takes a sweep and its controls.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_dial.files import write_whole
+from refusal_dial.operations import TOLERANCE
 from refusal_dial.prompts import extremes
 from refusal_dial.types import DialError
 
@@ -80,7 +82,8 @@ def mean_diff(
     provenance: Provenance,
 ) -> Direction:
     """`v = mean(positive) - mean(negative)`: difference in means (Arditi et al. 2024; Marks and
-    Tegmark 2023). Raises `DialError` for an empty group."""
+    Tegmark 2023). Raises `DialError` for an empty group, or groups of unequal width."""
+    _check_widths(positive, negative)
     if not len(positive) or not len(negative):
         raise DialError(f"mean difference of {len(positive)} and {len(negative)} activations")
     vector = positive.float().mean(0) - negative.float().mean(0)
@@ -133,6 +136,7 @@ def probe(
     """
     from sklearn.linear_model import LogisticRegression
 
+    _check_widths(positive, negative)
     if not len(positive) or not len(negative):
         raise DialError(f"a probe of {len(positive)} and {len(negative)} activations")
     if not l2 > 0:
@@ -153,10 +157,22 @@ def probe(
     return from_vector((gap @ unit) * unit, replace(provenance, method="probe"))
 
 
+def _check_widths(
+    positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"]
+) -> None:
+    a, b = tuple(positive.shape), tuple(negative.shape)
+    if len(a) != 2 or len(b) != 2 or a[1] != b[1]:
+        raise DialError(
+            f"activations of shapes {a} and {b}: expected a row a prompt, of one width, from one "
+            "model and site"
+        )
+
+
 def _paired(
     positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"]
 ) -> Float[Tensor, "pair d_model"]:
     """The differences of pairs, in double precision."""
+    _check_widths(positive, negative)
     if len(positive) != len(negative) or not len(positive):
         raise DialError(
             f"pairs of {len(positive)} and {len(negative)} activations: there must be as many of "
@@ -197,7 +213,8 @@ def save(direction: Direction, path: str | Path) -> None:
 def load(path: str | Path) -> Direction:
     """Read a direction written by `save`.
 
-    Raises `DialError` for a file that is missing, is no safetensors, or holds no direction.
+    Raises `DialError` for a file that is missing, is no safetensors, or holds no direction, and for
+    a vector that is not of norm 1.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -216,9 +233,16 @@ def load(path: str | Path) -> Direction:
             raise ValueError(f"expected {FORMAT!r}")
         norm = float(about.pop("norm"))
         about["prompt_ids"] = tuple(about["prompt_ids"])
-        return Direction(unit, norm, Provenance(**about))
+        provenance = Provenance(**about)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DialError(f"{path} has metadata of another version: {error}") from error
+    length = float(unit.double().norm())
+    if not abs(length - 1) <= TOLERANCE or not 0 <= norm < math.inf:
+        raise DialError(
+            f"{path} holds a vector of norm {length:.4g} and a raw norm of {norm:.4g}: expected 1 "
+            "and a finite number, so it is damaged or was written by hand (see `from_vector`)"
+        )
+    return Direction(unit, norm, provenance)
 
 
 def _plain(provenance: Provenance) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.fits import check_grid
 from refusal_dial.hooks import Edit
-from refusal_dial.model import check_layers, check_site
 from refusal_dial.replay.bare import is_out_of_memory
 from refusal_dial.replay.bulk import KNOWN, restrict
 from refusal_dial.replay.grid import Replay
@@ -53,16 +53,13 @@ def score_grid(
     an engine a cell that changes nothing has the score of the unsteered cell, bit for bit.
     `memory_gb` bounds what either uses besides the model; the default is half of what is free.
 
-    Raises `DialError` for an unknown engine, a layer or site the model lacks, or a position outside
-    the prompts.
+    Raises `DialError` for an unknown engine, or a grid that does not fit the model or the prompts
+    (`fits.check_grid`).
     """
     if engine not in ENGINES:
         raise one_of(engine, ENGINES, "engine")
+    check_grid(model, tokens, grid)
     room = budget(tokens.ids.device, memory_gb)
-    edits = [f for cell in grid for _, f in cell if isinstance(f, Edit)]
-    check_layers(model, {edit.layer for edit in edits})
-    for site in sorted({edit.site for edit in edits}):
-        check_site(model, site)
     scores = torch.zeros(len(grid), len(tokens), dtype=torch.float64)
     replayed = _replayable(model, tokens, grid) if engine == "auto" else {}
     if replayed:

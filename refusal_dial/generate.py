@@ -25,8 +25,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from refusal_dial.hooks import Edit
-from refusal_dial.model import check_layers, check_site
+from refusal_dial.fits import check_grid
 from refusal_dial.replay.bare import UnfitError, unhooked
 from refusal_dial.row_hooks import at_the_last_token, is_known, leaves_the_rest_alone, row_hooks
 from refusal_dial.sampling import GREEDY, Decoding, choose, draws, end_tokens
@@ -59,13 +58,10 @@ def generate(
 
     `keys` name the prompts for their random numbers (their ids, say); the default is their tokens.
 
-    Raises `DialError` for a layer or site the model lacks, or a prompt that leaves no room for a
-    new token in the model's context.
+    Raises `DialError` for a grid that does not fit the model or the prompts (`fits.check_grid`), or
+    a prompt that leaves no room for a new token in the model's context.
     """
-    edits = [f for cell in grid for _, f in cell if isinstance(f, Edit)]
-    check_layers(model, {edit.layer for edit in edits})
-    for site in sorted({edit.site for edit in edits}):
-        check_site(model, site)
+    check_grid(model, tokens, grid)
     room = int(model.cfg.n_ctx) - tokens.ids.shape[1]
     if room < 1:
         raise DialError(
@@ -164,8 +160,9 @@ def follow(
     would say after the prompt and the first k tokens of `said`, one step more than the longest.
 
     Decoding is cached, so every `pos` means what it means in `generate`. Rows that are over go on
-    with their last token, and mean nothing.
+    with their last token, and mean nothing. Raises `DialError` as `generate` does for hooks.
     """
+    check_grid(model, tokens, [hooks])
     batch = torch.arange(len(tokens))
     part = _Batch(tokens, batch, [list(hooks)], 0, Decoding(rows=len(tokens)))
     runner = _runner(model, part.grid)
@@ -190,6 +187,7 @@ def stream(
     """
     if len(tokens) != 1:
         raise DialError(f"expected one prompt, not {len(tokens)}")
+    check_grid(model, tokens, [hooks])
     row, ends = torch.zeros(1, dtype=torch.long), end_tokens(model)
     part = _Batch(tokens, row, [list(hooks)], 0, Decoding(rows=1))
     runner = _runner(model, part.grid)

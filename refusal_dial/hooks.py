@@ -6,82 +6,38 @@ the same value runs in `model.run_with_hooks`, in `with model.hooks(...)`, and i
 which reads the data instead of calling the function. Several hooks are a list, composed by `+`.
 
 An edit is pure: it returns a new tensor, in the activation's own dtype and on its device, and
-leaves unselected positions bit-equal. It does not know whether the model has its layer or site.
+leaves unselected positions bit-equal. It knows which activations it fits and not the model: whether
+that has its layer and site is asked once a grid (`fits.check_grid`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from numbers import Integral
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_dial.operations import (
+    Add,
+    Clamp,
+    HasUnit,
+    Operation,
+    Project,
+    Rowwise,
+    Set,
+    numbers_of,
+    scaled,
+    unit_of,
+    vectors,
+)
 from refusal_dial.types import ALL, DialError, Hook, Pos, check_pos, hook_name, positions
 
-Rows = Float[Tensor, "batch pos width"]
-Operation = Callable[[Tensor], Tensor]
 WRITTEN: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
-
-
-@runtime_checkable
-class HasUnit(Protocol):
-    """Anything with a unit vector, such as `directions.Direction`."""
-
-    @property
-    def unit(self) -> Float[Tensor, " d_model"]: ...
-
-
-def _spread(value: Tensor, rows: Tensor) -> Tensor:
-    """One vector, or one vector a batch row, ready to broadcast over positions."""
-    value = value.to(rows)
-    return value[:, None] if value.ndim == 2 else value
-
-
-@dataclass(frozen=True, eq=False)
-class Add:
-    """`h <- h + v`. `vector` is one vector, or one a batch row."""
-
-    vector: Float[Tensor, "*batch width"]
-
-    def __call__(self, rows: Rows) -> Rows:
-        return rows + _spread(self.vector, rows)
-
-
-@dataclass(frozen=True, eq=False)
-class Project:
-    """`h <- h - (h·r) r`: what is left has no component along the unit vector r."""
-
-    unit: Float[Tensor, "*batch width"]
-
-    def __call__(self, rows: Rows) -> Rows:
-        r = _spread(self.unit, rows)
-        return rows - (rows * r).sum(-1, keepdim=True) * r
-
-
-@dataclass(frozen=True, eq=False)
-class Clamp:
-    """`h <- h + (value - h·r) r`: the component along the unit vector r becomes `value`."""
-
-    unit: Float[Tensor, "*batch width"]
-    value: int | float
-
-    def __call__(self, rows: Rows) -> Rows:
-        r = _spread(self.unit, rows)
-        return rows + (self.value - (rows * r).sum(-1, keepdim=True)) * r
-
-
-@dataclass(frozen=True, eq=False)
-class Set:
-    """`h <- value`: one vector, one a batch row, or one a batch row and position."""
-
-    value: Float[Tensor, "*batch width"]
-
-    def __call__(self, rows: Rows) -> Rows:
-        return _spread(self.value, rows).expand_as(rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,6 +62,7 @@ class Edit:
 
     def __call__(self, activation: Tensor, hook: object = None) -> Tensor:
         """The edited activation, a new tensor. `hook` is TransformerLens's and is not used."""
+        self.check(activation.shape)
         index = self.index(activation)
         if index is None:
             return activation
@@ -116,6 +73,30 @@ class Edit:
         out = activation.clone()
         out[index] = (edited[:, 0] if per_row else edited).to(activation.dtype)
         return out
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises `DialError` where this does not fit an activation of shape `batch pos width` (z:
+        `batch pos head width`). A length of 1 is a decoding step, where any pos is fine."""
+        batch, length, width = shape[0], shape[1], shape[-1]
+        for unit, name, n in ((self.head, "head", shape[-2]), (self.neuron, "neuron", width)):
+            if unit is not None and not 0 <= unit < n:
+                raise DialError(
+                    f"{name} {unit} is out of range: {self.site} of layer {self.layer} has "
+                    f"{name}s 0 to {n - 1}"
+                )
+        if isinstance(self.pos, Tensor):
+            _check_rows(self.pos, batch, length)
+        elif not isinstance(self.pos, str):
+            positions(self.pos, length)
+        if isinstance(self.operation, Rowwise):
+            width = width if self.neuron is None else 1
+            why = self.operation.misfit(batch, width, lambda: self._count(length))
+            if why:
+                raise DialError(f"{self.site} of layer {self.layer}: {why}")
+
+    def _count(self, length: int) -> int:
+        """How many positions of so many this edits."""
+        return 1 if isinstance(self.pos, Tensor) else len(positions(self.pos, length))
 
     def index(self, activation: Tensor) -> tuple[Any, ...] | None:
         """The index of the rows to edit, or None where this edit touches nothing."""
@@ -138,6 +119,17 @@ class Edit:
         return (slice(None), torch.tensor(where, device=activation.device), *unit)
 
 
+def _check_rows(pos: Tensor, batch: int, length: int) -> None:
+    """Raises `DialError` for positions, one a batch row, that are not as many or not inside."""
+    if len(pos) != batch:
+        raise DialError(
+            f"pos holds {len(pos)} positions for {batch} prompts: expected one a prompt"
+        )
+    if length > 1 and batch:
+        for p in {int(end) for end in torch.aminmax(pos)}:
+            positions(p, length)
+
+
 def _hook(
     operation: Operation,
     layer: SupportsIndex,
@@ -153,27 +145,15 @@ def _hook(
         raise DialError(f"site 'z' needs head=, and only it does: site {site!r}, head {head}")
     if neuron is not None and site != "mlp_post":
         raise DialError(f"neuron= is for site 'mlp_post', not {site!r}")
+    head, neuron = _whole(head, "head"), _whole(neuron, "neuron")
     pos = tuple(pos) if isinstance(pos, list) else pos
     return name, Edit(layer, site, pos, operation, head, neuron)
 
 
-def unit_of(
-    direction: HasUnit | Float[Tensor, "*batch d_model"],
-) -> Float[Tensor, "*batch d_model"]:
-    """The unit vector of a direction, or a tensor of unit vectors as it is.
-
-    Raises `DialError` for a vector that is not finite or whose norm is not 1 within 1e-3.
-    """
-    unit = direction if isinstance(direction, Tensor) else direction.unit
-    norms = unit.float().norm(dim=-1)
-    if not bool(torch.isfinite(norms).all()):
-        raise DialError("the direction holds NaN or infinite values")
-    if bool((norms - 1).abs().max() > 1e-3):
-        raise DialError(
-            f"a direction is a unit vector and this one has norm {norms.max().item():.4g}: "
-            "divide it by its norm (and multiply alpha by it for the same addition)"
-        )
-    return unit
+def _whole(number: object, what: str) -> int | None:
+    if number is None or (isinstance(number, Integral) and not isinstance(number, bool)):
+        return None if number is None else int(number)
+    raise DialError(f"{what} must be a whole number from 0 up, not {number!r}")
 
 
 def steer(
@@ -194,11 +174,7 @@ def steer(
     Raises `DialError` for an alpha that is not finite, a vector that is not a unit vector, an
     unknown site, or a bad position.
     """
-    scale = torch.as_tensor(alpha, dtype=torch.float32)
-    if not bool(torch.isfinite(scale).all()):
-        raise DialError(f"alpha must be finite, not {alpha}")
-    unit = unit_of(direction)
-    return _hook(Add(scale.to(unit.device)[..., None] * unit.float()), layer, pos, site)
+    return _hook(Add(scaled(alpha, unit_of(direction))), layer, pos, site)
 
 
 def ablate(
@@ -233,8 +209,9 @@ def clamp(
 ) -> Hook:
     """`h <- h + (value - h·r) r`: the component along r becomes `value`, the rest stays.
     `clamp(r, 0.0)` is `ablate(r)`."""
-    if not torch.isfinite(torch.tensor(value)):
-        raise DialError(f"value must be finite, not {value}")
+    number = numbers_of(value, "value")
+    if number.ndim:
+        raise DialError(f"value must be one number, not {value!r}")
     return _hook(Clamp(unit_of(direction).float(), float(value)), layer, pos, site)
 
 
@@ -252,4 +229,4 @@ def patch(
     `value` has the site's width and is one vector, one a batch row (`batch width`), or one a batch
     row and selected position (`batch pos width`). Patching a run with itself changes nothing.
     """
-    return _hook(Set(value), layer, pos, site, head, neuron)
+    return _hook(Set(vectors(value, "a patched value")), layer, pos, site, head, neuron)

@@ -14,7 +14,8 @@ from typing import Any, cast
 from jaxtyping import Int
 from torch import Tensor
 
-from refusal_dial.hooks import Add, Edit
+from refusal_dial.hooks import Edit
+from refusal_dial.operations import Add
 from refusal_dial.replay.bulk import KNOWN, restrict
 from refusal_dial.types import Hook
 

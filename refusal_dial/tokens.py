@@ -64,12 +64,16 @@ def tokenize(
     is plain text, encoded as the tokenizer encodes text by itself. Control tokens spelt out in a
     prompt's text are encoded as text.
 
-    Raises `DialError` for no prompts, an empty prompt, a prompt longer than the model's context, a
-    model without a tokenizer or chat template, or a template that refuses a system message.
+    Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
+    template would render one: it is far more often a slip than a question), a prompt longer than
+    the model's context, a model without a tokenizer or chat template, or a template that refuses a
+    system message.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or len(tokenizer) < 2:
         raise DialError(f"model {model.cfg.model_name!r} has no tokenizer beside its weights")
+    if isinstance(prompts, str):
+        raise DialError(f"expected a list of prompts, not one text: [{prompts[:40]!r}]")
     if not prompts:
         raise DialError("no prompts to tokenize: the list is empty")
     if chat and not tokenizer.chat_template:
@@ -77,6 +81,9 @@ def tokenize(
             f"model {identity(model).name!r} has no chat template: use a chat model, or read the "
             "prompts as plain text with --plain (chat=False)"
         )
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str) or not text:
+            raise DialError(f"prompt {i + 1} of {len(prompts)} is no text, or empty: {text!r}")
     rows = [_encode(tokenizer, text, system, chat) for text in prompts]
     n_ctx = int(model.cfg.n_ctx)
     for i, row in enumerate(rows):

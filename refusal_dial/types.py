@@ -104,10 +104,17 @@ def check_pos(pos: Pos) -> None:
             raise DialError(f"pos must hold whole numbers, at least one: {pos!r}")
         if len(set(pos)) < len(pos):
             raise DialError(f"pos names a position twice: {pos!r}")
-    elif not isinstance(pos, Integral | slice) and not hasattr(pos, "ndim"):
+    elif isinstance(pos, Integral | slice):
+        return
+    elif not str(getattr(pos, "dtype", "")).startswith(("torch.int", "torch.uint8")):
         raise DialError(
-            f"pos must be an int, a tuple of ints, a slice, a tensor with one position a row, "
-            f"or one of {', '.join(NAMED_POS)}; not {pos!r}"
+            f"pos must be an int, a tuple of ints, a slice, an integer tensor with one position a "
+            f"row, or one of {', '.join(NAMED_POS)}; not {pos!r}"
+        )
+    elif pos.ndim != 1:
+        raise DialError(
+            f"pos must hold one position a row, not a tensor of shape {tuple(pos.shape)}: for one "
+            "position in every row give an int"
         )
 
 

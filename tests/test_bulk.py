@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set
+from refusal_dial.hooks import Edit
+from refusal_dial.operations import Add, Clamp, Operation, Project, Set
 from refusal_dial.replay.bulk import alike, edited, restrict
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from unchecked import unchecked
 
 from refusal_dial.directions import (
     FORMAT,
@@ -24,7 +26,7 @@ from refusal_dial.directions import (
     save,
     top_bottom,
 )
-from refusal_dial.hooks import unit_of
+from refusal_dial.operations import unit_of
 from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
@@ -373,25 +375,34 @@ def about(**changes):
 @pytest.mark.parametrize(
     ("tensors", "metadata", "says"),
     [
-        ({"unit": torch.ones(4)}, None, "holds no direction"),
-        ({"unit": torch.ones(4)}, {"format": FORMAT}, "holds no direction"),
+        ({"unit": torch.ones(4) / 2}, None, "holds no direction"),
+        ({"unit": torch.ones(4) / 2}, {"format": FORMAT}, "holds no direction"),
         ({"other": torch.ones(4)}, about(), "holds no direction"),
         ({"unit": torch.ones(2, 4)}, about(), "holds no direction"),
         ({"unit": torch.ones(4, dtype=torch.int64)}, about(), "holds no direction"),
-        ({"unit": torch.ones(4)}, {"direction": "{not json"}, "is not a direction file"),
-        ({"unit": torch.ones(4)}, {"direction": "[1]"}, "metadata of another version"),
-        ({"unit": torch.ones(4)}, {"direction": "7"}, "metadata of another version"),
-        ({"unit": torch.ones(4)}, about(format="absent"), "another version: 'format'"),
+        ({"unit": torch.ones(4) / 2}, {"direction": "{not json"}, "is not a direction file"),
+        ({"unit": torch.ones(4) / 2}, {"direction": "[1]"}, "metadata of another version"),
+        ({"unit": torch.ones(4) / 2}, {"direction": "7"}, "metadata of another version"),
+        ({"unit": torch.ones(4) / 2}, about(format="absent"), "another version: 'format'"),
         (
-            {"unit": torch.ones(4)},
+            {"unit": torch.ones(4) / 2},
             about(format="direction 2"),
             f"another version: expected {FORMAT!r}",
         ),
-        ({"unit": torch.ones(4)}, about(norm="absent"), "another version: 'norm'"),
-        ({"unit": torch.ones(4)}, about(norm="long"), "another version"),
-        ({"unit": torch.ones(4)}, about(prompt_ids="absent"), "another version: 'prompt_ids'"),
-        ({"unit": torch.ones(4)}, about(layer="absent"), "another version"),
-        ({"unit": torch.ones(4)}, about(mood="new"), "another version"),
+        ({"unit": torch.ones(4) / 2}, about(norm="absent"), "another version: 'norm'"),
+        ({"unit": torch.ones(4) / 2}, about(norm="long"), "another version"),
+        ({"unit": torch.ones(4) / 2}, about(prompt_ids="absent"), "another version: 'prompt_ids'"),
+        ({"unit": torch.ones(4) / 2}, about(layer="absent"), "another version"),
+        ({"unit": torch.ones(4) / 2}, about(mood="new"), "another version"),
+        (
+            {"unit": torch.ones(4) * 2.5},
+            about(),
+            "a vector of norm 5 and a raw norm of 1: expected 1",
+        ),
+        ({"unit": torch.ones(4) * math.nan}, about(), "a vector of norm nan"),
+        ({"unit": torch.zeros(4)}, about(), "a vector of norm 0 "),
+        ({"unit": torch.ones(4) / 2}, about(norm=math.nan), "a raw norm of nan"),
+        ({"unit": torch.ones(4) / 2}, about(norm=-1.0), "a raw norm of -1"),
     ],
 )
 def test_a_safetensors_file_of_something_else_is_named(tensors, metadata, says, tmp_path):
@@ -401,5 +412,15 @@ def test_a_safetensors_file_of_something_else_is_named(tensors, metadata, says, 
         load(path)
     assert says in str(error.value)
     assert str(path) in str(error.value)
-    save_file({"unit": torch.ones(4)}, path, metadata=about())
+    save_file({"unit": torch.ones(4) / 2}, path, metadata=about())
     assert load(path).norm == 1.0
+
+
+@pytest.mark.parametrize("extractor", ["mean_diff", "caa", "pca", "probe"])
+@pytest.mark.parametrize("shapes", [((2, 4), (2, 3)), ((2, 1), (2, 4)), ((4,), (4,))])
+def test_groups_of_unequal_width_are_named(extractor, shapes):
+    a, b = shapes
+    one, other = torch.randn(a), torch.randn(b)
+    with pytest.raises(DialError) as error:
+        getattr(unchecked("directions"), extractor)(one, other, Provenance(0, "resid_pre", -1))
+    assert f"activations of shapes {a} and {b}: expected a row a prompt" in str(error.value)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from unchecked import unchecked
 
 from refusal_dial.activations import collect_positions
 from refusal_dial.directions import Provenance, from_vector
@@ -233,12 +234,57 @@ def test_gradients_flow_to_an_added_vector():
         (lambda: patch(unit(), head=1, **LAYER), "only it does"),
         (lambda: patch(unit(), neuron=1, **LAYER), "neuron= is for site 'mlp_post'"),
         (lambda: clamp(unit(), float("inf"), **LAYER), "must be finite, not inf"),
+        (lambda: patch(unit(), site="z", head=True, **LAYER), "head must be a whole number"),
+        (lambda: steer(unit(), 1.0, pos=torch.tensor([-1.0]), **LAYER), "an integer tensor"),
+        (lambda: steer(unit(), 1.0, pos=torch.tensor([True]), **LAYER), "an integer tensor"),
+        (lambda: steer(unit(), 1.0, pos=np.array([-1, -2]), **LAYER), "an integer tensor"),
+        (lambda: steer(unit(), 1.0, pos=torch.tensor(-1), **LAYER), "one position a row, not"),
+        (lambda: steer(unit(), 1.0, pos=torch.tensor([[-1]]), **LAYER), "of shape (1, 1)"),
     ],
 )
 def test_errors_give_the_value_and_what_was_expected(make, message):
     with pytest.raises(DialError) as error:
         make()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda h: h.steer(unit(), "3", **LAYER),
+            "alpha must be a number, or one a prompt, not '3'",
+        ),
+        (
+            lambda h: h.steer(unit(), None, **LAYER),
+            "alpha must be a number, or one a prompt, not None",
+        ),
+        (lambda h: h.clamp(unit(), "3", **LAYER), "value must be a number"),
+        (lambda h: h.clamp(unit(), torch.ones(2), **LAYER), "value must be one number, not tensor"),
+        (lambda h: h.steer(unit().numpy(), 1.0, **LAYER), "a torch tensor, not ndarray"),
+        (lambda h: h.patch(unit().numpy(), **LAYER), "a patched value must be a torch tensor"),
+        (lambda h: h.patch(torch.tensor(1.0), **LAYER), "a vector or several, not shape ()"),
+        (lambda h: h.patch(unit(), site="mlp_post", neuron=1.5, **LAYER), "whole number from 0"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(monkeypatch, make, message):
+    hooks, operations = unchecked("hooks"), unchecked("operations")
+    for name in ("numbers_of", "scaled", "unit_of", "vectors"):
+        monkeypatch.setattr(hooks, name, getattr(operations, name))
+    with pytest.raises(DialError) as error:
+        make(hooks)
+    assert message in str(error.value)
+
+
+def test_an_edit_that_does_not_fit_says_so_in_plain_transformerlens(qwen):
+    ids = torch.randint(3, 200, (2, 7))
+    for hook, message in (
+        (steer(torch.ones(1), 1.0, layer=1), "resid_pre of layer 1: expected a vector of width 32"),
+        (patch(torch.ones(1), layer=1, site="mlp_post", neuron=-1), "neuron -1 is out of range"),
+        (steer(torch.ones(1), 1.0, layer=1, pos=torch.tensor([-1, -8])), "position -8 is outside"),
+    ):
+        with pytest.raises(DialError, match=message):
+            qwen.run_with_hooks(ids, fwd_hooks=[hook])
 
 
 def test_a_position_outside_the_prompt_says_what_is_inside():

@@ -47,13 +47,13 @@ FLOORS = {
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
         subspaces control_vectors calibration.gaussian
-        hooks conditional scorers directions controls judging judges
+        operations hooks conditional scorers directions controls judging judges
         replay.branches replay.bulk row_hooks
     """,
     # touches the model
     "model": """
         likelihood direction_files
-        model tokens activations engine sampling generate judge_model toxicity validation
+        model tokens fits activations engine sampling generate judge_model toxicity validation
         doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         selection.candidates selection.layout weights

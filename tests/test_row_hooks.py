@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.hooks import Add, ablate, clamp, patch, steer
+from refusal_dial.hooks import ablate, clamp, patch, steer
+from refusal_dial.operations import Add
 from refusal_dial.row_hooks import (
     RowHook,
     at_the_last_token,

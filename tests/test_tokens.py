@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unchecked import unchecked
 
 from refusal_dial.model import load_model
 from refusal_dial.tokens import Tokens, last_logits, tokenize
@@ -93,8 +94,16 @@ def test_a_prompt_longer_than_the_context_names_both_lengths(qwen):
 def test_no_prompts_and_no_tokens(qwen, tmp_path):
     with pytest.raises(DialError, match="the list is empty"):
         tokenize(qwen, [])
-    with pytest.raises(DialError, match="prompt 1 of 1 has no tokens: ''"):
-        tokenize(qwen, [""], chat=False)
+    for chat in (True, False):
+        with pytest.raises(DialError, match="prompt 2 of 2 is no text, or empty: ''"):
+            tokenize(qwen, ["Hi", ""], chat=chat)
+    with pytest.raises(DialError, match=r"prompt 1 of 1 is no text, or empty: None"):
+        unchecked("tokens").tokenize(qwen, [None])
+
+
+def test_one_text_is_no_list_of_prompts(qwen):
+    with pytest.raises(DialError, match=r"a list of prompts, not one text: \['hello there'\]"):
+        tokenize(qwen, "hello there")
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):

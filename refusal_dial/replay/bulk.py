@@ -3,9 +3,9 @@
     edited[c, b] = operation_c(rows[c, b])
 
 Alike operations are stacked into one with an operand a row, so the formula stays the one in
-`hooks`. This module knows the operations of `hooks` and `conditional`, and what their operands mean
-(one vector, one a batch row, one a batch row and position). It does not know where the rows come
-from.
+`operations`. This module knows the operations there and in `conditional`, and what their operands
+mean (one vector, one a batch row, one a batch row and position). It does not know where the rows
+come from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_dial.conditional import AddIf
-from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set
+from refusal_dial.hooks import Edit
+from refusal_dial.operations import Add, Clamp, Operation, Project, Set
 
 KNOWN = (Add, AddIf, Project, Clamp, Set)
 """Operations that treat each batch row by itself, with operands whose axes are known."""

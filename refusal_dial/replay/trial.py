@@ -17,8 +17,9 @@ import torch
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.hooks import Add, Edit
+from refusal_dial.hooks import Edit
 from refusal_dial.model import one_line
+from refusal_dial.operations import Add
 from refusal_dial.replay.bare import Bare, UnfitError, is_out_of_memory
 from refusal_dial.replay.plan import places, touches
 from refusal_dial.replay.recording import record

@@ -1,0 +1,85 @@
+"""Laws of what operations take: numbers, vectors, and rows that these fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from unchecked import unchecked
+
+from refusal_dial.conditional import AddIf
+from refusal_dial.operations import Add, Clamp, Project, Rowwise, Set, numbers_of, scaled, unit_of
+from refusal_dial.types import DialError
+
+SIZES = st.integers(1, 4)
+
+
+@given(st.lists(SIZES, min_size=1, max_size=3), SIZES, SIZES, SIZES)
+def test_a_value_fits_where_it_becomes_the_rows_without_being_stretched(shape, batch, k, width):
+    """`expand_as` also stretches axes of length 1: those fit only rows that have length 1 there."""
+    value = torch.randn(shape)
+    why = Set(value).misfit(batch, width, lambda: k)
+    axes = {1: [width], 2: [batch, width], 3: [batch, k, width]}[len(shape)]
+    assert (why == "") == (shape == axes)
+    if not why:
+        assert Set(value)(torch.randn(batch, k, width)).shape == (batch, k, width)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Add(torch.ones(1)),
+        Set(torch.ones(1)),
+        Project(torch.ones(1)),
+        Clamp(torch.ones(1), 2.0),
+        AddIf(torch.ones(4), torch.ones(1), 0.0),
+        AddIf(torch.ones(1), torch.ones(4), 0.0),
+    ],
+)
+def test_every_operation_says_that_a_vector_of_one_number_is_none_of_four(operation: Rowwise):
+    assert "expected a vector of width 4, not 1" in operation.misfit(2, 4, lambda: 1)
+
+
+def test_a_decoding_step_that_edits_nothing_needs_no_vectors_a_position():
+    assert Set(torch.ones(2, 5, 4)).misfit(2, 4, lambda: 0) == ""
+    assert "each of the 1 positions" in Set(torch.ones(2, 5, 4)).misfit(2, 4, lambda: 1)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_number_is_itself_however_it_is_written(number):
+    for written in (number, np.float64(number), torch.tensor(number)):
+        assert numbers_of(written, "alpha") == torch.tensor(number, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("value", ["3", None, True, 1j, [[1.0], [2.0]], ["a"], object()])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(DialError, match=r"alpha must be a number, or one a prompt, not"):
+        numbers_of(value, "alpha")
+
+
+def test_alphas_and_directions_are_as_many():
+    units = torch.eye(4)[:3]
+    assert torch.equal(
+        scaled(torch.tensor([1.0, 2.0, 3.0]), units).diagonal(), torch.arange(1.0, 4)
+    )
+    assert scaled(torch.tensor([1.0, 2.0]), units[0]).shape == (2, 4)
+    for n in (1, 2, 4):
+        with pytest.raises(DialError, match=f"{n} alphas for 3 directions: expected as many"):
+            scaled(torch.ones(n), units)
+
+
+@pytest.mark.parametrize(
+    ("direction", "message"),
+    [
+        (np.array([1.0, 0.0]), "must be a torch tensor, not ndarray: torch.as_tensor"),
+        ([1.0, 0.0], "must be a torch tensor, not list"),
+        (None, "must be a torch tensor, not NoneType"),
+        (torch.tensor(1.0), r"a vector or several, not shape \(\)"),
+    ],
+)
+def test_what_is_no_direction_is_named(direction, message):
+    with pytest.raises(DialError, match=message):
+        unchecked("operations").unit_of(direction)
+    assert torch.equal(unit_of(torch.tensor([1.0, 0.0])), torch.tensor([1.0, 0.0]))
