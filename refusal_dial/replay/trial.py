@@ -17,6 +17,7 @@ import torch
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.fits import shape_of
 from refusal_dial.hooks import Edit
 from refusal_dial.model import one_line
 from refusal_dial.operations import Add
@@ -109,7 +110,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
 
 def _probe(model: TransformerBridge, tokens: Tokens, site: str) -> Edit:
     """Noise as large as the embedding, added to the last two positions in the middle block."""
-    width = {"z": int(model.cfg.d_head), "mlp_post": 1}.get(site, int(model.cfg.d_model))
+    width = shape_of(model, tokens, site)[-1]
     embedded = model.original_model.get_input_embeddings()(tokens.ids)
     size = float(embedded.float().pow(2).mean().sqrt())
     noise = torch.randn(width, generator=torch.Generator().manual_seed(0)) * size
