@@ -1,12 +1,14 @@
 """Files that are there whole or not at all.
 
-Knows bytes and folders. Does not know what is in them.
+Knows bytes and folders, and JSON. Does not know what is said in them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from refusal_dial.types import DialError
 
@@ -17,6 +19,16 @@ def located(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DialError(f"{str(path)!r}: there is no such user's home folder here") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises `DialError` where it cannot be read: not there, not UTF-8, not
+    JSON, nested too deep, or a number of thousands of digits."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise DialError(f"{path} cannot be read: {reason}") from error
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:

@@ -31,6 +31,7 @@ from refusal_dial.probe import foretell, weights, working
 from refusal_dial.run import (
     Run,
     append,
+    damage,
     finish,
     kept_batches,
     open_run,
@@ -202,11 +203,12 @@ def _forecast(
     run: Run, model: TransformerBridge, sizes: Sequence[int], batches: Batches, grid: Grid
 ) -> Forecast:
     rows = sum(sizes)
-    there = rows if run.finished else sum(sizes[: usable_batches(run, sizes)])
+    whole = run.finished and not damage(run)
+    there = rows if whole else sum(sizes[: usable_batches(run, sizes)])
     seconds, timed = None, 0
-    if not run.finished:
-        whole, timed = foretell(model, batches, sum(grid.prompts.values()), grid.cells)
-        seconds = whole * (rows - there) / rows
+    if not whole:
+        entire, timed = foretell(model, batches, sum(grid.prompts.values()), grid.cells)
+        seconds = entire * (rows - there) / rows
     return Forecast(
         experiment=run.experiment,
         folder=str(run.folder),

@@ -57,7 +57,9 @@ def trusted(table: Path, key: str) -> Kept:
     size = table.stat().st_size if table.is_file() else 0
     batches: list[Batch] = []
     fault = ""
-    if size:
+    if not size and any(lines):
+        fault = "its rows are gone"
+    elif size:
         with table.open("rb") as file:
             for line in lines[:-1]:
                 batch = _read(line)
@@ -101,7 +103,7 @@ def _line(batch: Batch, key: str, data: bytes) -> bytes:
 
 def _read(line: bytes) -> Batch | None:
     parts = line.split(b" ")
-    if len(parts) != 4 or not all(part.isdigit() for part in parts[:3]):
+    if len(parts) != 4 or not all(part.isdigit() and len(part) < 20 for part in parts[:3]):
         return None
     return Batch(*map(int, parts[:3]))
 

@@ -6,8 +6,9 @@
     log.txt, *.safetensors
 
 Rows are appended in a fixed order, so an interrupted run goes on after its last whole batch and
-ends with the same bytes as one that was never interrupted. This module writes and reads. It never
-computes, and knows no models.
+ends with the same bytes as one that was never interrupted. The same holds of a finished run whose
+files were damaged since: it is a half run again. This module writes, and `run_reading` reads. It
+never computes, and knows no models.
 """
 
 from __future__ import annotations
@@ -29,16 +30,36 @@ import pandas as pd
 from refusal_dial.files import located, write_whole
 from refusal_dial.journal import Kept, cut, record, trusted
 from refusal_dial.run_log import close_log, open_log
-from refusal_dial.spreadsheets import as_meant, to_show
+from refusal_dial.run_reading import (
+    HASHES,
+    changed,
+    find_run,
+    hashes,
+    read_config,
+    read_table,
+    read_verdict,
+)
+from refusal_dial.spreadsheets import to_show
 from refusal_dial.types import DialError
 
+__all__ = [
+    "Run",
+    "append",
+    "damage",
+    "find_run",
+    "finish",
+    "kept_batches",
+    "open_run",
+    "planned_run",
+    "read_config",
+    "read_table",
+    "read_verdict",
+    "usable_batches",
+    "versions",
+]
 log = logging.getLogger("refusal_dial")
 ROOT = Path("runs")
-TEXTS = {"direction", "site", "prompt_id", "subset", "split", "category", "system", "label"}
-TEXTS |= {"way", "role", "token", "stop", "completion", "reason"}
-WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
-OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
-EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}  # since: always
+FILES = ("config.json", "scores.csv", "journal.txt", "summary.csv", "summary.json", "log.txt")
 PACKAGES = ("refusal-dial", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy")
 
 
@@ -53,6 +74,10 @@ class Run:
     @property
     def scores(self) -> Path:
         return self.folder / "scores.csv"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal.txt"
 
     @property
     def key(self) -> str:
@@ -75,7 +100,8 @@ def open_run(
 
     `settings` is everything the rows depend on; two runs with equal settings have equal rows.
     `out` names the folder itself, `root/experiment/<time>-<hash>` is used otherwise. A finished run
-    is returned as it is when `out` names it, and is never written to again.
+    is returned as it is when `out` names it, and is never written to again, unless its files are
+    damaged: then the log says so, its summary is dropped, and what is missing is computed again.
 
     Raises `DialError` if `out` holds a run of another experiment or of other settings (naming the
     first that differs), something that is not a run, or a run that cannot be read.
@@ -105,6 +131,7 @@ def planned_run(
     key = Run(Path(), settings).key
     if out is not None:
         folder = located(out)
+        _check_files(folder)
         if folder.is_dir() and any(folder.iterdir()):
             _check_same(folder, experiment, settings)
         if folder.exists() and not folder.is_dir():
@@ -112,6 +139,7 @@ def planned_run(
         return Run(folder, settings, experiment)
     for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
         if (old / "config.json").is_file() and not (old / "summary.json").is_file():
+            _check_files(old)
             _check_same(old, experiment, settings)
             return Run(old, settings, experiment)
     folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
@@ -121,13 +149,38 @@ def planned_run(
 
 
 def _resumed(run: Run) -> Run:
-    """The run that is there. Its log says where packages have changed since it was begun."""
+    """The run that is there, without a summary that its rows do not bear out. Its log says that,
+    and where packages have changed since it was begun."""
+    fault = damage(run)
+    if fault:
+        open_log(run.folder)  # nobody else writes to it from here on
+        log.warning("this run was finished, and %s; it goes on from what is whole", fault)
+        for name in ("summary.json", "summary.csv"):
+            (run.folder / name).unlink(missing_ok=True)
     run = _logged(run)
-    before, now = dict(read_config(run.folder).get("versions") or {}), versions()
+    before, now = read_config(run.folder).get("versions", {}), versions()
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
     if changed and not run.finished:
         log.warning("begun with other versions: %s", ", ".join(changed))
     return run
+
+
+def damage(run: Run) -> str:
+    """What is wrong with the files of a finished run: one is not what the run ended with, or the
+    journal does not vouch for all rows. Empty where nothing is, or the run is not finished."""
+    if not run.finished:
+        return ""
+    fault = changed(run.folder)
+    if fault or not (HASHES in read_verdict(run.folder) or run.journal.is_file()):
+        return fault  # a run from before there were journals has none
+    found = trusted(run.scores, run.key)
+    return f"{run.scores}: {found.fault}" if found.fault else ""
+
+
+def _check_files(folder: Path) -> None:
+    for path in (folder / name for name in FILES):
+        if (path.exists() or path.is_symlink()) and not path.is_file():
+            raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")
 
 
 def _check_same(folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
@@ -218,76 +271,12 @@ def append(run: Run, rows: pd.DataFrame) -> None:
 
 
 def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
-    """Write summary.csv and, last of all, summary.json, which marks the run finished."""
-    record = json.dumps(verdict, indent=2, allow_nan=False)
+    """Write summary.csv and, last of all, summary.json, which marks the run finished and says by
+    SHA-256 what it ended with."""
+    json.dumps(verdict, allow_nan=False)  # before anything is written
     table = to_show(summary).to_csv(index=False, lineterminator="\n")
     write_whole(run.folder / "summary.csv", table)
+    ended = {**verdict, HASHES: hashes(run.folder, verdict)}
+    record = json.dumps(ended, indent=2, allow_nan=False)
     write_whole(run.folder / "summary.json", record + "\n")
     close_log()
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a run folder. Raises `DialError` if the folder holds no run."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise DialError(f"{folder} is not a run folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DialError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise DialError(f"{path} is not a run's config: it has no settings")
-    return config
-
-
-def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
-    """`scores` or `summary` of a run, as it was written: floats to the last digit, ids as text
-    (`0001` is not 1, and `'=1` in the file is `=1`), whole numbers whole where some are missing.
-
-    Raises `DialError` if it is not there yet, cannot be read, or lacks a column that is `needed`.
-    """
-    path = Path(folder) / f"{name}.csv"
-    experiment = read_config(folder).get("experiment")
-    if not path.is_file() or path.stat().st_size == 0:
-        raise DialError(f"{folder} has no {name}.csv: run the experiment to its end first")
-    try:
-        columns = pd.read_csv(path, nrows=0).columns
-        frame = pd.read_csv(
-            path,
-            dtype={name: str for name in columns if name in TEXTS},
-            keep_default_na=False,
-            na_values={name: [""] for name in columns if name not in TEXTS},
-            **EXACT,
-        )
-        frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
-    except (ValueError, TypeError) as error:  # of pandas: a torn line, letters in a number
-        raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    for column in needed:
-        if column not in frame:
-            raise DialError(
-                f"{path} has no column {column!r}: it is of {experiment}, and this takes a run of "
-                "another experiment (see --help)"
-            )
-    return frame
-
-
-def read_verdict(folder: str | Path) -> dict[str, Any]:
-    """summary.json of a finished run. Raises `DialError` if it is not there yet, or unreadable."""
-    path = Path(folder) / "summary.json"
-    if not path.is_file():
-        raise DialError(f"{folder} has no summary.json: run the experiment to its end first")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DialError(f"{path} cannot be read: {error}") from error
-
-
-def find_run(where: str | Path) -> Path:
-    """A run folder, or the newest finished run in an experiment's folder."""
-    folder = located(where)
-    if (folder / "config.json").is_file():
-        return folder
-    runs = sorted(path.parent for path in folder.glob("*/summary.json"))
-    if not runs:
-        raise DialError(f"{str(where)!r} is neither a run folder nor holds a finished run")
-    return sorted(runs, key=lambda run: str(read_config(run).get("started")))[-1]

@@ -210,3 +210,20 @@ def test_a_table_of_its_own(tmp_path):
     cut(table, found.batches[:1])
     assert table.read_bytes() == b"a,b\n1,2\n"
     assert trusted(table, "key").fault == ""
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_rows_that_are_gone_are_reported(left, run, whole):
+    run.scores.unlink()
+    if left is not None:
+        run.scores.write_bytes(left)
+    assert resumed(run) == (0, whole[0])
+    assert "scores.csv: its rows are gone; what follows is computed again" in log_of(run)
+
+
+def test_a_number_of_thousands_of_digits_is_an_altered_line(run, whole):
+    table, journal = whole
+    first, *rest = journal.splitlines(keepends=True)
+    put(run, table, first + b"9" * 5000 + b" 1 1 x\n" + b"".join(rest))
+    assert resumed(run) == (1, table)
+    assert "line 2 of its journal was altered" in log_of(run)

@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from refusal_dial.run import (
     open_run,
     read_config,
     read_table,
+    read_verdict,
 )
 from refusal_dial.run_log import close_log
 from refusal_dial.types import DialError
@@ -350,6 +353,17 @@ def test_out_that_is_no_run_is_left_alone(tmp_path):
         (b"[1, 2]", "is not a run's config: it has no settings"),
         (b"{}", "is not a run's config: it has no settings"),
         (b'{"settings": 3}', "is not a run's config: it has no settings"),
+        (b'{"settings": {}}', "is not a run's config: it has no experiment"),
+        (b"[" * 100_000, "cannot be read: maximum recursion depth"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "cannot be read: Exceeds the limit"),
+        (
+            b'{"experiment": "a", "settings": {}, "versions": [1, 2]}',
+            "versions is [1, 2]: expected",
+        ),
+        (b'{"experiment": "a", "settings": {}, "versions": "abc"}', "versions is 'abc': expected"),
+        (b'{"experiment": "a", "settings": {"model": "a"}}', "settings.model is 'a': expected an"),
+        (b'{"experiment": "a", "settings": {"model": {}}}', "settings.model has no name"),
+        (b'{"experiment": "a", "settings": {"data": [1]}}', "settings.data is [1]: expected an"),
     ],
 )
 def test_a_broken_config_is_one_clear_line(content, says, tmp_path):
@@ -389,7 +403,12 @@ def test_the_summary_json_is_written_last(tmp_path, monkeypatch):
     finish(run, summary, {"verdict": [{"p_value": None}]})
     assert order == ["summary.csv", "summary.json"]
     assert run.finished
-    assert json.loads((run.folder / "summary.json").read_text()) == {"verdict": [{"p_value": None}]}
+    ended = read_verdict(run.folder)
+    assert ended.pop("sha256") == {
+        "summary.csv": sha256((run.folder / "summary.csv").read_bytes()).hexdigest(),
+        "verdict": sha256(b'{"verdict": [{"p_value": null}]}').hexdigest(),
+    }
+    assert ended == {"verdict": [{"p_value": None}]}
     assert read_table(run.folder, "summary")["alpha"][0] == 0.1 + 0.2
 
 
@@ -438,6 +457,138 @@ def test_find_run_without_a_run_says_so(tmp_path):
     for where in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DialError, match="is neither a run folder nor holds a finished run"):
             find_run(where)
+
+
+# --- damage to a finished run
+
+
+def altered(name):
+    """One digit of a file is another."""
+
+    def damage(folder):
+        data = (folder / name).read_bytes()
+        at = max(data.rfind(b"%d" % digit) for digit in range(10))
+        (folder / name).write_bytes(data[:at] + (b"%d" % (9 - data[at] + 48)) + data[at + 1 :])
+
+    return damage
+
+
+def gone(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def holding(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+DAMAGES = {
+    "a digit of the rows": (altered("scores.csv"), "scores.csv was altered since"),
+    "no rows": (gone("scores.csv"), "has no scores.csv, and had one"),
+    "no bytes": (holding("scores.csv", b""), "scores.csv was altered since"),
+    "no journal": (gone("journal.txt"), "scores.csv: its journal is not there"),
+    "a journal cut short": (holding("journal.txt", b"0 9"), "scores.csv: its journal is not there"),
+    "no summary": (gone("summary.csv"), "has no summary.csv"),
+    "a short summary": (holding("summary.csv", b"direction,n\n"), "summary.csv was altered since"),
+    "a digit of the summary": (altered("summary.csv"), "summary.csv was altered since"),
+    "an empty verdict": (holding("summary.json", b""), "summary.json cannot be read"),
+    "no JSON": (holding("summary.json", b"{"), "summary.json cannot be read"),
+    "a list": (holding("summary.json", b"[1]"), "summary.json is no summary: expected an object"),
+    "another verdict": (
+        lambda folder: (folder / "summary.json").write_text(
+            (folder / "summary.json").read_text().replace("0.25", "0.75")
+        ),
+        "summary.json was altered since",
+    ),
+}
+
+
+def to_the_end(folder):
+    """The run as its experiment carries it out: how many of its batches were kept."""
+    sizes = [2, 3, 1]
+    run = open_run("steer", SETTINGS, out=str(folder))
+    if run.finished:
+        return None
+    kept = kept_batches(run, sizes)
+    for part in batches(sizes)[kept:]:
+        append(run, part)
+    finish(run, pd.DataFrame({"direction": ["learned"], "n": [6]}), {"threshold": 0.25})
+    return kept
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    to_the_end(folder)
+    return folder
+
+
+def results_of(folder):
+    names = ("scores.csv", "journal.txt", "summary.csv", "summary.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_finished_run_says_so_and_is_mended(damage, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    spoil, says = DAMAGES[damage]
+    spoil(folder)
+    assert to_the_end(folder) is not None
+    said = (folder / "log.txt").read_text()
+    assert "WARNING this run was finished, and " in said
+    assert says in said
+    assert results_of(folder) == results_of(whole_run)
+    assert to_the_end(folder) is None  # whole again, and left alone
+
+
+def test_only_the_batches_that_were_damaged_are_computed_again(whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    altered("scores.csv")(folder)  # a digit of the last batch
+    assert to_the_end(folder) == 2
+    gone("summary.csv")(folder)
+    assert to_the_end(folder) == 3
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if "journal" not in name])
+def test_of_a_damaged_run_nothing_is_read(damage, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    DAMAGES[damage][0](folder)
+    with pytest.raises(DialError) as error:
+        read_verdict(folder), read_table(folder, "scores"), read_table(folder, "summary")
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(
+        f"the run's files are damaged: the experiment's command with --out {folder} mends them"
+    )
+
+
+def test_a_run_from_before_there_were_hashes_is_read_and_left_alone(whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    verdict = read_verdict(folder)
+    del verdict["sha256"]
+    (folder / "summary.json").write_text(json.dumps(verdict))
+    assert to_the_end(folder) is None
+    assert read_verdict(folder) == {"threshold": 0.25}
+    altered("scores.csv")(folder)
+    assert len(read_table(folder, "scores")) == 6
+    assert to_the_end(folder) == 2  # its journal knows
+    assert results_of(folder) == results_of(whole_run)
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "journal.txt", "summary.json", "log.txt"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_and_nothing_touched(name, make, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    (folder / "summary.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    with pytest.raises(DialError, match=rf"{name} is no file \(a folder, a pipe, a broken link\)"):
+        open_run("steer", SETTINGS, out=str(folder))
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 # --- the log

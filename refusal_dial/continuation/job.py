@@ -24,7 +24,7 @@ from refusal_dial.forecast import grid_of
 from refusal_dial.job import begin, carry_out, files_by_layer, groups
 from refusal_dial.openings import CHALLENGING
 from refusal_dial.prompts import holdout_split, of_subset
-from refusal_dial.run import Run, read_table
+from refusal_dial.run import Run, read_table, read_verdict
 from refusal_dial.sampling import decoding_of
 from refusal_dial.sweep import Cell
 
@@ -114,5 +114,5 @@ def results(run: Run) -> dict[str, Any]:
     cells = json.loads(means.reset_index().to_json(orient="records"))
     found: dict[str, Any] = {"rows": len(rows), "cells": cells}
     if run.finished:
-        found["summary"] = json.loads((run.folder / "summary.json").read_text())
+        found["summary"] = read_verdict(run.folder)
     return found

@@ -20,7 +20,7 @@ from refusal_dial.forecast import grid_of
 from refusal_dial.job import begin, carry_out
 from refusal_dial.model import check_site, identity
 from refusal_dial.prompts import Prompt, data_hash, of_subset
-from refusal_dial.run import Run
+from refusal_dial.run import Run, read_verdict
 from refusal_dial.selection import layout, rules
 from refusal_dial.selection.candidates import (
     Candidate,
@@ -100,9 +100,7 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
 
 def read_report(run: Run) -> Mapping[str, Any]:
     """What summary.json says of the chosen direction."""
-    import json
-
-    return dict(json.loads((run.folder / "summary.json").read_text()))
+    return read_verdict(run.folder)
 
 
 def learn(
