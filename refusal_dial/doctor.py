@@ -20,6 +20,7 @@ import psutil
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.checkpoint import configured, missing_shards, parameters
 from refusal_dial.hooks import steer
 from refusal_dial.hub import hub_reachable
 from refusal_dial.model import device_of, dtype_of, load_model, one_line, source_of
@@ -68,7 +69,10 @@ def examine(
     except DialError as error:
         yield Finding("weights", "fail", str(error), "give a folder, or use --model embedded")
         return
-    yield _weights(name, source)
+    weights = _weights(name, source)
+    yield weights
+    if weights.verdict == "fail":
+        return
     room = _memory(source, where, number)
     yield room
     if room.verdict == "fail":
@@ -129,6 +133,13 @@ def _half_on_mps() -> Finding:
 
 def _weights(name: str, source: str) -> Finding:
     if Path(source).is_dir():
+        try:
+            missing = missing_shards(Path(source))
+        except DialError as error:
+            return Finding("weights", "fail", str(error), "get the model's files again")
+        if missing:
+            said = f"{name} lacks {len(missing)} files of its index, such as {missing[0]}"
+            return Finding("weights", "fail", said, "finish the download")
         return Finding("weights", "ok", f"{name} is at {source}")
     if hub_reachable():
         return Finding("weights", "ok", f"{name} comes from the hub, which can be reached")
@@ -138,7 +149,8 @@ def _weights(name: str, source: str) -> Finding:
 
 def _memory(source: str, device: str, dtype: torch.dtype) -> Finding:
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _free()
-    count = parameters(Path(source))
+    known = [n for n in (parameters(Path(source)), configured(source)) if n is not None]
+    count = max(known, default=None)
     if count is None:
         said = f"{free / GIGABYTE:.1f} GB free, the model's size is not known before it is loaded"
         return Finding("memory", "warn", said)
@@ -155,24 +167,6 @@ def _memory(source: str, device: str, dtype: torch.dtype) -> Finding:
 
 def _free() -> int:
     return int(psutil.virtual_memory().available)
-
-
-def parameters(folder: Path) -> int | None:
-    """How many numbers a folder's safetensors hold, from their headers alone; None if unknown."""
-    from safetensors import SafetensorError, safe_open
-
-    files, count = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [], 0
-    try:
-        for path in files:
-            with safe_open(str(path), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    size = 1
-                    for n in file.get_slice(key).get_shape():
-                        size *= n
-                    count += size
-    except (SafetensorError, OSError):
-        return None
-    return count or None
 
 
 def _tried(model: TransformerBridge) -> Iterator[Finding]:
@@ -195,11 +189,25 @@ def _tried(model: TransformerBridge) -> Iterator[Finding]:
     yield Finding("refusal tokens", "ok", said)
     logits = last_logits(model, tokens)
     if not bool(torch.isfinite(logits).all()):
-        yield Finding("forward pass", "fail", "NaN or infinite logits", "use --dtype float32")
+        yield _not_finite("forward pass", model)
         return
     top = model.tokenizer.decode([int(logits[0].argmax())])
     yield Finding("forward pass", "ok", f"finite logits, next token {top!r}")
     yield _generated(model, tokens.ids, tokens.mask)
+
+
+def _not_finite(check: str, model: TransformerBridge) -> Finding:
+    """Whose fault it is that the logits are no numbers: the weights', or that of their format."""
+    said = "NaN or infinite logits"
+    for name, weight in model.original_model.named_parameters():
+        if weight.device.type != "meta" and bool(torch.isnan(weight).any()):
+            where = name.replace("._original_component", "")
+            remedy = "get the weights again: no --dtype mends them"
+            return Finding(check, "fail", f"{said}: the weights hold NaN ({where})", remedy)
+    if next(model.original_model.parameters()).dtype == torch.float32:
+        remedy = "get the weights again, or report this model"
+        return Finding(check, "fail", f"{said}, in float32, from weights without NaN", remedy)
+    return Finding(check, "fail", said, "use --dtype float32")
 
 
 def _generated(model: TransformerBridge, ids: Any, mask: Any) -> Finding:
@@ -228,7 +236,7 @@ def _generated(model: TransformerBridge, ids: Any, mask: Any) -> Finding:
             )
         seen.append(torch.stack(out.logits)[:, 0].float().cpu())
     if not all(bool(torch.isfinite(logits).all()) for logits in seen):
-        return Finding("generation", "fail", "NaN or infinite logits", "use --dtype float32")
+        return _not_finite("generation", model)
     n = min(len(logits) for logits in seen)
     if bool(torch.equal(seen[0][:n], seen[1][:n])):
         return Finding("generation", "fail", "a hook changes nothing", "report this model")

@@ -8,7 +8,6 @@ asked for by name.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.checkpoint import check_layer_count, folder_revision, whole_weights
 from refusal_dial.files import located
 from refusal_dial.hub import hub_reachable
 from refusal_dial.types import SITES, DialError, hook_name, one_of
@@ -67,7 +67,8 @@ def load_model(
     alone, or of CPU and disk alone. It takes the place of `device`.
 
     Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
-    cannot be reached, an unknown device, dtype or device map, or a map beside a device.
+    cannot be reached, weights that are missing from the files, a number of layers that no model
+    has, an unknown device, dtype or device map, or a map beside a device.
     """
     if device_map is not None and device != "auto":
         raise DialError(f"--device {device} and --device-map {device_map}: give one of them")
@@ -81,14 +82,17 @@ def load_model(
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
     quiet_transformers()
     try:
-        model = TransformerBridge.boot_transformers(
-            source,
-            device=None if device_map is not None else where,
-            device_map=device_map,
-            dtype=number,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        with whole_weights(name):
+            model = TransformerBridge.boot_transformers(
+                source,
+                device=None if device_map is not None else where,
+                device_map=device_map,
+                dtype=number,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+    except DialError:
+        raise
     except Exception as error:
         reason = one_line(error)
         if "out of memory" in reason.lower():
@@ -163,6 +167,7 @@ def source_of(name: str) -> str:
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")
+        check_layer_count(folder, name)
         return str(folder.resolve())
     if name and folder.exists():
         raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
@@ -200,8 +205,8 @@ def one_line(error: BaseException, limit: int = 240) -> str:
 def identity(model: TransformerBridge) -> Identity:
     """Name, revision and shape of a loaded model.
 
-    The revision is the hub's commit where there is one; for a folder, a hash over its configuration
-    and, for each weight file, its size and its first and last MiB.
+    The revision is the hub's commit where there is one; for a folder, a hash over all of its
+    weights, configuration, tokenizer and chat templates (see `checkpoint`).
     """
     config = model.original_model.config
     source = str(model.cfg.model_name)
@@ -209,28 +214,13 @@ def identity(model: TransformerBridge) -> Identity:
     commit = getattr(config, "_commit_hash", None)
     return Identity(
         name="embedded" if folder == EMBEDDED else source,
-        revision=str(commit) if commit else _folder_hash(folder) if folder.is_dir() else "",
+        revision=str(commit) if commit else folder_revision(folder) if folder.is_dir() else "",
         architecture=type(model.original_model).__name__,
         n_layers=int(model.cfg.n_layers),
         d_model=int(model.cfg.d_model),
         device=str(model.cfg.device),
         dtype=str(next(model.original_model.parameters()).dtype).removeprefix("torch."),
     )
-
-
-def _folder_hash(folder: Path, edge: int = 2**20) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin")
-    ):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(edge))
-            if size > edge:
-                file.seek(max(edge, size - edge))
-                digest.update(file.read(edge))
-    return digest.hexdigest()[:16]
 
 
 def check_layers(model: TransformerBridge, layers: Iterable[int]) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from itertools import islice
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from script_case import load
 
 from refusal_dial import cli, doctor
-from refusal_dial.doctor import examine, parameters
+from refusal_dial.doctor import examine
 
 
 def found(name: str, **more: str) -> dict[str, doctor.Finding]:
@@ -54,7 +56,9 @@ def test_weights_with_nan_are_found_by_the_forward_pass(tmp_path):
     model.save_pretrained(folder)
     one = found(str(folder))
     assert one["forward pass"].verdict == "fail"
-    assert "NaN or infinite logits" in one["forward pass"].said
+    assert "NaN or infinite logits: the weights hold NaN" in one["forward pass"].said
+    assert "model.norm.weight)" in one["forward pass"].said
+    assert "no --dtype mends them" in one["forward pass"].remedy
     assert "generation" not in one
 
 
@@ -66,14 +70,6 @@ def test_a_model_larger_than_what_is_free_fails_before_it_is_loaded(qwen_folder,
     assert "model" not in one
     smaller = found(str(qwen_folder), dtype="bfloat16")["memory"]
     assert "halves" not in smaller.remedy
-
-
-def test_parameters_are_counted_from_headers(qwen_folder, tmp_path):
-    own = sum(p.numel() for p in tiny.hf_model("Qwen2").parameters())
-    assert parameters(qwen_folder) == own
-    assert parameters(tmp_path) is None
-    (tmp_path / "broken.safetensors").write_bytes(b"none")
-    assert parameters(tmp_path) is None
 
 
 def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
@@ -99,3 +95,41 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     one = next(f for f in examine("embedded", out=tmp_path / "new") if f.check == "disk")
     assert one.verdict == "fail"
     assert "give another --out" in one.remedy
+
+
+def test_half_a_download_cannot_start(qwen_folder, tmp_path):
+    folder = shutil.copytree(qwen_folder, tmp_path / "half")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "second.st"}}))
+    one = found(str(folder))
+    assert one["weights"].verdict == "fail"
+    assert "second.st" in one["weights"].said
+    assert "finish the download" in one["weights"].remedy
+    assert "memory" not in one
+
+
+def test_memory_is_judged_by_the_configuration_where_it_wants_more(qwen_folder, tmp_path):
+    folder = shutil.copytree(qwen_folder, tmp_path / "wide")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"intermediate_size": 10**12}))
+    one = found(str(folder))
+    assert one["memory"].verdict == "fail"
+    assert "million parameters want" in one["memory"].said
+    assert "model" not in one
+
+
+def test_logits_that_only_half_precision_spoils_are_told_from_broken_weights(tmp_path):
+    folder = tiny.folder("Qwen2", tmp_path / "qwen")
+    model = tiny.hf_model("Qwen2")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(1e6)
+    model.save_pretrained(folder)
+    half = found(str(folder), dtype="float16")["forward pass"]
+    assert (half.verdict, half.remedy) == ("fail", "use --dtype float32")
+    assert found(str(folder))["forward pass"].verdict == "ok"
+    with torch.no_grad():
+        model.lm_head.weight.fill_(3e38)
+    model.save_pretrained(folder)
+    full = found(str(folder))["forward pass"]
+    assert "in float32, from weights without NaN" in full.said
+    assert "--dtype" not in full.remedy

@@ -48,7 +48,7 @@ FLOORS = {
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
         subspaces control_vectors calibration.gaussian
-        operations hooks conditional scorers directions controls judging judges
+        operations hooks conditional scorers directions controls judging judges checkpoint
         replay.branches replay.bulk row_hooks
     """,
     # touches the model

@@ -1,0 +1,183 @@
+"""A model's folder as it lies on disk: what decides its behaviour, and whether it is all there.
+
+    revision = H(names, sizes, H(each block of each file))    H = BLAKE2b
+
+Every byte counts of every file that decides what the model computes: weights, configuration, code,
+tokenizer, chat templates. Cards, licences and whatever lies in other folders below do not count.
+Files are read and headers are parsed here; no weight is loaded. It does not know whether the
+weights are any good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from refusal_dial.types import DialError
+
+DECIDING = {".json", ".safetensors", ".bin", ".jinja", ".model", ".tiktoken", ".py"}
+VOCABULARIES = ("merges.txt", "vocab.txt")
+TEMPLATES = "additional_chat_templates"
+BLOCK = 2**24
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+MOST_LAYERS = 1000
+"""More is a slip of the pen, and would be built layer by layer before anything else is found."""
+
+
+def folder_revision(folder: Path) -> str:
+    """16 hexadecimal digits that change with any byte of any file that decides the model.
+
+    Blocks are hashed by several threads; a file is read again only when its size or time changed.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in deciding_files(folder):
+        about = path.stat()
+        told = _file_hash(path.resolve(), about.st_size, about.st_mtime_ns)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{about.st_size} {told}\n".encode())
+    return digest.hexdigest()
+
+
+def deciding_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide what it computes, in order of their names."""
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and (path.suffix in DECIDING or path.name in VOCABULARIES)
+    ]
+    return sorted(found + list((folder / TEMPLATES).glob("*.jinja")))
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
+    def block(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.blake2b(file.read(BLOCK)).digest()
+
+    with ThreadPoolExecutor() as pool:
+        blocks = b"".join(pool.map(block, range(0, size, BLOCK)))
+    return hashlib.blake2b(blocks).hexdigest()
+
+
+def check_layer_count(folder: Path, name: str) -> None:
+    """Raises `DialError` where the configuration asks for no layer, or for more than any model has.
+
+    A configuration that cannot be read is left to transformers, which says why.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    for part in parts:
+        for key in LAYER_COUNTS:
+            n = part.get(key) if isinstance(part, dict) else None
+            if isinstance(n, int) and not 1 <= n <= MOST_LAYERS:
+                raise DialError(
+                    f"model {name!r}: its config.json has {key} {str(n)[:12]}, expected 1 to "
+                    f"{MOST_LAYERS}"
+                )
+
+
+def parameters(folder: Path) -> int | None:
+    """How many numbers a folder's safetensors hold, from their headers alone; None if unknown."""
+    from safetensors import SafetensorError, safe_open
+
+    files, count = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [], 0
+    try:
+        for path in files:
+            with safe_open(str(path), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    count += math.prod(file.get_slice(key).get_shape())
+    except (SafetensorError, OSError):
+        return None
+    return count or None
+
+
+def configured(source: str) -> int | None:
+    """How many parameters the configuration asks for, built without memory; None if unknown.
+
+    A quantised model is not counted: what it keeps for a parameter is its own affair.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception:  # the model is loaded later, and then says what is wrong with it
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Files that model.safetensors.index.json names and that are not there: half a download.
+
+    Raises `DialError` for an index that is no index.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        shards = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DialError(f"{str(index)!r} is no index of weights: get it again") from error
+    return sorted(shard for shard in shards if not (folder / shard).is_file())
+
+
+@contextmanager
+def whole_weights(name: str) -> Iterator[None]:
+    """Loading inside, by transformers, raises `DialError` if any weight is not in the files.
+
+    transformers fills what it does not find with random numbers and says so in its log alone. The
+    report of that very load is read here, before anybody's log level hides it. Weights that are
+    tied to others, and are rightly not in the files, are not in the report.
+    """
+    source = logging.getLogger("transformers.modeling_utils")
+    report = _Report(logging.WARNING)
+    level, propagate, handlers = source.level, source.propagate, list(source.handlers)
+    source.setLevel(logging.WARNING)
+    source.propagate, source.handlers = False, [report]
+    try:
+        yield
+    finally:
+        source.setLevel(level)
+        source.propagate, source.handlers = propagate, handlers
+    check_missing(name, report.missing)
+
+
+def check_missing(name: str, missing: Iterable[Any]) -> None:
+    """Raises `DialError` if there are names of weights that a model wants and its files lack."""
+    names = sorted(map(str, missing))
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise DialError(
+            f"model {name!r} could not be loaded: its files lack {', '.join(names[:4])}{more}, "
+            "which would be random numbers: get the files again, or mend config.json"
+        )
+
+
+class _Report(logging.Handler):
+    """What transformers says is missing, of the report that it logs after a load."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.missing: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = re.sub(r"\x1b\[\d*m", "", record.getMessage())
+        rows = re.findall(r"^(\S.*?) *\| *MISSING\b", said, re.M)
+        told = "newly initialized" in said  # in whatever words the next version reports
+        self.missing += rows or (["some weights"] if told else [])

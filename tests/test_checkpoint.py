@@ -1,0 +1,170 @@
+"""A model's folder: every byte that decides is in its id, and what is not there is found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from refusal_dial import checkpoint
+from refusal_dial.checkpoint import (
+    check_layer_count,
+    configured,
+    folder_revision,
+    missing_shards,
+    parameters,
+)
+from refusal_dial.model import identity, load_model
+from refusal_dial.types import DialError
+
+
+@pytest.fixture
+def folder(qwen_folder, tmp_path):
+    return shutil.copytree(qwen_folder, tmp_path / "model")
+
+
+def reconfigured(folder, **changes):
+    """The folder with other values in its config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+# --- which model it is
+
+
+@given(data=st.data())
+def test_any_byte_of_any_deciding_file_changes_the_revision(data, tmp_path_factory):
+    """Blocks small enough that a file has several: none of them is left out, nor their order."""
+    folder = tmp_path_factory.mktemp("f")
+    names = ["config.json", "model.safetensors", "merges.txt", "vocab.txt", "tokenizer.model"]
+    names += ["chat_template.jinja", "additional_chat_templates/tool.jinja", "modeling_x.py"]
+    content = data.draw(st.binary(min_size=1, max_size=64))
+    (folder / "additional_chat_templates").mkdir()
+    for name in names:
+        (folder / name).write_bytes(content)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "BLOCK", 16)
+        before = folder_revision(folder)
+        path = folder / data.draw(st.sampled_from(names))
+        at = data.draw(st.integers(0, len(content) - 1))
+        changed = bytearray(content)
+        changed[at] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(changed)
+        os.utime(path, ns=(1, 1))  # a clock too coarse to tell two writes
+        assert folder_revision(folder) != before
+        path.write_bytes(content)
+        os.utime(path, ns=(2, 2))
+        assert folder_revision(folder) == before
+        (folder / "README.md").write_bytes(content)
+        assert folder_revision(folder) == before
+        path.rename(path.with_name(f"other{path.suffix}"))
+        assert folder_revision(folder) != before
+
+
+def test_a_weight_in_the_middle_and_a_chat_template_make_another_model(folder):
+    before = identity(load_model(str(folder), device="cpu")).revision
+    assert before == folder_revision(folder)
+    (folder / "chat_template.jinja").write_text(tiny.THINKING)
+    other = identity(load_model(str(folder), device="cpu")).revision
+    assert other != before
+
+
+def test_files_that_stand_as_they_were_are_read_once(folder, monkeypatch):
+    first = folder_revision(folder)
+    monkeypatch.setattr(checkpoint, "ThreadPoolExecutor", None)
+    assert folder_revision(folder) == first
+
+
+# --- what is not there
+
+
+def test_weights_that_the_files_lack_are_an_error_and_no_random_numbers(folder):
+    reconfigured(folder, num_hidden_layers=5, layer_types=["full_attention"] * 5)
+    with pytest.raises(DialError, match=r"its files lack model\.layers\.\{3, 4\}.* random") as one:
+        load_model(str(folder), device="cpu")
+    assert "\n" not in str(one.value)
+    assert len(str(one.value)) < 600
+
+
+def test_one_missing_weight_is_named_and_the_log_is_left_as_it_was(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    source = logging.getLogger("transformers.modeling_utils")
+    before = (source.level, source.propagate, list(source.handlers))
+    with pytest.raises(DialError, match=r"its files lack model\.norm\.weight, which"):
+        load_model(str(folder), device="cpu")
+    assert (source.level, source.propagate, source.handlers) == before
+
+
+def test_a_report_in_other_words_is_heard():
+    source = logging.getLogger("transformers.modeling_utils")
+    with pytest.raises(DialError, match="lack some weights"), checkpoint.whole_weights("m"):
+        source.warning("Some weights of X were newly initialized: a, b")
+    with checkpoint.whole_weights("m"):
+        source.warning("a | UNEXPECTED |")
+
+
+def test_a_tied_unembedding_and_spare_weights_are_no_error(tmp_path):
+    config = tiny.transformers.Qwen2Config(**tiny.SMALL, tie_word_embeddings=True)
+    tiny.transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    save_file(weights | {"spare": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    load_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("n", [0, -1, 1001, 10_000_000, pytest.param(10**400, id="googols")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_number_of_layers_that_no_model_has_is_refused_at_once(n, inside, folder):
+    changes = {"num_hidden_layers": n}
+    reconfigured(folder, **({"text_config": changes} if inside else changes))
+    began = time.monotonic()
+    with pytest.raises(DialError, match=r"config\.json has num_hidden_layers .*expected 1 to 1000"):
+        load_model(str(folder), device="cpu")
+    assert time.monotonic() - began < 5
+
+
+def test_what_cannot_be_read_is_left_to_the_load(folder):
+    check_layer_count(folder, "x")
+    for text in ("{", "[]", "3", '{"num_hidden_layers": "many"}'):
+        (folder / "config.json").write_text(text)
+        check_layer_count(folder, "x")
+
+
+def test_half_a_download_is_told_by_its_index(folder):
+    assert missing_shards(folder) == []
+    index = folder / "model.safetensors.index.json"
+    shards = {"a": "model.safetensors", "b": "two.safetensors", "c": "two.safetensors"}
+    index.write_text(json.dumps({"weight_map": shards}))
+    assert missing_shards(folder) == ["two.safetensors"]
+    for text in ("{", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(text)
+        with pytest.raises(DialError, match="is no index of weights: get it again"):
+            missing_shards(folder)
+
+
+# --- how large it is
+
+
+def test_parameters_are_counted_from_headers_and_from_the_configuration(folder, tmp_path):
+    own = sum(p.numel() for p in tiny.hf_model("Qwen2").parameters())
+    assert parameters(folder) == configured(str(folder)) == own
+    (folder / "model.safetensors").unlink()
+    assert parameters(folder) is None
+    assert configured(str(folder)) == own
+    (folder / "broken.safetensors").write_bytes(b"none")
+    assert parameters(folder) is None
+    (folder / "config.json").write_text("{")
+    assert configured(str(folder)) is None
