@@ -10,7 +10,6 @@ wait for torch. It does not know what a script does.
 from __future__ import annotations
 
 import difflib
-import errno
 import inspect
 import logging
 import os
@@ -24,13 +23,11 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from refusal_dial.forecast import shown_forecast
 from refusal_dial.help_text import completion, help_screen
 from refusal_dial.types import DialError, printable
-from refusal_dial.values import BY_TYPE
+from refusal_dial.values import BY_TYPE, text
 
 T = TypeVar("T")
 USAGE, INTERRUPTED = 2, 130
 LONGEST = 800
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_DISK |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's own words
 
 
@@ -67,8 +64,9 @@ def argument(help: str, many: bool = False) -> Any:
 def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> None:
     """Check the command line, call `main(flags)`, and turn what goes wrong into one line.
 
-    Exit codes: 0 done, 2 unusable input or machine, 130 interrupted. Anything else is a fault of
-    ours and keeps its traceback. `--debug`, which every script takes, shows the others' too.
+    Exit codes: 0 done, 2 unusable input or machine (every `OSError` is the machine's), 130
+    interrupted. Anything else is a fault of ours and keeps its traceback. `--debug`, which every
+    script takes, shows the others' too.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -97,10 +95,9 @@ def _guarded(main: Callable[[Any], object], argv: Sequence[str]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        where = error.filename or "to the disk"
-        _stop(f"error: cannot read or write {where}: {error.strerror}", USAGE)
+        where = "to the disk" if error.filename is None else error.filename
+        why = error.strerror or str(error) or type(error).__name__
+        _stop(f"error: cannot read or write {where}: {why}", USAGE)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(some in str(error) for some in _MEMORY):
             raise
@@ -260,6 +257,8 @@ def _typed(f: Field[Any], given: str | None) -> Any:
     if given is not None and not kind.startswith("str"):
         value = DefaultParseValue(given)
     try:
+        if given is not None:
+            text(given)
         return (f.metadata["parse"] or BY_TYPE[kind])(value)
     except DialError as error:
         raise DialError(f"{_dashed(f.name)}: {error}") from error

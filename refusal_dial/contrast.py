@@ -23,7 +23,7 @@ from refusal_dial.prompts import Prompt
 from refusal_dial.prompts import pairs as matched
 from refusal_dial.rows import read_rows
 from refusal_dial.tokens import Tokens, tokenize, with_replies
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, is_utf8, shown
 
 ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
 REPLIES = (("positive", "negative"), ("refusal", "compliance"), ANSWERS)
@@ -92,7 +92,9 @@ def _pair(where: str, row: dict[str, Any]) -> ContrastPair:
 def _text(where: str, row: dict[str, Any], name: str) -> str:
     text = row[name]
     if not isinstance(text, str) or not text.strip():
-        raise DialError(f"{where}: {name} must be text that is not empty, not {text!r:.60}")
+        raise DialError(f"{where}: {name} must be text that is not empty, not {shown(text, 60)}")
+    if not is_utf8(text):
+        raise DialError(f"{where}: {name} holds half a surrogate pair: {shown(text, 60)}")
     return text
 
 

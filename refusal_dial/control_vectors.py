@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_dial.types import DialError
+from refusal_dial.values import spelt
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
@@ -96,8 +97,10 @@ def read_control_vectors(path: str | Path) -> dict[int, Float[Tensor, " d_model"
     start = -(-file.at // step) * step
     found = {}
     for name, shape, kind, offset in infos:
-        if match := NAME.fullmatch(name):
-            found[int(match[1])] = _vector(file, name, shape, kind, start + offset)
+        match = NAME.fullmatch(name)
+        layer = spelt(match[1]) if match else None
+        if layer is not None:
+            found[layer] = _vector(file, name, shape, kind, start + offset)
     if not found:
         raise DialError(
             f"{path} holds no control vector: expected tensors called direction.<layer>"

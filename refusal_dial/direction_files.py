@@ -27,6 +27,7 @@ from refusal_dial.directions import Direction, Provenance, from_vector
 from refusal_dial.files import located
 from refusal_dial.selection.layout import read_tensor
 from refusal_dial.types import DialError, one_of
+from refusal_dial.values import spelt
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf")
 SINGLE = ("unit", "direction", "vector", "steering_vector", "refusal_direction")
@@ -92,7 +93,7 @@ def _tensors(file: Path) -> tuple[Any, dict[str, Any]]:
     if file.name == "direction.pt" and beside.is_file():
         try:
             recorded = dict(json.loads(beside.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DialError(f"{beside} cannot be read: {error}") from error
     return read_tensor(file), _recorded(recorded)
 
@@ -101,8 +102,9 @@ def _recorded(about: Mapping[str, Any]) -> dict[str, Any]:
     """Layer and position where they are whole numbers."""
     found: dict[str, Any] = {"method": "file"}
     for name in ("layer", "pos"):
-        if re.fullmatch(r"-?\d+", str(about.get(name, ""))):
-            found[name] = int(about[name])
+        number = spelt(str(about.get(name, "")))
+        if number is not None:
+            found[name] = number
     return found
 
 
@@ -159,8 +161,8 @@ def _of_layers(path: str, tensors: Mapping[Any, Tensor], layer: int | None) -> t
 
 def _layer_of(name: Any) -> int | None:
     """`20`, `layer_20`, `direction.20`, `blocks.20.hook_resid_pre`: the only number in a name."""
-    numbers = re.findall(r"\d+", str(name))
-    return int(numbers[0]) if len(numbers) == 1 else None
+    numbers = re.findall(r"[0-9]+", str(name))
+    return spelt(numbers[0]) if len(numbers) == 1 else None
 
 
 def _ranges(known: list[int]) -> str:

@@ -15,8 +15,7 @@ not know whether a direction does anything: that takes a sweep and its controls.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from refusal_dial.files import write_whole
 from refusal_dial.operations import TOLERANCE
 from refusal_dial.prompts import extremes
-from refusal_dial.types import DialError
+from refusal_dial.types import SITES, DialError, shown
 
 FORMAT = "refusal_dial direction 1"
 
@@ -224,25 +223,74 @@ def load(path: str | Path) -> Direction:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("direction", "null"))
             unit = file.get_tensor("unit") if "unit" in file.keys() else None  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DialError(f"{path} is not a direction file: {error}") from error
     if about is None or unit is None or unit.ndim != 1 or not unit.is_floating_point():
         raise DialError(f"{path} holds no direction: expected one vector 'unit' with its metadata")
-    try:
-        if about.pop("format") != FORMAT:
-            raise ValueError(f"expected {FORMAT!r}")
-        norm = float(about.pop("norm"))
-        about["prompt_ids"] = tuple(about["prompt_ids"])
-        provenance = Provenance(**about)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DialError(f"{path} has metadata of another version: {error}") from error
+    if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
+        raise DialError(f"{path} has metadata of another version: expected {FORMAT!r}")
+    norm, provenance = _recorded(path, about)
     length = float(unit.double().norm())
-    if not abs(length - 1) <= TOLERANCE or not 0 <= norm < math.inf:
+    if unit.dtype != torch.float32 and abs(length - 1) < ROUNDED:  # as 16 bits round a unit vector
+        unit, length = (unit.double() / length).float(), 1.0
+    if unit.dtype != torch.float32 or not abs(length - 1) <= TOLERANCE:
         raise DialError(
-            f"{path} holds a vector of norm {length:.4g} and a raw norm of {norm:.4g}: expected 1 "
-            "and a finite number, so it is damaged or was written by hand (see `from_vector`)"
+            f"{path} holds a vector of norm {length:.4g}: expected 1, so it is damaged or was "
+            "written by hand (see `from_vector`)"
         )
     return Direction(unit, norm, provenance)
+
+
+def _recorded(path: str | Path, about: dict[str, Any]) -> tuple[float, Provenance]:
+    """What metadata says: norm and provenance. Raises `DialError` for a field that is missing,
+    unknown, or not of its kind."""
+    for name, (holds, expected) in RECORDED.items():
+        if name in NEEDED and name not in about:
+            raise DialError(f"{path} has metadata of another version: {name!r} is missing")
+        if name in about and not holds(about[name]):
+            raise DialError(
+                f"{path}: {name!r} of its metadata must be {expected}, not {shown(about[name], 60)}"
+            )
+    unknown = sorted(set(about) - set(RECORDED))
+    if unknown:
+        raise DialError(
+            f"{path} has metadata of another version: unknown field {shown(unknown[0], 60)}"
+        )
+    norm = float(about.pop("norm"))
+    return norm, Provenance(**{**about, "prompt_ids": tuple(about["prompt_ids"])})
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
+
+
+ROUNDED = 0.01
+NEEDED = ("norm", "layer", "site", "pos", "prompt_ids")
+RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "norm": (_is_length, "a finite number from 0 up"),
+    "layer": (lambda value: _is_whole(value) and value >= 0, "a whole number from 0 up"),
+    "site": (lambda value: value in SITES, f"one of {', '.join(SITES)}"),
+    "pos": (_is_whole, "a whole number"),
+    "method": (_is_text, "text"),
+    "model": (_is_text, "text"),
+    "revision": (_is_text, "text"),
+    "seed": (lambda value: value is None or _is_whole(value), "a whole number or null"),
+    "prompt_ids": (
+        lambda value: isinstance(value, list) and all(map(_is_text, value)),
+        "a list of texts",
+    ),
+    "data_hash": (_is_text, "text"),
+    "pool": (lambda value: _is_whole(value) and value >= 1, "a whole number from 1 up"),
+}
+"""What the metadata of a direction holds: whether a value will do, and what is expected."""
 
 
 def _plain(provenance: Provenance) -> dict[str, Any]:

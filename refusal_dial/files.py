@@ -10,11 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, is_utf8, shown
 
 
 def located(path: str | Path) -> Path:
-    """The path with `~` and `~user` filled in. Raises `DialError` for a user who has no home."""
+    """The path with `~` and `~user` filled in. Raises `DialError` for a user who has no home, and
+    for what can name no file: nothing, a zero byte, half a surrogate pair."""
+    name = str(path)
+    if not name or "\0" in name or not is_utf8(name):
+        raise DialError(f"{shown(name)} names no file: expected the path of a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -32,8 +36,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:
-    """Replace `path` by `content` in one step: a reader, or a crash, sees the old or the new."""
-    path = Path(path)
+    """Replace `path` by `content` in one step: a reader, or a crash, sees the old or the new.
+
+    Raises `DialError` for a path that names no file.
+    """
+    path = located(path)
+    if not path.name:
+        raise DialError(f"{str(path)!r} is a folder: expected the path of a file to write")
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")

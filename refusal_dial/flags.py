@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.cli import CONFIG, argument, flag
-from refusal_dial.types import NAMED_POS, DialError, one_of
-from refusal_dial.values import listed, number, text, whole
+from refusal_dial.types import NAMED_POS, DialError, one_of, shown
+from refusal_dial.values import listed, number, spelt, text, whole
 
 RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d_model wide
@@ -22,6 +22,7 @@ ENGINES = ("auto", "plain")
 CONTROLS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
 BY_DEFAULT = ("random", "shuffled", "length")
 FORMATS = ("html", "png", "pdf", "svg")
+MOST = 10**6
 EXECUTORS = ("local", "ray")
 MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
 """Flags that say where rows are computed, or whether; they do not depend on them."""
@@ -50,7 +51,9 @@ def _layers(value: Any) -> tuple[int, ...]:
         return ()
     layers = tuple(whole(part) for part in listed(value))
     if not layers or len(set(layers)) < len(layers):
-        raise DialError(f"expected different layers such as 20 or 20,21,23, or all; not {value!r}")
+        raise DialError(
+            f"expected different layers such as 20 or 20,21,23, or all; not {shown(value)}"
+        )
     return layers
 
 
@@ -61,7 +64,7 @@ def _alphas(value: Any) -> tuple[float, ...]:
         return _evenly(value)
     alphas = tuple(number(part) + 0.0 for part in listed(value))  # 0.0 and not -0.0
     if not alphas or len(set(alphas)) < len(alphas):
-        raise DialError(f"expected different numbers, at least one; not {value!r}")
+        raise DialError(f"expected different numbers, at least one; not {shown(value)}")
     return tuple(sorted(alphas))
 
 
@@ -69,9 +72,11 @@ def _evenly(value: str) -> tuple[float, ...]:
     try:
         start, stop, count = (float(part) for part in value.split(":"))
     except ValueError as error:
-        raise DialError(f"expected START:STOP:COUNT such as -6:6:13, not {value!r}") from error
+        raise DialError(f"expected START:STOP:COUNT such as -6:6:13, not {shown(value)}") from error
     if not all(map(math.isfinite, (start, stop, count))) or count not in range(2, 10_001):
-        raise DialError(f"expected START:STOP:COUNT with a count from 2 to 10000, not {value!r}")
+        raise DialError(
+            f"expected START:STOP:COUNT with a count from 2 to 10000, not {shown(value)}"
+        )
     step = (stop - start) / (count - 1)
     return _alphas([round(start + i * step, 10) for i in range(int(count))])
 
@@ -79,7 +84,7 @@ def _evenly(value: str) -> tuple[float, ...]:
 def _pos(value: Any) -> int:
     if value in NAMED_POS or not isinstance(value, int) or isinstance(value, bool) or value >= 0:
         raise DialError(
-            f"expected a position counted from the end of the prompt such as -1, not {value!r}"
+            f"expected a position counted from the end of the prompt such as -1, not {shown(value)}"
         )
     return value
 
@@ -93,11 +98,14 @@ def _formats(value: Any) -> tuple[str, ...]:
 
 
 def at_least(least: int | float, kind: Any) -> Any:
-    """A reader of numbers from `least` up."""
+    """A reader of numbers from `least` up; of whole ones, up to a million. They are counts, and
+    what many times a million takes is neither memory nor a night."""
 
     def parse(value: Any) -> Any:
+        if kind is whole and whole(value) > MOST:
+            raise DialError(f"expected a number from {least} to {MOST}, not {shown(value)}")
         if kind(value) < least:
-            raise DialError(f"expected a number from {least} up, not {value!r}")
+            raise DialError(f"expected a number from {least} up, not {shown(value)}")
         return kind(value)
 
     return parse
@@ -105,15 +113,25 @@ def at_least(least: int | float, kind: Any) -> Any:
 
 def _address(value: Any) -> str:
     host, _, port = text(value).rpartition(":")
-    if value != "auto" and not (host.strip("/") == host != "" and port.isdecimal()):
-        raise DialError(f"expected HOST:PORT of a Ray head such as 10.0.0.1:6379, not {value!r}")
+    if value != "auto" and not (_is_host(host) and 0 < (spelt(port) or 0) < 2**16):
+        raise DialError(
+            f"expected HOST:PORT of a Ray head such as 10.0.0.1:6379, not {shown(value)}"
+        )
     return text(value)
+
+
+def _is_host(name: str) -> bool:
+    """Whether a network could be asked for this name: no empty label, none over 63 letters."""
+    try:
+        return bool(name.encode("idna")) and not set(name) & set("/ ")
+    except UnicodeError:
+        return False
 
 
 def _gpus(value: Any) -> float:
     share = number(value)
     if share < 0 or (share > 1 and share != int(share)):
-        raise DialError(f"expected a number of GPUs such as 0, 0.5, 1 or 2, not {value!r}")
+        raise DialError(f"expected a number of GPUs such as 0, 0.5, 1 or 2, not {shown(value)}")
     return share
 
 
@@ -126,20 +144,20 @@ def _controls(value: Any) -> tuple[str, ...]:
 
 def _share(value: Any) -> float:
     if not 0 < number(value) < 1:
-        raise DialError(f"expected a share between 0 and 1, not {value!r}")
+        raise DialError(f"expected a share between 0 and 1, not {shown(value)}")
     return number(value)
 
 
 def proportion(value: Any) -> float:
     """A number from 0 to 1."""
     if not 0 <= number(value) <= 1:
-        raise DialError(f"expected a number from 0 to 1, not {value!r}")
+        raise DialError(f"expected a number from 0 to 1, not {shown(value)}")
     return number(value)
 
 
 def _seed(value: Any) -> int:
     if not 0 <= whole(value) < 2**32:
-        raise DialError(f"expected a seed from 0 to {2**32 - 1}, not {value!r}")
+        raise DialError(f"expected a seed from 0 to {2**32 - 1}, not {shown(value)}")
     return whole(value)
 
 

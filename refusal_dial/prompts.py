@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from refusal_dial.rows import read_rows
-from refusal_dial.types import DialError, one_of
+from refusal_dial.types import DialError, is_utf8, one_of
 
 SUBSETS = ("HARMFUL", "EDGE", "BENIGN")
 EMBEDDED = (
@@ -111,7 +111,7 @@ def one_line_each(where: str, prompt: Prompt) -> Prompt:
     if any(ord(c) < 32 or ord(c) == 127 for c in prompt.id):
         raise DialError(f"{where}: id must be one line of text, not {_short(prompt.id)}")
     for name, value in asdict(prompt).items():
-        if not str(value).isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        if not is_utf8(str(value)):
             raise DialError(f"{where}: {name} holds half a surrogate pair: {_short(value)}")
     return prompt
 

@@ -33,7 +33,8 @@ from refusal_dial.scorers import (
     refusal_score,
 )
 from refusal_dial.tokens import Tokens, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
+from refusal_dial.values import spelt
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,15 @@ def refusal_tokens(
             )
         return calibrated_tokens(tokenizer, logits[groups[0]], logits[groups[1]])
     words = [part.strip() for part in wanted.split(",") if part.strip()]
-    return listed_tokens(tokenizer, [int(w) if w.isdecimal() and w.isascii() else w for w in words])
+    ids = [spelt(word) for word in words]
+    for word, number in zip(words, ids, strict=True):
+        if number is None and word.isdecimal():
+            raise DialError(
+                f"{shown(word)} is no token's id: expected ids or words such as 40,Sorry"
+            )
+    return listed_tokens(
+        tokenizer, [w if i is None or i < 0 else i for w, i in zip(words, ids, strict=True)]
+    )
 
 
 def make_scorer(name: str, refusal: RefusalTokens) -> Scorer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float, Int
@@ -67,7 +68,7 @@ def tokenize(
     Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
     template would render one: it is far more often a slip than a question), a prompt longer than
     the model's context, a model without a tokenizer or chat template, or a template that refuses a
-    system message.
+    system message or leaves the prompt's text out.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or len(tokenizer) < 2:
@@ -84,6 +85,8 @@ def tokenize(
     for i, text in enumerate(prompts):
         if not isinstance(text, str) or not text:
             raise DialError(f"prompt {i + 1} of {len(prompts)} is no text, or empty: {text!r}")
+    if chat:
+        _around(tokenizer, system)
     rows = [_encode(tokenizer, text, system, chat) for text in prompts]
     n_ctx = int(model.cfg.n_ctx)
     for i, row in enumerate(rows):
@@ -130,13 +133,25 @@ def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[i
         return list(tokenizer.encode(text, split_special_tokens=_spells_control(tokenizer, text)))
     if not _spells_control(tokenizer, text):
         return list(tokenizer.encode(_render(tokenizer, text, system), add_special_tokens=False))
-    mark = "\u2e28prompt\u2e29"  # stands for the text, so that only the template's own are control
-    before, after = _render(tokenizer, mark, system).split(mark)
-    return [
-        *tokenizer.encode(before, add_special_tokens=False),
-        *tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
-        *tokenizer.encode(after, add_special_tokens=False),
-    ]
+    before, *after = _around(tokenizer, system)
+    ids = list(tokenizer.encode(before, add_special_tokens=False))
+    for part in after:
+        ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def _around(tokenizer: Any, system: str | None) -> list[str]:
+    """What the template writes before a prompt's text and after it; between the two, where it
+    writes the text twice. Raises `DialError` where it leaves the text out."""
+    mark = f"\u2e28{uuid4().int}\u2e29"  # stands for the text, and is in no other
+    parts = _render(tokenizer, mark, system).split(mark)
+    if len(parts) < 2:
+        raise DialError(
+            "the model's chat template leaves the prompt's text out: use a model whose template "
+            "writes it as it is, or read the prompts as plain text with --plain (chat=False)"
+        )
+    return parts
 
 
 def _spells_control(tokenizer: Any, text: str) -> bool:

@@ -59,7 +59,8 @@ class DryRun(Exception):  # noqa: N818 - nothing went wrong
 
 def one_of(value: object, choices: Iterable[object], what: str) -> DialError:
     """The error for a value outside its choices, naming the nearest one."""
-    names, given = [str(choice) for choice in choices], str(value)
+    names = [str(choice) for choice in choices]
+    given = value if isinstance(value, str) else shown(value)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     given = given if len(given) <= 60 else given[:60] + "..."
@@ -70,6 +71,22 @@ def printable(text: str, keep: str = "") -> str:
     """The text with its control characters spelt out (`\\x1b`), but for those to `keep`: what a
     prompt or a file name holds must not move the cursor, nor turn the reading direction."""
     return "".join(c if c in keep or not _commands(c) else _spelt(c) for c in text)
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """Any value as an error shows it: its repr, cut after `longest` characters. Python writes out
+    no integer of more than 4300 digits, and of a value that holds one only the type is told."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__} too long to be written out"
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write the text: half a surrogate pair is no character, and neither
+    tokenizers nor files take it."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _commands(c: str) -> bool:

@@ -57,6 +57,8 @@ def run(path: Path, arguments: list[str], folder: Path, capsys) -> Ended:
 VALUES = ["nan", "inf", "-inf", "1e999", "1e30", "many", "1.5", "[]", "{}", "True", "None", ""]
 VALUES += ["\x1b[2J", "9" * 400, "1,1", "-1", "0", "1:2:1", "a:b:c", "é🙂", "../..", "0:1:1e9"]
 VALUES += ["1,[2]", "{'a': 1}", "(" * 5000, "\u202eabc", "1;2", "0x10", "'", "\\", "\x00", "-0.5"]
+VALUES += ["0x" + "f" * 5000, "-0x" + "f" * 5000, "9" * 5000, "1,0x" + "f" * 5000, "999999999999"]
+VALUES += ["a\udcffb"]
 
 
 # --- rows of prompts
@@ -205,6 +207,12 @@ CONTRAST: dict[str, tuple[str, bytes]] = {
     "not utf-8": (".json", b'["\xff"]'),
     "empty list": (".json", b"[]"),
     "deep": (".json", b"[" * 100_000),
+    "half a surrogate": (".json", b'[{"prompt": "\\ud800", "positive": "x", "negative": "y"}]'),
+    "half a surrogate in a reply": (
+        ".jsonl",
+        b'{"prompt": "x", "positive": "\\udfff", "negative": "y"}\n',
+    ),
+    "a long number": (".jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n"),
 }
 
 RECIPES: dict[str, bytes] = {
@@ -229,5 +237,10 @@ RECIPES: dict[str, bytes] = {
     "published is a word": b"published: yes please\n",
     "a figure without a value": b"published: {figures: [{what: x}]}\n",
     "references": b"a: &a [x]\nlayer: *a\n",
+    "a long number": b"seed: 0x" + b"f" * 5000 + b"\n",
+    "long numbers": b"layer: [1, 0x" + b"f" * 5000 + b"]\n",
+    "half a surrogate": b'system: "\\ud800"\n',
+    "a zero in a path": b'out: "a\\0b"\n',
+    "half a surrogate in a path": b'out: "a\\ud800b"\n',
     "a date": b"layer: 2020-01-01\n",
 }

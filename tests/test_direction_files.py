@@ -78,6 +78,11 @@ def test_a_layer_is_taken_from_the_file_where_it_says_so(tmp_path):
         (torch.ones(3, 2, 4), 1, None),
         ({"encoder": VECTOR, "decoder": VECTOR}, 1, "expected one vector, or a vector a layer"),
         ({}, 1, "holds no tensors"),
+        ({"layer_" + "9" * 5000: VECTOR, "layer_3": VECTOR}, 1, "expected one vector, or a vec"),
+        (VECTOR.to_sparse(), 1, "layout torch.sparse_coo: save it dense"),
+        (STACK.to_sparse_csr(), 1, "layout torch.sparse_csr: save it dense"),
+        (VECTOR.to("meta"), 1, r"numbers left out \(meta\): save it dense"),
+        ({3: VECTOR.to_sparse(), 9: VECTOR}, 9, "layout torch.sparse_coo"),
         (VECTOR * 0, 1, "direction is zero"),
         (VECTOR * float("nan"), 1, "NaN or infinite"),
     ],
@@ -105,3 +110,20 @@ def test_files_that_are_no_directions(tmp_path):
     torch.save({"x": Fraction(1, 3)}, tmp_path / "evil.pt")
     with pytest.raises(DialError, match=r"nothing else is ever unpickled"):
         read_direction(tmp_path / "evil.pt", 1)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, '{"layer": ' + "9" * 5000 + "}", "[1]", "3"])
+def test_metadata_that_cannot_be_read_is_named(content, tmp_path):
+    torch.save(VECTOR, tmp_path / "direction.pt")
+    (tmp_path / "direction_metadata.json").write_text(content)
+    with pytest.raises(DialError, match=r"direction_metadata\.json cannot be read"):
+        read_direction(tmp_path / "direction.pt", 1)
+
+
+def test_a_number_too_long_for_a_layer_is_none(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(gguf({"direction." + "9" * 5000: VECTOR.tolist()}))
+    with pytest.raises(DialError, match="holds no control vector"):
+        read_direction(tmp_path / "a.gguf")
+    save_file({"v": VECTOR}, tmp_path / "a.safetensors", metadata={"layer": "9" * 5000})
+    with pytest.raises(DialError, match="does not say which layer"):
+        read_direction(tmp_path / "a.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import fields, replace
 
 import pytest
@@ -383,26 +382,65 @@ def about(**changes):
         ({"unit": torch.ones(4) / 2}, {"direction": "{not json"}, "is not a direction file"),
         ({"unit": torch.ones(4) / 2}, {"direction": "[1]"}, "metadata of another version"),
         ({"unit": torch.ones(4) / 2}, {"direction": "7"}, "metadata of another version"),
-        ({"unit": torch.ones(4) / 2}, about(format="absent"), "another version: 'format'"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(format="absent"),
+            f"another version: expected {FORMAT!r}",
+        ),
         (
             {"unit": torch.ones(4) / 2},
             about(format="direction 2"),
             f"another version: expected {FORMAT!r}",
         ),
         ({"unit": torch.ones(4) / 2}, about(norm="absent"), "another version: 'norm'"),
-        ({"unit": torch.ones(4) / 2}, about(norm="long"), "another version"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(norm="long"),
+            "'norm' of its metadata must be a finite",
+        ),
+        ({"unit": torch.ones(4) / 2}, about(norm=float("nan")), "must be a finite number"),
+        ({"unit": torch.ones(4) / 2}, about(norm=-1), "must be a finite number from 0 up, not -1"),
+        ({"unit": torch.ones(4) / 2}, about(norm="1e999"), "must be a finite number"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(layer="one"),
+            "'layer' of its metadata must be a whole",
+        ),
+        ({"unit": torch.ones(4) / 2}, about(layer=[1]), "a whole number from 0 up, not [1]"),
+        ({"unit": torch.ones(4) / 2}, about(layer=None), "a whole number from 0 up, not None"),
+        ({"unit": torch.ones(4) / 2}, about(layer=True), "a whole number from 0 up, not True"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(pos="x"),
+            "'pos' of its metadata must be a whole number",
+        ),
+        ({"unit": torch.ones(4) / 2}, about(site="nowhere"), "must be one of resid_pre, resid_mid"),
+        ({"unit": torch.ones(4) / 2}, about(site=["z"]), "must be one of resid_pre, resid_mid"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(prompt_ids=[[1]]),
+            "must be a list of texts, not [[1]]",
+        ),
+        ({"unit": torch.ones(4) / 2}, about(pool=0), "must be a whole number from 1 up, not 0"),
+        ({"unit": torch.ones(4) / 2}, about(seed="a"), "must be a whole number or null, not 'a'"),
+        (
+            {"unit": torch.ones(4) / 2},
+            about(model=3),
+            "'model' of its metadata must be text, not 3",
+        ),
+        ({"unit": torch.ones(4) / 2}, {"direction": "[" * 10**5}, "is not a direction file"),
+        ({"unit": torch.ones(4) / 2}, {"direction": '{"layer":' + "9" * 5000}, "not a direction"),
+        ({"unit": torch.ones(4) * float("nan")}, about(), "a vector of norm nan"),
+        ({"unit": torch.zeros(4).half()}, about(), "a vector of norm 0"),
         ({"unit": torch.ones(4) / 2}, about(prompt_ids="absent"), "another version: 'prompt_ids'"),
         ({"unit": torch.ones(4) / 2}, about(layer="absent"), "another version"),
         ({"unit": torch.ones(4) / 2}, about(mood="new"), "another version"),
         (
             {"unit": torch.ones(4) * 2.5},
             about(),
-            "a vector of norm 5 and a raw norm of 1: expected 1",
+            "a vector of norm 5: expected 1",
         ),
-        ({"unit": torch.ones(4) * math.nan}, about(), "a vector of norm nan"),
-        ({"unit": torch.zeros(4)}, about(), "a vector of norm 0 "),
-        ({"unit": torch.ones(4) / 2}, about(norm=math.nan), "a raw norm of nan"),
-        ({"unit": torch.ones(4) / 2}, about(norm=-1.0), "a raw norm of -1"),
+        ({"unit": torch.ones(4).half() * 2.5}, about(), "a vector of norm 5: expected 1"),
     ],
 )
 def test_a_safetensors_file_of_something_else_is_named(tensors, metadata, says, tmp_path):
@@ -424,3 +462,14 @@ def test_groups_of_unequal_width_are_named(extractor, shapes):
     with pytest.raises(DialError) as error:
         getattr(unchecked("directions"), extractor)(one, other, Provenance(0, "resid_pre", -1))
     assert f"activations of shapes {a} and {b}: expected a row a prompt" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_vector_of_other_numbers_is_read_as_float32_of_unit_length(dtype, tmp_path):
+    unit = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = unit / unit.norm()
+    save_file({"unit": unit.to(dtype)}, tmp_path / "d.safetensors", metadata=about())
+    read = load(tmp_path / "d.safetensors").unit
+    assert read.dtype == torch.float32
+    assert abs(float(read.norm()) - 1) < 1e-6
+    assert float(read.double() @ unit) > 0.9999

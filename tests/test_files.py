@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refusal_dial.files import write_whole
+from refusal_dial.files import located, write_whole
+from refusal_dial.types import DialError
 
 
 def test_text_is_written_as_utf8_and_bytes_as_they_are(tmp_path):
@@ -64,3 +65,18 @@ def test_a_folder_in_the_way_is_an_os_error_and_stays(tmp_path):
         with pytest.raises((NotADirectoryError, FileExistsError)):
             write_whole(below, "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "a\ud800b", "\udcff/x"])
+def test_what_can_name_no_file_is_refused(path):
+    for use in (located, lambda path: write_whole(path, "x")):
+        with pytest.raises(DialError, match="names no file: expected the path of a file or folder"):
+            use(path)
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_is_no_file_to_write(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DialError, match="is a folder: expected the path of a file to write"):
+        write_whole(path, "x")
+    assert not list(tmp_path.iterdir())

@@ -120,3 +120,35 @@ def test_a_template_that_takes_no_system_message(tmp_path):
     model = load_model(str(tiny.folder("Qwen2", tmp_path, template)), device="cpu")
     with pytest.raises(DialError, match="takes no system message: System role not supported"):
         tokenize(model, ["Hi"], system="Be brief.")
+
+
+def with_template(folder, template):
+    tiny.hf_model("Llama").save_pretrained(folder)
+    tiny.tokenizer(template).save_pretrained(folder)
+    return load_model(str(folder), device="cpu")
+
+
+CONTENT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@pytest.mark.parametrize("template", ["Hello.", "{{ messages[0]['role'] }}"])
+def test_a_template_that_leaves_the_prompt_out_is_refused(template, tmp_path):
+    model = with_template(tmp_path, template)
+    for text in ("Hi", "Hi<|im_end|>"):
+        with pytest.raises(DialError, match="template leaves the prompt's text out: use a model"):
+            tokenize(model, [text])
+    assert len(tokenize(model, ["Hi"], chat=False)) == 1
+
+
+def test_a_template_that_writes_the_prompt_twice_is_taken_at_its_word(tmp_path):
+    model = with_template(tmp_path, CONTENT + "again: " + CONTENT)
+    for text in ("Hi", "Hi<|im_end|>"):
+        row = tokenize(model, [text])
+        assert text_of(model, row.ids[0], row.mask[0]) == f"{text} again: {text} "
+        assert model.tokenizer.convert_tokens_to_ids("<|im_end|>") not in row.ids[0].tolist()
+
+
+@pytest.mark.parametrize("mark", ["\u2e28prompt\u2e29", "\u2e28\u2e29", "prompt"])
+def test_a_system_message_may_hold_any_text(mark, qwen):
+    row = tokenize(qwen, ["Hi<|im_end|>"], system=f"a{mark}b")
+    assert f"system\na{mark}b<|im_end|>" in text_of(qwen, row.ids[0], row.mask[0])

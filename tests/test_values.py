@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_case import SCRIPTS, load
 
-from refusal_dial.types import DialError
-from refusal_dial.values import BY_TYPE, listed, number, text, whole, yes
+from refusal_dial.types import DialError, shown
+from refusal_dial.values import BY_TYPE, listed, number, spelt, text, whole, yes
 
 ANY = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())
@@ -32,13 +32,13 @@ def test_what_a_reader_takes_has_its_type_and_anything_else_is_named(value):
     for read, kind in ((whole, int), (number, float), (text, str), (yes, bool)):
         found = taken(read, value)
         if isinstance(found, DialError):
-            assert repr(value) in str(found)
+            assert shown(value) in str(found)
         else:
             assert type(found) is kind
             assert found == value
 
 
-@given(st.integers(-(10**29), 10**29))
+@given(st.integers(-(10**18) + 1, 10**18 - 1))
 def test_a_whole_number_is_a_number_too(value):
     assert number(value) == pytest.approx(whole(value))
 
@@ -66,3 +66,12 @@ def test_one_value_is_a_list_of_one(value):
 def test_every_flag_of_every_script_has_a_reader(path):
     for one in fields(get_type_hints(load(path.stem).main)["flags"]):
         assert one.metadata["parse"] is not None or one.type in BY_TYPE, one.name
+
+
+@given(st.integers())
+def test_a_number_is_spelt_out_or_too_long(number):
+    assert spelt(str(number)) == (number if abs(number) < 10**18 else None)
+    assert spelt(f"{number}x") is None
+    assert spelt("9" * 5000) is None
+    assert isinstance(taken(whole, 16**5000), DialError)
+    assert isinstance(taken(text, "a\udcff"), DialError)

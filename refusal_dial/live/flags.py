@@ -7,13 +7,13 @@ from typing import Any
 
 from refusal_dial.cli import CONFIG, flag
 from refusal_dial.flags import STEERABLE, OpenFlags, _choice, at_least
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 from refusal_dial.values import whole
 
 
 def _port(value: Any) -> int:
     if not 0 <= whole(value) < 2**16:
-        raise DialError(f"expected a port from 0 (any that is free) to 65535, not {value!r}")
+        raise DialError(f"expected a port from 0 (any that is free) to 65535, not {shown(value)}")
     return whole(value)
 
 

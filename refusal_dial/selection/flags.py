@@ -11,7 +11,7 @@ from typing import Any
 from refusal_dial.cli import flag
 from refusal_dial.flags import STEERABLE, StudyFlags, _choice, at_least
 from refusal_dial.selection.limits import LIMITS, RULES, Limits
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 from refusal_dial.values import listed, number, whole
 
 METHODS = ("mean_diff", "probe")
@@ -23,7 +23,7 @@ def _positions(value: Any) -> tuple[int, ...]:
         return ()
     pos = tuple(sorted(whole(part) for part in listed(value)))
     if not pos or pos[-1] >= 0 or len(set(pos)) < len(pos):
-        raise DialError(f"expected positions from the end such as -5,-4,-1; not {value!r}")
+        raise DialError(f"expected positions from the end such as -5,-4,-1; not {shown(value)}")
     return pos
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,17 @@ def read_tensor(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise DialError(f"no file {str(path)!r}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise DialError(
             f"{path} is not a .pt file of plain tensors ({one_line(error, 120)}): nothing else is "
             "ever unpickled; save the tensor alone"
         ) from error
+    for one in found.values() if isinstance(found, Mapping) else [found]:
+        if isinstance(one, Tensor) and (one.layout != torch.strided or one.is_meta):
+            kind = "numbers left out (meta)" if one.is_meta else f"the layout {one.layout}"
+            raise DialError(f"{path} holds a tensor with {kind}: save it dense, with its numbers")
+    return found
 
 
 def read_published(folder: str | Path) -> tuple[pd.DataFrame, Tensor | None]:

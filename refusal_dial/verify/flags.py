@@ -10,7 +10,7 @@ from typing import Any
 
 from refusal_dial.cli import argument, flag
 from refusal_dial.flags import STEERABLE, UNITS, StudyFlags, _choice, _pos, at_least, proportion
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 from refusal_dial.values import listed, number, whole
 
 REFERENCES = ("auto", "scores", "contrast")
@@ -26,7 +26,7 @@ def _nulls(value: Any) -> tuple[str, ...]:
 
 def _alpha(value: Any) -> float:
     if number(value) <= 0:
-        raise DialError(f"expected a number over 0 (both signs are taken), not {value!r}")
+        raise DialError(f"expected a number over 0 (both signs are taken), not {shown(value)}")
     return number(value)
 
 
