@@ -256,6 +256,10 @@ def _typed(f: Field[Any], given: str | None) -> Any:
     value = True if given is None else given
     if given is not None and not kind.startswith("str"):
         value = DefaultParseValue(given)
+        try:
+            repr(value)
+        except ValueError:  # it holds an integer of more digits than Python writes out
+            value = given
     try:
         if given is not None:
             text(given)
