@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refusal_dial.files import located
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ def load_recipe(path: str) -> Recipe:
     flags = {k.replace("-", "_"): _typed(path, k, v) for k, v in found.items() if k not in RESERVED}
     experiment = found.get("experiment")
     if experiment is not None and not isinstance(experiment, str):
-        raise DialError(f"{path}: experiment must be a script's name, not {experiment!r}")
+        raise DialError(f"{path}: experiment must be a script's name, not {shown(experiment)}")
     return Recipe(path, experiment, flags, *_published(path, found.get("published") or {}))
 
 
@@ -82,18 +82,33 @@ def _typed(path: str, name: str, value: Any) -> str | None:
     """A value as it would be typed after its flag; None for a switch that is on."""
     if value is True:
         return None
+    try:
+        return _as_typed(path, name, value)
+    except ValueError as error:
+        if isinstance(error, DialError):
+            raise
+        raise DialError(f"{path}: {name} holds a number of more than 4300 digits") from error
+
+
+def _as_typed(path: str, name: str, value: Any) -> str:
     if isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
         return ",".join(str(part) for part in value)
     if value is None or isinstance(value, list | dict):
-        raise DialError(f"{path}: {name} must be a value or a list of values, not {value!r}")
+        raise DialError(f"{path}: {name} must be a value or a list of values, not {shown(value)}")
     return str(value)
 
 
 def _published(path: str, found: Any) -> tuple[str, tuple[str, ...], tuple[Figure, ...]]:
     try:
         figures = tuple(Figure(**figure) for figure in found.get("figures", []))
-        findings = tuple(map(str, found.get("findings", [])))
-        return str(found.get("study", "")), findings, figures
+        findings, study = found.get("findings", []), found.get("study", "")
+        for text in (study, *findings, *(one.what for one in figures)):
+            if not isinstance(text, str):
+                raise TypeError(f"expected text, not a {type(text).__name__}")
+        for one in figures:
+            if not isinstance(one.where, dict) or not isinstance(one.value, int | float | str):
+                raise TypeError("a figure's value is a number or text, its where a mapping")
+        return study, tuple(findings), figures
     except (TypeError, AttributeError) as error:
         raise DialError(
             f"{path}: published needs study, findings (a list of texts) and figures (each with "

@@ -237,6 +237,8 @@ RECIPES: dict[str, bytes] = {
     "published is a word": b"published: yes please\n",
     "a figure without a value": b"published: {figures: [{what: x}]}\n",
     "references": b"a: &a [x]\nlayer: *a\n",
+    "where is a number": (b"published: {figures: [{what: x, value: 1, column: y, where: 3}]}\n"),
+    "a study of aliases": b"a: &a [x]\npublished: {study: [*a, *a]}\n",
     "a long number": b"seed: 0x" + b"f" * 5000 + b"\n",
     "long numbers": b"layer: [1, 0x" + b"f" * 5000 + b"]\n",
     "half a surrogate": b'system: "\\ud800"\n',
