@@ -25,6 +25,15 @@ def located(path: str | Path) -> Path:
         raise DialError(f"{str(path)!r}: there is no such user's home folder here") from error
 
 
+def named(path: str | Path, suffix: str) -> Path:
+    """The path of a file to write, which must end in `suffix`: so that a page or a set of prompts
+    never takes the place of a run's own files. Raises `DialError` for another one."""
+    path = located(path)
+    if path.suffix != suffix:
+        raise DialError(f"--out {str(path)!r} is no {suffix} file: give one that ends in {suffix}")
+    return path
+
+
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises `DialError` where it cannot be read: not there, not UTF-8, not
     JSON, nested too deep, or a number of thousands of digits."""

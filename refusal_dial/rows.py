@@ -46,6 +46,8 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     readers = {".jsonl": _jsonl, ".csv": _csv}
     if path.suffix not in readers:
         raise DialError(f"{path} is no prompts file: expected .jsonl or .csv")
+    if not path.is_file():
+        raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         lines = data.decode().split("\n")

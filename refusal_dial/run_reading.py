@@ -20,7 +20,14 @@ from typing import Any
 import pandas as pd
 
 from refusal_dial.files import located, read_json
-from refusal_dial.run_schema import TEXTS, WHOLE, check_config, check_table, check_verdict
+from refusal_dial.run_schema import (
+    TEXTS,
+    WHOLE,
+    check_columns,
+    check_config,
+    check_table,
+    check_verdict,
+)
 from refusal_dial.spreadsheets import as_meant
 from refusal_dial.types import DialError
 
@@ -53,12 +60,17 @@ def changed(folder: Path) -> str:
     return "" if (folder / "summary.csv").is_file() else f"{folder} has no summary.csv"
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a run folder. Raises `DialError` if the folder holds no run."""
+def read_config(folder: str | Path, *needed: str) -> dict[str, Any]:
+    """config.json of a run folder. Raises `DialError` if the folder holds no run, or its settings
+    lack one that is `needed`."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise DialError(f"{folder} is not a run folder: it has no config.json")
-    return check_config(path, read_json(path))
+    config = check_config(path, read_json(path))
+    for name in needed:
+        if name not in config["settings"]:
+            raise DialError(f"{path} has no setting {name!r}: it is of {config['experiment']}")
+    return config
 
 
 def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
@@ -88,12 +100,7 @@ def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
         frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
     except (ValueError, TypeError, KeyError, OverflowError) as error:  # of pandas: a torn line, ...
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    for column in needed:
-        if column not in frame:
-            raise DialError(
-                f"{path} has no column {column!r}: it is of {experiment}, and this takes a run of "
-                "another experiment (see --help)"
-            )
+    check_columns(path, experiment, frame, needed)
     check_table(path, columns, frame, needed)
     return frame
 

@@ -80,6 +80,16 @@ def check_verdict(path: Path, verdict: Any) -> dict[str, Any]:
     return verdict
 
 
+def check_columns(path: Path, experiment: str, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+    """Raises `DialError` where a table lacks a column that is needed."""
+    for column in needed:
+        if column not in frame:
+            raise DialError(
+                f"{path} has no column {column!r}: it is of {experiment}, and this takes a run of "
+                "another experiment (see --help)"
+            )
+
+
 def check_table(
     path: Path, columns: Sequence[str], frame: pd.DataFrame, needed: Sequence[str] = ()
 ) -> None:

@@ -6,7 +6,6 @@ Writes experiment_log.md into the run folder, or the file that --out names.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from refusal_dial import cli
 from refusal_dial.cli import argument, flag
@@ -22,19 +21,19 @@ class Flags:
 
 def main(flags: Flags) -> None:
     from refusal_dial import directions
-    from refusal_dial.files import write_whole
+    from refusal_dial.files import named, write_whole
     from refusal_dial.replies.record import page
     from refusal_dial.run import find_run, read_config, read_table, read_verdict
     from refusal_dial.types import DialError
 
     folder = find_run(flags.run)
-    config, verdict = read_config(folder), read_verdict(folder)
+    config, verdict = read_config(folder, "model", "data"), read_verdict(folder)
     if "judge" not in verdict:
         raise DialError(f"{folder} is no run on replies: its experiment is {config['experiment']}")
     kept = [directions.load(path) for path in sorted(folder.glob("direction*.safetensors"))]
     norms = {one.provenance.layer: one.norm for one in kept}
     text = page(config, verdict, read_table(folder, "summary"), dict(sorted(norms.items())))
-    path = Path(flags.out) if flags.out else folder / "experiment_log.md"
+    path = named(flags.out, ".md") if flags.out else folder / "experiment_log.md"
     print(f"log: {write_whole(path, text).resolve()}")
 
 

@@ -21,11 +21,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import write_whole
+    from refusal_dial.files import named, write_whole
     from refusal_dial.organism.opening_set import make_openings, to_jsonl
 
     rows = make_openings()
-    write_whole(flags.out, to_jsonl(rows))
+    write_whole(named(flags.out, ".jsonl"), to_jsonl(rows))
     hostile = sum(row["challenging"] for row in rows)
     print(f"{flags.out}: {hostile} hostile and {len(rows) - hostile} friendly openings")
 

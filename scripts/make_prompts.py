@@ -24,11 +24,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import write_whole
+    from refusal_dial.files import named, write_whole
     from refusal_dial.organism.prompt_set import make_prompts, to_jsonl
 
     prompts = make_prompts()
-    write_whole(flags.out, to_jsonl(prompts))
+    write_whole(named(flags.out, ".jsonl"), to_jsonl(prompts))
     counts = Counter(prompt.subset for prompt in prompts)
     pairs = {prompt.pair_id for prompt in prompts if prompt.pair_id}
     print(f"{flags.out}: {dict(sorted(counts.items()))}, {len(pairs)} matched pairs")

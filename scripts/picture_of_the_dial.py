@@ -27,12 +27,13 @@ def main(flags: Flags) -> None:
     from playwright.sync_api import sync_playwright
 
     from refusal_dial.figure_files import found_browser
-    from refusal_dial.files import located, write_whole
+    from refusal_dial.files import named, write_whole
     from refusal_dial.report.page import page
     from refusal_dial.report.reading import read_run
     from refusal_dial.run import find_run, read_table
     from refusal_dial.types import DialError
 
+    out = named(flags.out, ".png")
     browser = found_browser()
     if browser is None:
         raise DialError("no Chrome or Chromium is installed: apt install chromium")
@@ -53,7 +54,7 @@ def main(flags: Flags) -> None:
             full_page=True,
             clip={"x": 0, "y": top - 80, "width": flags.width, "height": flags.height},
         )
-        write_whole(located(flags.out), picture)
+        write_whole(out, picture)
     print(f"picture: {flags.out}, at alpha {alphas[step]:g}")
 
 

@@ -19,7 +19,7 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     rows = named(read_table(folder, "summary", "strength", "system", "coherence"))
-    title = title_of(read_config(folder), "A system message, the dial, or both", rows)
+    title = title_of(read_config(folder, "model"), "A system message, the dial, or both", rows)
     figure = condition_bars(rows, title)
     for path in write_figures({"conditions": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -16,7 +16,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    title = title_of(read_config(folder), "Toxicity down, refusal in its place")
+    title = title_of(read_config(folder, "model"), "Toxicity down, refusal in its place")
     figure = front_figure(read_table(folder, "summary", "front"), title)
     for path in write_figures({"front": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -19,7 +19,10 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    config, summary = read_config(folder), read_table(folder, "summary", "system", "strength")
+    config, summary = (
+        read_config(folder, "model"),
+        read_table(folder, "summary", "system", "strength"),
+    )
     reported = summary[summary["split"] == REPORT]
     title = title_of(config, "Contrast vectors by layer and strength", reported)
     said = title_of(config, "What is said along the dial", reported)

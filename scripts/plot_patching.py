@@ -27,8 +27,8 @@ def main(flags: Flags) -> None:
     from refusal_dial.types import DialError
 
     folder = find_run(flags.run)
-    config = read_config(folder)
-    if "pairs" not in config["settings"]:
+    config = read_config(folder, "model")
+    if not isinstance(config["settings"].get("pairs"), dict):
         raise DialError(f"{folder} is a run of {config['experiment']}, which patched no pairs")
     title = patching_title(config, "Where patching moves refusal")
     figures = {"patching": heatmaps(read_table(folder, "summary"), title, flags.axis)}

@@ -25,7 +25,7 @@ def main(flags: PlotFlags) -> None:
 
     folder = find_run(flags.run)
     summary, scores = read_table(folder, "summary", "strength"), read_table(folder, "scores")
-    config = read_config(folder)
+    config = read_config(folder, "model")
     alpha = plots.strength_label(config["settings"])
     whole, hostile = plots.whole(summary), summary[summary["subset"] == CHALLENGING]
 

@@ -30,7 +30,7 @@ def main(flags: Flags) -> None:
     from refusal_dial.trade_off_plot import trade_off_curves
 
     folder = find_run(flags.run)
-    config, scores = read_config(folder), read_table(folder, "scores")
+    config, scores = read_config(folder, "model"), read_table(folder, "scores")
     if "completion" in scores:
         rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")
         units = "minus toxicity", "words changed"

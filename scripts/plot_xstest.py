@@ -21,7 +21,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    config = read_config(folder)
+    config = read_config(folder, "model")
     rows = read_table(folder, "scores", "label")
     threshold, seed = read_verdict(folder)["threshold"], config["settings"]["seed"]
     held_out = rows[rows["split"] == "holdout"]

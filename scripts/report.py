@@ -22,15 +22,15 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import located, write_whole
+    from refusal_dial.files import named, write_whole
     from refusal_dial.report.page import page
     from refusal_dial.report.reading import read_run
     from refusal_dial.run import find_run
 
+    out = named(flags.out, ".html") if flags.out else None
     folders = [find_run(part.strip()) for part in flags.runs.split(",") if part.strip()]
     html = page([read_run(folder) for folder in folders])
-    path = located(flags.out) if flags.out else folders[0] / "report.html"
-    print(f"report: {write_whole(path, html).resolve()}")
+    print(f"report: {write_whole(out or folders[0] / 'report.html', html).resolve()}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_dial.files import located, write_whole
+from refusal_dial.files import located, named, read_json, write_whole
 from refusal_dial.types import DialError
 
 
@@ -80,3 +80,22 @@ def test_a_folder_is_no_file_to_write(path, tmp_path, monkeypatch):
     with pytest.raises(DialError, match="is a folder: expected the path of a file to write"):
         write_whole(path, "x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "summary.json", "journal.txt", "x.html/", "html"])
+def test_a_page_takes_no_other_files_place(name):
+    with pytest.raises(DialError, match=r"is no \.md file: give one that ends in \.md"):
+        named(f"run/{name}", ".md")
+    assert named("run/x.md", ".md") == Path("run/x.md")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000, None])
+def test_json_that_cannot_be_read_is_one_line(content, tmp_path):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DialError, match=r"a\.json cannot be read: .") as error:
+        read_json(path)
+    assert "\n" not in str(error.value)
+    path.write_text("[1]")
+    assert read_json(path) == [1]

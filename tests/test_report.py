@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -241,3 +242,67 @@ def test_the_script_takes_several_runs_and_says_where_the_page_is(folder, tmp_pa
     cli.run(module.main, [str(folder), str(other), "--out", str(out)])
     assert f"report: {out.resolve()}" in capsys.readouterr().out
     assert [run["name"] for run in data_of(out.read_text())["dial"]["runs"]] == ["made", "other"]
+
+
+def older(folder: Path, to: Path) -> Path:
+    """The run as if made before summary.json held hashes: what was altered is read."""
+    shutil.copytree(folder, to)
+    verdict = json.loads((to / "summary.json").read_text())
+    del verdict["sha256"]
+    (to / "summary.json").write_text(json.dumps(verdict))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        *(("scores", c) for c in ("prompt_id", "score", "alpha", "split", "subset", "layer")),
+        *(("summary", c) for c in ("alpha", "refusal_rate", "rate_lo", "layer", "seed")),
+    ],
+)
+def test_a_run_that_lacks_a_column_is_one_line(name, column, folder, tmp_path):
+    old = older(folder, tmp_path / "old")
+    assert page([read_run(old)])
+    path = old / f"{name}.csv"
+    pd.read_csv(path, dtype=str).drop(columns=column).to_csv(path, index=False)
+    with pytest.raises(DialError, match=f"{name}.csv has no column '{column}'"):
+        read_run(old)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("refusal_rate", "x", "column 'refusal_rate': expected numbers, not 'x'"),
+        ("alpha", "x", "column 'alpha': expected numbers, not 'x'"),
+        ("alpha", "inf", "column 'alpha': a number is infinite"),
+        ("layer", "9" * 30, "cannot be read"),
+        ("seed", "-1", "column 'seed': -1 is less than 0"),
+    ],
+)
+def test_a_run_that_holds_what_no_run_writes_is_one_line(column, value, says, folder, tmp_path):
+    old = older(folder, tmp_path / "old")
+    path = old / "summary.csv"
+    pd.read_csv(path, dtype=str).assign(**{column: value}).to_csv(path, index=False)
+    with pytest.raises(DialError, match=re.escape(f"{path}")) as error:
+        read_run(old)
+    assert says in str(error.value)
+
+
+def test_a_table_with_a_column_twice_or_no_rows_is_one_line(folder, tmp_path):
+    path = older(folder, tmp_path / "old") / "summary.csv"
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(header.replace("direction,seed", "direction,direction") + "\n" + rest)
+    with pytest.raises(DialError, match="names the column 'direction' twice"):
+        read_run(path.parent)
+    path.write_text(header + "\n")
+    with pytest.raises(DialError, match="holds no rows"):
+        read_run(path.parent)
+
+
+@pytest.mark.parametrize("left", ["a", [1], {"rows": 3}, {"rows": 1, "of": 2, "reasons": "x"}])
+def test_a_verdict_whose_left_out_is_of_another_kind(left, folder, tmp_path):
+    old = older(folder, tmp_path / "old")
+    verdict = json.loads((old / "summary.json").read_text())
+    (old / "summary.json").write_text(json.dumps({**verdict, "left_out": left}))
+    with pytest.raises(DialError, match=r"summary\.json: left_out"):
+        read_run(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import datasets
@@ -34,7 +35,7 @@ def test_an_empty_folder_and_a_foreign_file_say_what_was_expected(tmp_path):
 
 def test_a_folder_named_like_a_file_is_an_error_and_not_a_traceback(tmp_path):
     (tmp_path / "deep.jsonl").mkdir()
-    with pytest.raises(DialError, match=r"deep\.jsonl cannot be read: Is a directory"):
+    with pytest.raises(DialError, match=r"deep\.jsonl is no file \(a folder, a pipe"):
         load_prompts(str(tmp_path))
 
 
@@ -112,3 +113,10 @@ def test_a_csv_header_that_names_a_column_twice(tmp_path):
     path.write_text("id,text,subset,text\n1,a,EDGE,b\n")
     with pytest.raises(DialError, match="line 1: the header names 'text' twice"):
         load_prompts(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_folder_of_prompts_that_holds_what_is_no_file(make, tmp_path):
+    make(tmp_path / "a.jsonl")
+    with pytest.raises(DialError, match=r"a\.jsonl is no file \(a folder, a pipe"):
+        load_prompts(str(tmp_path))

@@ -74,7 +74,8 @@ def _json(data: Any) -> str:
 
 def _about(reading: Reading) -> str:
     settings = reading.settings
-    layers = settings.get("layer")
+    layer = settings.get("layer")
+    layers = [layer] if isinstance(layer, int) else layer
     n = (settings.get("data") or {}).get("n_prompts")
     return " · ".join(
         filter(

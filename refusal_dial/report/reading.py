@@ -15,6 +15,7 @@ import pandas as pd
 
 from refusal_dial.report.prompt_texts import Texts, texts_of
 from refusal_dial.run import find_run, read_config, read_table, read_verdict
+from refusal_dial.run_schema import SCORES, SUMMARY, check_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Reading:
             return "other"
         if "way" in self.scores:
             return "patching"
-        if "baseline" not in set(self.scores["direction"]):
+        if "direction" not in self.scores or "baseline" not in set(self.scores["direction"]):
             return "other"
         if "label" in self.scores:
             return "replies"
@@ -54,11 +55,15 @@ def read_run(where: str | Path) -> Reading:
     Raises `DialError` for what is no run, or one that is not finished.
     """
     folder = find_run(where)
-    config, verdict = read_config(folder), read_verdict(folder)
-    scores, summary = read_table(folder, "scores"), read_table(folder, "summary")
+    config, verdict = read_config(folder, "model"), read_verdict(folder)
+    scores, summary = read_table(folder, "scores", "prompt_id"), read_table(folder, "summary")
     files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("scores.csv", "summary.csv")
     }
     texts = texts_of(config["settings"], list(dict.fromkeys(scores["prompt_id"])))
-    return Reading(folder.resolve().name, config, scores, summary, verdict, texts, files)
+    found = Reading(folder.resolve().name, config, scores, summary, verdict, texts, files)
+    if found.kind == "scores":
+        check_columns(folder / "scores.csv", config["experiment"], scores, SCORES)
+        check_columns(folder / "summary.csv", config["experiment"], summary, SUMMARY)
+    return found
