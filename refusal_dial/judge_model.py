@@ -9,13 +9,12 @@ is what `experiments/validate_judge.py` measures.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refusal_dial.files import located
+from refusal_dial.files import located, read_json
 from refusal_dial.hub import hub_reachable
 from refusal_dial.judges import (
     BUILTIN,
@@ -101,7 +100,12 @@ def _is_classifier(source: str, revision: str | None) -> bool:
         file = folder / "config.json"
         if not file.is_file():
             raise DialError(f"folder {source!r} holds no model: config.json is not in it")
-        architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures")
+        found = read_json(file)
+        architectures = found.get("architectures") or [] if isinstance(found, dict) else None
+        if not isinstance(architectures, list) or not all(
+            isinstance(a, str) for a in architectures
+        ):
+            raise DialError(f"{file}: expected an object with architectures, a list of names")
     else:
         from transformers import AutoConfig
 
@@ -131,11 +135,15 @@ def _classifier(
 
     quiet_transformers()
     offline = not located(source).is_dir() and not hub_reachable()
-    where: dict[str, Any] = {"revision": revision, "local_files_only": offline}
+    where: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": offline,
+        "trust_remote_code": False,
+    }
     try:
         model = AutoModelForSequenceClassification.from_pretrained(source, **where).eval()
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # transformers raises many kinds for files that are not its own
         raise DialError(f"judge {source!r} could not be loaded: {one_line(error)}") from error
     meanings = _meanings(source, model.config.id2label, labels)
     on = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -172,13 +180,13 @@ def _meanings(
     """What each output of a classifier means in our labels."""
     out: dict[int, Label] = {}
     for index, name in names.items():
-        plain = re.sub(r"[^a-z]+", "_", name.lower()).strip("_")
+        plain = re.sub(r"[^a-z]+", "_", str(name).lower()).strip("_")
         meaning = given.get(name) if given is not None else _MEANINGS.get(plain)
         if meaning is None:
             raise DialError(
                 f"judge {source!r} has the label {name!r} and nobody says what it means: "
                 f"give labels={{{name!r}: ...}} with one of {', '.join(LABELS)} for each of "
-                f"{', '.join(names.values())}"
+                f"{', '.join(map(str, names.values()))}"
             )
         if meaning not in LABELS:
             raise one_of(meaning, LABELS, "label")

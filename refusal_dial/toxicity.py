@@ -136,12 +136,16 @@ def _classifier(
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DialError(f"folder {source!r} holds no classifier: config.json is not in it")
     offline = not folder.is_dir() and not hub_reachable()
-    where: dict[str, Any] = {"revision": revision, "local_files_only": offline}
+    where: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": offline,
+        "trust_remote_code": False,
+    }
     place = str(folder) if folder.is_dir() else source
     try:
         model = AutoModelForSequenceClassification.from_pretrained(place, **where).eval()
         tokenizer = AutoTokenizer.from_pretrained(place, **where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # transformers raises many kinds for files that are not its own
         raise DialError(
             f"toxicity scorer {source!r} could not be loaded ({one_line(error)}): choices are "
             f"{PROFANITY}, a text classifier's folder, or its hub id"

@@ -174,3 +174,13 @@ def test_a_name_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DialError, match="no judge 'bultin'") as raised:
         judge_model.load_judge("bultin")
     assert "builtin" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [b"{", b"[1]", b'{"architectures": 3}', b'{"architectures": [3]}', "{}".encode("utf-16")],
+)
+def test_a_configuration_that_cannot_be_read_is_named(config: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(DialError, match=r"config\.json"):
+        judge_model.model_judge(str(tmp_path), "cpu")
