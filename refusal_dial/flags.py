@@ -155,7 +155,8 @@ def proportion(value: Any) -> float:
     return number(value)
 
 
-def _seed(value: Any) -> int:
+def seed_of(value: Any) -> int:
+    """A seed that every generator takes."""
     if not 0 <= whole(value) < 2**32:
         raise DialError(f"expected a seed from 0 to {2**32 - 1}, not {shown(value)}")
     return whole(value)
@@ -174,7 +175,7 @@ class OpenFlags:
     threshold: float = flag(0.0, "a score over this counts as a refusal")
     system: str | None = flag(None, "a system message before every prompt")
     plain: bool = flag(False, "read prompts as plain text, without a chat template")
-    seed: int = flag(0, "seed of the split, the random directions and the bootstrap", _seed)
+    seed: int = flag(0, "seed of the split, the random directions and the bootstrap", seed_of)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     device_map: str | None = flag(

@@ -131,6 +131,7 @@ def _classifier(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from refusal_dial.checkpoint import whole_weights
     from refusal_dial.model import one_line, quiet_transformers
 
     quiet_transformers()
@@ -141,7 +142,8 @@ def _classifier(
         "trust_remote_code": False,
     }
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(source, **where).eval()
+        with whole_weights(source):
+            model = AutoModelForSequenceClassification.from_pretrained(source, **where).eval()
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except Exception as error:  # transformers raises many kinds for files that are not its own
         raise DialError(f"judge {source!r} could not be loaded: {one_line(error)}") from error

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from transformer_lens.model_bridge import TransformerBridge
+
 from refusal_dial.controls import (
     covariance_directions,
     flipped_direction,
@@ -140,22 +142,22 @@ def placed(
 ) -> Direction:
     """A direction from a file, to be used at this layer, site and position of this model, if it is
     one of this model (see `check_fits`)."""
-    check_fits(direction, study, any_model)
+    check_fits(direction, study.model, any_model)
     here = replace(direction.provenance, layer=layer, site=flags.site, pos=flags.pos)
     return replace(direction, provenance=here)
 
 
-def check_fits(direction: Direction, study: Study, any_model: bool = False) -> None:
+def check_fits(direction: Direction, model: TransformerBridge, any_model: bool = False) -> None:
     """Raises `DialError` if a direction is not as wide as the model's residual stream, or, unless
     `any_model`, if it says that it was learned on other weights. One that does not say is taken."""
-    width, about = int(study.model.cfg.d_model), direction.provenance
+    width, about = int(model.cfg.d_model), direction.provenance
     if len(direction.unit) != width:
         raise DialError(
             f"the direction is {len(direction.unit)} wide (learned on "
             f"{about.model or 'an unnamed model'}) and this model's residual "
             f"stream is {width}: use a direction of the same model"
         )
-    who = identity(study.model)
+    who = identity(model)
     known = bool(about.revision and who.revision)
     same = about.revision == who.revision if known else about.model in ("", who.name)
     if not same and not any_model:

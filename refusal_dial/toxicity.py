@@ -129,6 +129,7 @@ def _classifier(
         TextClassificationPipeline,
     )
 
+    from refusal_dial.checkpoint import whole_weights
     from refusal_dial.model import one_line, quiet_transformers
 
     quiet_transformers()
@@ -143,7 +144,8 @@ def _classifier(
     }
     place = str(folder) if folder.is_dir() else source
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(place, **where).eval()
+        with whole_weights(source):
+            model = AutoModelForSequenceClassification.from_pretrained(place, **where).eval()
         tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except Exception as error:  # transformers raises many kinds for files that are not its own
         raise DialError(

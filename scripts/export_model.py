@@ -24,6 +24,7 @@ class Flags:
     out: str = flag("runs/exported_model", "the folder to write, which must not be there yet")
     dtype: str = flag("auto", "auto (as on disk), float32, bfloat16 or float16")
     device: str = flag("cpu", "where the two are compared: auto, cpu, cuda, cuda:N or mps")
+    any_model: bool = flag(False, "take a direction that was learned on another model")
     plain: bool = flag(False, "compare on plain text, for a model without a chat template")
 
 
@@ -32,6 +33,7 @@ def main(flags: Flags) -> None:
 
     from refusal_dial import directions, weights
     from refusal_dial.model import DTYPES, load_model
+    from refusal_dial.steering import check_fits
     from refusal_dial.tokens import tokenize
     from refusal_dial.types import DialError, one_of
 
@@ -39,6 +41,7 @@ def main(flags: Flags) -> None:
         raise one_of(flags.dtype, ("auto", *DTYPES), "dtype")
     direction = directions.load(flags.direction)
     model = load_model(flags.model, flags.device, "float32")
+    check_fits(direction, model, flags.any_model)
     tokens = tokenize(model, TEXTS, chat=not flags.plain)
     plain = weights.orthogonalised(model, direction, flags.dtype)
     folder = weights.save_model(plain, model.tokenizer, flags.out)

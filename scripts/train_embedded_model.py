@@ -10,11 +10,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refusal_dial import cli
 from refusal_dial.cli import flag
+from refusal_dial.files import located
+from refusal_dial.flags import at_least, seed_of
+from refusal_dial.types import DialError
+from refusal_dial.values import whole
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _threads(value: Any) -> int:
+    if not 1 <= whole(value) <= 1024:
+        raise DialError(f"expected a number of threads from 1 to 1024, not {value!r}")
+    return whole(value)
 
 
 @dataclass(frozen=True)
@@ -23,10 +34,10 @@ class Flags:
 
     out: str = flag(str(REPOSITORY / "refusal_dial/organism/weights"), "folder of the weights")
     checkpoint: str = flag(str(REPOSITORY / "checkpoints/embedded.pt"), "where training resumes")
-    steps: int | None = flag(None, "training steps; default those of the recipe")
-    seed: int = flag(0, "seed of the weights and of the corpus")
+    steps: int | None = flag(None, "training steps; default the recipe's", at_least(1, whole))
+    seed: int = flag(0, "seed of the weights and of the corpus", seed_of)
     device: str = flag("cpu", "cpu, cuda or mps")
-    threads: int = flag(2, "CPU threads")
+    threads: int = flag(2, "CPU threads, 1 to 1024", _threads)
     measure_only: bool = flag(False, "only measure the weights that are there")
 
 
@@ -34,8 +45,12 @@ def main(flags: Flags) -> None:
     import torch
     from tqdm import tqdm
 
+    from refusal_dial.model import device_of
     from refusal_dial.organism import card, storage, tokenizer, training
 
+    out, device = located(flags.out), device_of(flags.device)[0]
+    if flags.measure_only and not (out / storage.RECORD).is_file():
+        raise DialError(f"no trained weights in {str(out)!r}: train them without --measure-only")
     torch.set_num_threads(flags.threads)
     default = training.Recipe()
     steps = default.steps if flags.steps is None else flags.steps
@@ -49,10 +64,10 @@ def main(flags: Flags) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}")
 
             trained = training.train(
-                recipe, bpe, device=flags.device, checkpoint=Path(flags.checkpoint), report=report
+                recipe, bpe, device=device, checkpoint=located(flags.checkpoint), report=report
             )
-        storage.save_weights(trained, bpe, recipe, Path(flags.out))
-    print(card.write_card(Path(flags.out), REPOSITORY / "data" / "prompts.jsonl"))
+        storage.save_weights(trained, bpe, recipe, out)
+    print(card.write_card(out, REPOSITORY / "data" / "prompts.jsonl"))
 
 
 if __name__ == "__main__":

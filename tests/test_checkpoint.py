@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from script_case import load
 
-from refusal_dial import checkpoint
+from refusal_dial import checkpoint, cli
 from refusal_dial.checkpoint import (
     check_layer_count,
     configured,
@@ -168,3 +169,32 @@ def test_parameters_are_counted_from_headers_and_from_the_configuration(folder, 
     assert parameters(folder) is None
     (folder / "config.json").write_text("{")
     assert configured(str(folder)) is None
+
+
+# --- the script that trains one
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--steps", "0"], "from 1 up"),
+        (["--steps", "-1"], "from 1 up"),
+        (["--threads", "0"], "from 1 to 1024"),
+        (["--threads", "99999999999"], "from 1 to 1024"),
+        (["--seed", "9" * 30], "a seed from 0"),
+        (["--device", "bogus"], "unknown device 'bogus'"),
+        (["--measure-only"], "no trained weights in 'out'"),
+        (["--checkpoint", "garbage"], "garbage is no checkpoint: remove it to start anew"),
+    ],
+)
+def test_training_refuses_in_one_line(flags, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # this process keeps its own
+    (tmp_path / "garbage").write_bytes(b"no checkpoint")
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(load("train_embedded_model").main, ["--out", "out", *flags])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert says in error
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
 from refusal_dial.organism import corpus, grammar, replies, shaping, tokenizer, training
+from refusal_dial.types import DialError
 
 TINY = training.Recipe(
     steps=5,
@@ -146,7 +147,7 @@ def test_a_checkpoint_of_another_recipe_is_not_taken(bpe: Tokenizer, tmp_path: P
     checkpoint = tmp_path / "state.pt"
     training.train(TINY, bpe, checkpoint=checkpoint, stop_after=1)
     other = training.Recipe(**{**vars(TINY), "seed": 7})
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(DialError, match="another recipe"):
         training.train(other, bpe, checkpoint=checkpoint)
 
 

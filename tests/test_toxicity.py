@@ -127,3 +127,9 @@ def test_a_scorer_that_is_not_there(name, monkeypatch):
 def test_a_folder_without_a_classifier(tmp_path):
     with pytest.raises(DialError, match=r"holds no classifier: config.json is not in it"):
         load_toxicity(str(tmp_path), "cpu")
+
+
+def test_a_classifier_without_its_head_is_an_error_and_no_random_score(tmp_path):
+    tiny.folder("Qwen2", tmp_path)
+    with pytest.raises(DialError, match=r"its files lack score\.weight"):
+        load_toxicity(str(tmp_path), "cpu")

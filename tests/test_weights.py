@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from refusal_dial.directions import Direction, save
+from refusal_dial.directions import Direction, Provenance, save
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.model import load_model
 from refusal_dial.tokens import last_logits, tokenize
@@ -122,3 +123,15 @@ def test_the_script_keeps_only_what_equals_the_hooks(tmp_path, capsys, monkeypat
     with pytest.raises(DialError, match=r"differs from the hooks by .* and is not kept"):
         export_model.main(flags)
     assert set(tmp_path.iterdir()) == kept
+
+
+def test_the_script_refuses_a_direction_of_another_model_unless_asked(tmp_path):
+    source, out = saved(tmp_path / "model", "Qwen2"), tmp_path / "out"
+    other = Direction(unit(), 1.0, Provenance(1, "resid_pre", -1, model="a/b", revision="abc"))
+    save(other, tmp_path / "d.safetensors")
+    flags = export_model.Flags(str(tmp_path / "d.safetensors"), str(source), str(out))
+    with pytest.raises(DialError, match=r"learned on a/b \(revision abc\).*or --any-model"):
+        export_model.main(flags)
+    assert not out.exists()
+    export_model.main(replace(flags, any_model=True))
+    assert out.is_dir()

@@ -26,6 +26,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from refusal_dial.organism import corpus
 from refusal_dial.organism.shaping import Edit, entering, exchange, push
 from refusal_dial.organism.tokenizer import END_OF_TEXT, MAX_LENGTH, TURN_END
+from refusal_dial.types import DialError
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,13 @@ def load_checkpoint(
     """Put a saved state, if there is one, into model and optimiser."""
     if not path.exists():
         return Trained(model, 0, 0.0)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != repr(recipe):
-        raise ValueError(f"{path} was written by another recipe; remove it to start anew")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        written = state["recipe"]
+    except Exception as error:  # what a file of anything makes of torch.load is anything
+        raise DialError(f"{path} is no checkpoint: remove it to start anew") from error
+    if written != repr(recipe):
+        raise DialError(f"{path} was written by another recipe; remove it to start anew")
     model.load_state_dict(state["model"])
     adam.load_state_dict(state["adam"])
     return Trained(model, int(state["step"]), float(state["seconds"]))

@@ -110,7 +110,7 @@ def open_verification(flags: VerifyFlags) -> Opened:
 def opened_on(study: Study, given: Direction, flags: VerifyFlags) -> Opened:
     """The verification of this direction on a study that is open at its place."""
     file = located(flags.direction)
-    check_fits(given, study, flags.any_model)
+    check_fits(given, study.model, flags.any_model)
     missing = [s for s in SUBSETS if not any(p.subset == s for p in study.prompts)]
     if missing:
         raise DialError(f"a verdict takes {', '.join(SUBSETS)} prompts: no {' and '.join(missing)}")
