@@ -19,10 +19,10 @@ from refusal_dial.flags import (
     _gpus,
     _layers,
     _pos,
-    _seed,
     _share,
     at_least,
     proportion,
+    seed_of,
 )
 from refusal_dial.types import DialError
 from refusal_dial.values import number, whole
@@ -64,7 +64,7 @@ class ContinuationFlags:
     max_new_tokens: int = flag(24, "tokens of a completion, at most", at_least(1, whole))
     temperature: float = flag(0.7, "sampling temperature; 0 is greedy", at_least(0, number))
     top_p: float = flag(0.9, "share of the probability to sample from", at_least(0.01, number))
-    seed: int = flag(0, "seed of openings, halves, samples and controls", _seed)
+    seed: int = flag(0, "seed of openings, halves, samples and controls", seed_of)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     device_map: str | None = flag(
