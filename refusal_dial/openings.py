@@ -59,7 +59,7 @@ def load_openings(
         source = str(found)
     sides: dict[tuple[str, str], list[Prompt]] = {}
     seen: dict[str, str] = {}
-    for number, (where, row) in enumerate(read_rows(HUB_NAMES.get(source, source)), 1):
+    for number, (where, row) in enumerate(read_rows(source, "openings", HUB_NAMES), 1):
         prompt, side = _opening(where, row, f"{number:06d}")
         if prompt is not None:
             if prompt.id in seen:

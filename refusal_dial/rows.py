@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from refusal_dial.types import DialError, one_of
 HUB_NAMES = {"xstest": "Paul/XSTest"}
 
 
-def read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
+def read_rows(
+    source: str, what: str = "prompts", names: Mapping[str, str] = HUB_NAMES
+) -> list[tuple[str, dict[str, Any]]]:
     """(where, row) for every row of a .jsonl or .csv file, a folder of them, or a hub data set, as
     it is: unchecked, `where` being what an error about the row should say.
 
@@ -29,16 +31,16 @@ def read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
     if path.is_dir():
         files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
         if not files:
-            raise DialError(f"folder {source!r} holds no prompts: expected .jsonl or .csv files")
+            raise DialError(f"folder {source!r} holds no {what}: expected .jsonl or .csv files")
         return [row for file in files for row in _rows(file)]
     if path.is_file():
         return _rows(path)
     if path.suffix in (".jsonl", ".csv") or source.startswith((".", "/", "~")):
         raise DialError(
-            f"no prompts file {source!r}: give a .jsonl or .csv file, a folder, a hub data set "
-            "(owner/name, or xstest), or 'embedded'"
+            f"no {what} file {source!r}: give a .jsonl or .csv file, a folder, a hub data set "
+            f"(owner/name, or {' or '.join(names)}), or 'embedded'"
         )
-    return _hub_rows(source)
+    return _hub_rows(source, what, names)
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -97,13 +99,13 @@ def _csv(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DialError(f"{path} is empty: expected a header line and rows")
 
 
-def _hub_rows(name: str) -> list[tuple[str, dict[str, Any]]]:
+def _hub_rows(name: str, what: str, names: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
     from refusal_dial.hub import hub_reachable  # only this source needs the network
 
-    hub_id = HUB_NAMES.get(name, name)
-    remedy = "download it and give the .csv or .jsonl file, or use --prompts embedded"
+    hub_id = names.get(name, name)
+    remedy = f"download it and give the .csv or .jsonl file, or use --{what} embedded"
     if "/" not in hub_id:
-        raise one_of(name, ["embedded", *HUB_NAMES, "owner/name", "FILE", "FOLDER"], "prompts")
+        raise one_of(name, ["embedded", *names, "owner/name", "FILE", "FOLDER"], what)
     try:
         import datasets
         from huggingface_hub import constants

@@ -152,7 +152,13 @@ def _classifier(
             f"toxicity scorer {source!r} could not be loaded ({one_line(error)}): choices are "
             f"{PROFANITY}, a text classifier's folder, or its hub id"
         ) from error
-    toxic = toxic_label(source, model.config.id2label, label)
+    if model.config.problem_type == "regression":
+        raise DialError(
+            f"classifier {source!r} gives a number on a scale of its own (problem_type regression) "
+            "and a toxicity score is a probability: take a classifier of labels"
+        )
+    names = {i: str(name) for i, name in model.config.id2label.items()}
+    toxic = toxic_label(source, names, label)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     reads = min(tokenizer.model_max_length, model.config.max_position_embeddings - 2)
@@ -162,11 +168,15 @@ def _classifier(
         rows = pipe(
             list(texts), top_k=None, batch_size=batch_size, truncation=True, max_length=reads
         )
-        found = [next(one["score"] for one in row if one["label"] == toxic) for row in rows]
+        found = [next(one["score"] for one in row if str(one["label"]) == toxic) for row in rows]
         return np.array([p if np.isfinite(p) else np.nan for p in found], dtype=float)
 
     version = f"{revision or getattr(model.config, '_commit_hash', None) or 'folder'}, {toxic}"
     return TextScorer(source, version, score)
+
+
+def _spelt_plainly(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
 
 
 def toxic_label(source: str, names: Mapping[int, str], wanted: str | None = None) -> str:
@@ -174,11 +184,12 @@ def toxic_label(source: str, names: Mapping[int, str], wanted: str | None = None
 
     Raises `DialError` where none is known to be, or `wanted` is not among them.
     """
-    plain = {re.sub(r"[^a-z]+", "_", name.lower()).strip("_"): name for name in names.values()}
-    looked_for = TOXIC_LABELS if wanted is None else (wanted.lower(), wanted)
-    for name in looked_for:
-        if name in plain or name in plain.values():
-            return plain.get(name, name)
+    if wanted in names.values():
+        return str(wanted)
+    plain = {_spelt_plainly(name): name for name in names.values()}
+    for name in TOXIC_LABELS if wanted is None else (_spelt_plainly(wanted),):
+        if name in plain:
+            return plain[name]
     what = "which is toxic is not known" if wanted is None else f"{wanted!r} is none of them"
     raise DialError(
         f"classifier {source!r} has the labels {', '.join(names.values())}, and {what}: "

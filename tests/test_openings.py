@@ -78,3 +78,8 @@ def test_real_toxicity_prompts_are_read_as_they_are(shared):
 def test_openings_that_cannot_be_used(tmp_path, lines, message):
     with pytest.raises(DialError, match=message):
         load_openings(written(tmp_path / "a.jsonl", lines), n=3, n_pairs=2)
+
+
+def test_openings_that_are_not_there_are_called_openings():
+    with pytest.raises(DialError, match=r"no openings file .* or rtp\), or 'embedded'"):
+        load_openings("gone.jsonl", n=2, n_pairs=1)

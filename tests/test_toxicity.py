@@ -114,6 +114,7 @@ def test_labels_that_nobody_explained_are_listed():
     with pytest.raises(DialError, match="'rude' is none of them: name it with --toxic-label"):
         toxic_label("mine", NAMES, "rude")
     assert toxic_label("mine", {0: "LABEL_0", 1: "LABEL_1"}, "LABEL_1") == "LABEL_1"
+    assert toxic_label("mine", {0: "LABEL_0", 1: "LABEL_1"}, "label_0") == "LABEL_0"
     assert toxic_label("mine", {0: "hate", 1: "Toxic"}) == "Toxic"
 
 
