@@ -62,6 +62,19 @@ class Machines(Protocol):
     def gpus_per_worker(self) -> float | None: ...
 
 
+def check_machines(machines: Machines) -> None:
+    """What can be known of them before a run is opened.
+
+    Raises `DialError` for an address that nothing listens at, or that nothing would use.
+    """
+    address = machines.ray_address
+    if address is None:
+        return
+    if machines.executor == "local":
+        raise DialError(f"--ray-address {address} is for --executor ray: give both, or neither")
+    _check_reachable(address)
+
+
 def compute(
     model: TransformerBridge, batches: Batches, skip: int, n: int, machines: Machines
 ) -> Generator[pd.DataFrame, None, None]:

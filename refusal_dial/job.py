@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import directions
 from refusal_dial.directions import Direction
-from refusal_dial.executors import Machines, compute
+from refusal_dial.executors import Machines, check_machines, compute
 from refusal_dial.flags import StudyFlags
 from refusal_dial.forecast import Forecast, Grid, grid_of
 from refusal_dial.missing import check_share, counted, left_out, marked
@@ -85,6 +85,7 @@ def begin(
     run nothing is written."""
     if flags.dry_run:
         return planned_run(experiment, settings, flags.out)
+    check_machines(flags)
     run = open_run(experiment, settings, flags.out)
     if not run.finished:
         for name, direction in learned.items():

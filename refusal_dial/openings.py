@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from refusal_dial.prompts import Prompt, one_line_each
-from refusal_dial.rows import read_rows
-from refusal_dial.types import DialError
+from refusal_dial.rows import is_rating, read_rows
+from refusal_dial.types import DialError, shown
 
 CHALLENGING, BENIGN = "CHALLENGING", "BENIGN"
 SUBSETS = (CHALLENGING, BENIGN)
@@ -101,8 +101,8 @@ def _opening(where: str, row: dict[str, Any], default_id: str) -> tuple[Prompt |
     if not isinstance(side, str) or side not in ("", "train", "holdout"):
         raise DialError(f"{where}: split must be train or holdout, not {side!r}")
     rated = prompt.get("toxicity") if isinstance(prompt, dict) else None
-    if rated is not None and (isinstance(rated, bool) or not isinstance(rated, int | float)):
-        raise DialError(f"{where}: prompt.toxicity must be a number or null, not {rated!r:.60}")
+    if rated is not None and not is_rating(rated):
+        raise DialError(f"{where}: prompt.toxicity must be in [0, 1] or null, not {shown(rated)}")
     if not row["challenging"] and rated is not None and rated >= RATED_TOXIC:
         return None, ""
     subset = CHALLENGING if row["challenging"] else BENIGN

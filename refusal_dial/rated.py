@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from refusal_dial.rows import read_rows
-from refusal_dial.types import DialError
+from refusal_dial.rows import is_rating, read_rows
+from refusal_dial.types import DialError, shown
 
 TOXIC_FROM = 0.5
 """RealToxicityPrompts' own threshold (Gehman et al. 2020)."""
@@ -63,7 +63,10 @@ def load_rated(source: str | Path) -> list[Rated]:
             f"a column {' or '.join(YES_NO)}"
         )
     ratings = tuple(_yes(row[label], where) for where, row in rows)
-    return [Rated(name, tuple(str(row[column]) for _, row in rows), ratings)]
+    for where, row in rows:
+        if not isinstance(row[column], str):
+            raise DialError(f"{where}: {column} must be text, not {shown(row[column])}")
+    return [Rated(name, tuple(row[column] for _, row in rows), ratings)]
 
 
 def _part(name: str, rows: list[tuple[str, dict[str, Any]]], part: str) -> Rated:
@@ -74,8 +77,8 @@ def _part(name: str, rows: list[tuple[str, dict[str, Any]]], part: str) -> Rated
             raise DialError(f"{where}: expected {part}.text, as in RealToxicityPrompts")
         rating = one.get("toxicity")
         if rating is not None:
-            if isinstance(rating, bool) or not isinstance(rating, int | float):
-                raise DialError(f"{where}: {part}.toxicity must be a number, not {rating!r:.60}")
+            if not is_rating(rating):
+                raise DialError(f"{where}: {part}.toxicity must be in [0, 1], not {shown(rating)}")
             kept.append((one["text"], float(rating)))
     if not kept:
         raise DialError(f"{name}: nobody rated a {part}: expected {part}.toxicity in [0, 1]")

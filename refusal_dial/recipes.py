@@ -64,13 +64,17 @@ def load_recipe(path: str) -> Recipe:
     if not file.is_file():
         raise DialError(f"no config file {path!r}: expected a .yaml file of flags")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        written = file.read_text(encoding="utf-8")
+        found, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise DialError(
             f"{path} is not plain YAML in UTF-8: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise DialError(f"{path}: expected a mapping of flags such as 'layer: 20'")
+    names = [key.value.replace("-", "_") for key, _ in node.value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DialError(f"{path}: {twice[0]} is given twice")
     flags = {k.replace("-", "_"): _typed(path, k, v) for k, v in found.items() if k not in RESERVED}
     experiment = found.get("experiment")
     if experiment is not None and not isinstance(experiment, str):

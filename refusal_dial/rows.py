@@ -118,3 +118,8 @@ def _hub_rows(name: str, what: str, names: Mapping[str, str]) -> list[tuple[str,
         raise DialError(f"data set {hub_id!r} cannot be reached ({reason}): {remedy}") from error
     rows = [(split, i, row) for split in splits for i, row in enumerate(splits[split], 1)]
     return [(f"{hub_id} [{split}], row {i}", dict(row)) for split, i, row in rows]
+
+
+def is_rating(value: object) -> bool:
+    """Is it a number from 0 to 1, as people's ratings of toxicity are?"""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from refusal_dial.job import conduct
 from refusal_dial.run import read_table
 from refusal_dial.steering import learn, steering_cells
 from refusal_dial.study import open_study, prompt_rows
+from refusal_dial.types import DialError
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,6 @@ def work(qwen_folder, tmp_path_factory):
 
 
 def carry_out(work, out):
-    from dataclasses import replace
-
     study, flags, cells, learned = work
     flags = replace(flags, out=str(out))
     return conduct("job", study, flags, prompt_rows(study), cells, learned)
@@ -92,3 +92,19 @@ def test_each_layer_leaves_its_direction(work, whole):
 
 def test_the_log_says_which_tokens_were_read(whole):
     assert "refusal tokens (listed): 'I'" in (whole / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ({"ray_address": "auto"}, "--ray-address auto is for --executor ray: give both"),
+        ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "no Ray head answers at 127.0.0.1:1"),
+    ],
+)
+def test_machines_that_cannot_be_used_are_refused_before_a_run_is_opened(
+    work, tmp_path, machines, message
+):
+    study, flags, cells, learned = work
+    with pytest.raises(DialError, match=message):
+        carry_out((study, replace(flags, **machines), cells, learned), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

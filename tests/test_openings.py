@@ -72,6 +72,10 @@ def test_real_toxicity_prompts_are_read_as_they_are(shared):
         (rows()[:10], "has 0 BENIGN openings"),
         ([{"challenging": True, "prompt": "x"}], r"line 1: expected prompt.text, as in"),
         ([{"challenging": 1, "prompt": {"text": "x"}}], "must be true or false, not 1"),
+        (
+            [{"challenging": False, "prompt": {"text": "x", "toxicity": float("nan")}}],
+            r"line 1: prompt.toxicity must be in \[0, 1\] or null, not nan",
+        ),
         (rows(split="test"), "line 1: split must be train or holdout, not 'test'"),
     ],
 )

@@ -81,6 +81,15 @@ def test_a_csv_of_yes_and_no(tmp_path):
             ['{"prompt": {"text": "a", "toxicity": 0.5}}'],
             r"line 1: expected continuation.text",
         ),
+        *(
+            (
+                "a.jsonl",
+                [f'{{"prompt": {{"text": "a", "toxicity": {rating}}}, "continuation": {{}}}}'],
+                r"line 1: prompt.toxicity must be in \[0, 1\], not ",
+            )
+            for rating in ("NaN", "1" + "0" * 400, "-0.1", "true", '"high"')
+        ),
+        ("a.jsonl", ['{"comment": null, "toxic": 1}'], "line 1: comment must be text, not None"),
         ("b.csv", None, "no prompts file"),
     ],
 )

@@ -74,6 +74,14 @@ def test_a_config_that_is_not_there_twice_or_without_a_file(tmp_path):
         parse(Flags, [f"--config={tmp_path / 'bad.yaml'}"], main)
 
 
+def test_a_flag_given_twice_in_a_file(tmp_path):
+    file = tmp_path / "twice.yaml"
+    for again in ("n-random: 2", "n_random: 2"):
+        file.write_text(f"n_random: 1\n{again}\n")
+        with pytest.raises(DialError, match="n_random is given twice"):
+            load_recipe(str(file))
+
+
 TABLE = pd.DataFrame({"layer": [1, 2, 2], "strength": [0.0, 0.0, 1.0], "rate": [0.1, 0.2, 0.4]})
 
 
