@@ -230,6 +230,8 @@ def load(path: str | Path) -> Direction:
     if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
         raise DialError(f"{path} has metadata of another version: expected {FORMAT!r}")
     norm, provenance = _recorded(path, about)
+    if not bool(torch.isfinite(unit).all()):
+        raise DialError(f"{path} holds NaN or infinite values: learn the direction again")
     length = float(unit.double().norm())
     if unit.dtype != torch.float32 and abs(length - 1) < ROUNDED:  # as 16 bits round a unit vector
         unit, length = (unit.double() / length).float(), 1.0

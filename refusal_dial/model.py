@@ -163,7 +163,7 @@ def source_of(name: str) -> str:
                 "make it with python scripts/train_embedded_model.py"
             )
         return str(EMBEDDED)
-    folder = located(name)
+    folder = located(name or ".")
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")
