@@ -430,7 +430,7 @@ def about(**changes):
         ),
         ({"unit": torch.ones(4) / 2}, {"direction": "[" * 10**5}, "is not a direction file"),
         ({"unit": torch.ones(4) / 2}, {"direction": '{"layer":' + "9" * 5000}, "not a direction"),
-        ({"unit": torch.ones(4) * float("nan")}, about(), "a vector of norm nan"),
+        ({"unit": torch.ones(4) * float("nan")}, about(), "holds NaN or infinite values"),
         ({"unit": torch.zeros(4).half()}, about(), "a vector of norm 0"),
         ({"unit": torch.ones(4) / 2}, about(prompt_ids="absent"), "another version: 'prompt_ids'"),
         ({"unit": torch.ones(4) / 2}, about(layer="absent"), "another version"),
