@@ -19,10 +19,15 @@ _PATHS = {path.stem: path for path in SCRIPTS}
 @cache
 def load(name: str) -> ModuleType:
     """`experiments/NAME.py` or `scripts/NAME.py`, executed once."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", _PATHS[name])
+    return executed(f"script_{name}", _PATHS[name])
+
+
+def executed(name: str, path: Path) -> ModuleType:
+    """The file as a module of this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
