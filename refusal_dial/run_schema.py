@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 
 TEXTS = {"direction", "site", "prompt_id", "subset", "split", "category", "system", "label"}
 TEXTS |= {"way", "role", "token", "stop", "completion", "reason"}
@@ -70,7 +70,7 @@ def check_config(path: Path, config: Any) -> dict[str, Any]:
 def check_verdict(path: Path, verdict: Any) -> dict[str, Any]:
     """The parsed summary.json, if it is one. Raises `DialError` where it is not."""
     if not isinstance(verdict, dict):
-        raise DialError(f"{path} is no summary: expected an object, not {_short(verdict)}")
+        raise DialError(f"{path} is no summary: expected an object, not {shown(verdict, 40)}")
     _check_kinds(path, verdict, VERDICT)
     if "left_out" in verdict:
         for name in LEFT_OUT:
@@ -122,9 +122,4 @@ def _check_kinds(path: Path, found: Mapping[str, Any], kinds: Kinds, inside: str
         value = found.get(name)
         if name in found and (not isinstance(value, allowed) or isinstance(value, bool)):
             wanted = " or ".join(WORDS[kind] for kind in allowed if kind in WORDS)
-            raise DialError(f"{path}: {inside}{name} is {_short(value)}: expected {wanted}")
-
-
-def _short(value: Any, limit: int = 40) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+            raise DialError(f"{path}: {inside}{name} is {shown(value, 40)}: expected {wanted}")
