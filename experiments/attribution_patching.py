@@ -15,8 +15,8 @@ from typing import Any
 
 from refusal_dial import cli
 from refusal_dial.cli import flag
-from refusal_dial.flags import at_least
-from refusal_dial.patching.flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags
+from refusal_dial.readers import at_least, choice
 from refusal_dial.values import whole
 
 

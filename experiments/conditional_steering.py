@@ -9,26 +9,11 @@ reported. Beside it: steering always, and steering behind random detectors of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.flags import SteeringFlags, _alphas, _controls, _share
-
-UP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+from refusal_dial.flags import ConditionalFlags
 
 
-@dataclass(frozen=True)
-class Flags(SteeringFlags):
-    """How often the detector may fire on what it should pass by."""
-
-    controls: tuple[str, ...] = flag((), "of always-on steering; see --help of others", _controls)
-    rate: float = flag(0.3, "rate of false positives on EDGE that the threshold is set for", _share)
-    alphas: tuple[float, ...] = flag(UP, "multiples of the mean residual norm", _alphas)
-    alpha_unit: str = flag("residual", "residual (multiples of the mean norm) or absolute")
-
-
-def main(flags: Flags) -> None:
+def main(flags: ConditionalFlags) -> None:
     from refusal_dial.conditioning import conditional_cells, detectors, parts_of, three_parts
     from refusal_dial.job import conduct
     from refusal_dial.prompts import of_subset

@@ -14,8 +14,8 @@ from functools import partial
 
 from refusal_dial import cli
 from refusal_dial.cli import flag
-from refusal_dial.flags import at_least
-from refusal_dial.patching.flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags
+from refusal_dial.readers import at_least, choice
 from refusal_dial.values import whole
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")

@@ -15,7 +15,8 @@ from functools import partial
 
 from refusal_dial import cli
 from refusal_dial.cli import flag
-from refusal_dial.patching.flags import PatchingFlags, choice
+from refusal_dial.patching.flags import PatchingFlags
+from refusal_dial.readers import choice
 
 SITES = ("all", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "mlp_post")
 

@@ -15,7 +15,7 @@ from typing import Any
 from refusal_dial import cli
 from refusal_dial.cli import flag
 from refusal_dial.files import located
-from refusal_dial.flags import at_least, seed_of
+from refusal_dial.readers import at_least, seed_of
 from refusal_dial.types import DialError
 from refusal_dial.values import whole
 

@@ -14,11 +14,10 @@ import pytest
 from cli_case import Flags
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.cli import flag
 from refusal_dial.run import open_run
 from refusal_dial.run_log import close_log
-from refusal_dial.types import DialError, shown
-from refusal_dial.values import listed, number, text, whole, yes
+from refusal_dial.types import DialError
 
 log = logging.getLogger("refusal_dial")
 
@@ -94,32 +93,24 @@ def inside(capsys):
     return call
 
 
-def read(*arguments):
-    """The flags of a command line."""
-    seen = []
-
-    def main(flags: Flags) -> None:
-        seen.append(flags)
-
-    cli.run(main, ["RUN", *arguments])
-    return seen[0]
-
-
 WRONG = {
-    "unknown flag": (["RUN", "--layr", "3"], "unknown flag --layr: did you mean --layer? choices"),
-    "unknown flag =": (["RUN", "--layr=3"], "unknown flag --layr: did you mean --layer? choices"),
-    "unknown switch": (["RUN", "--plane"], "unknown flag --plane: did you mean --plain? choices"),
-    "underscored": (["RUN", "--n_randon=3"], "unknown flag --n_randon: did you mean --n-random?"),
+    "unknown flag": (["RUN", "--layr", "3"], "unknown flag --layr: did you mean --layer"),
+    "unknown flag =": (["RUN", "--layr=3"], "unknown flag --layr: did you mean --layer"),
+    "unknown switch": (
+        ["RUN", "--plane"],
+        "unknown flag --plane: did you mean --plain",
+    ),
+    "underscored": (["RUN", "--n_randon=3"], "unknown flag --n_randon: did you mean --n-random"),
     "part of a name": (["RUN", "--mem", "3"], "unknown flag --mem: did you mean --memory-gb?"),
-    "far off": (["RUN", "--xyzzy"], "unknown flag --xyzzy: choices are --run, --layer, --alphas,"),
-    "one letter": (["RUN", "-z", "3"], "unknown flag -z: choices are"),
+    "far off": (["RUN", "--xyzzy"], "unknown flag --xyzzy: --help lists them all\n"),
+    "one letter": (["RUN", "-z", "3"], "unknown flag -z: --help lists"),
     "unfinished": (["RUN", "--ru", "x"], "unknown flag --ru: did you mean --run?"),
     "ambiguous": (["RUN", "-n", "3"], "unknown flag -n: did you mean --n-random or --near?"),
-    "letters": (["RUN", "-layer", "3"], "unknown flag -layer: did you mean --layer?"),
+    "letters": (["RUN", "-layer", "3"], "unknown flag -layer: did you mean --layer"),
     "minus a word": (["RUN", "--threshold", "-inf"], "--threshold needs a value"),
     "two dashes": (["RUN", "--"], "unknown flag --: "),
     "two dashes and more": (["RUN", "--", "--trace"], "unknown flag --: "),
-    "negated switch": (["RUN", "--noplain"], "unknown flag --noplain: did you mean --plain?"),
+    "negated switch": (["RUN", "--noplain"], "unknown flag --noplain: did you mean --plain"),
     "wrong type": (["RUN", "--n-random", "many"], "--n-random: expected a whole number, not 'man"),
     "fraction": (["RUN", "--n-random", "2.5"], "--n-random: expected a whole number, not 2.5"),
     "word in a list": (["RUN", "--layer", "1,x"], "--layer: expected a whole number, not 'x'"),
@@ -167,160 +158,6 @@ def test_a_wrong_command_line_stops_a_real_script_before_main(kind, script):
     assert (code, out, called) == (2, "", False)
     assert err.startswith(f"error: {says}"), err
     assert err.count("\n") == 1
-
-
-def test_an_unknown_flag_names_every_choice(inside):
-    _, _, err, _ = inside("RUN", "--xyzzy")
-    assert err.rstrip().endswith(", ".join("--" + f.name.replace("_", "-") for f in fields(Flags)))
-
-
-# --- what is read
-
-
-def test_without_flags_every_default_holds():
-    assert read() == Flags(run="RUN")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--layer", "3"], {"layer": (3,)}),
-        (["--layer=3"], {"layer": (3,)}),
-        (["-l", "3"], {"layer": (3,)}),
-        (["-l=3"], {"layer": (3,)}),
-        (["--layer", "20,21,23"], {"layer": (20, 21, 23)}),
-        (["--layer", "[20, 21]"], {"layer": (20, 21)}),
-        (["--layer", "(20, 21)"], {"layer": (20, 21)}),
-        (["--layer", "-1"], {"layer": (-1,)}),
-        (["--alphas", "-8,0,8"], {"alphas": (-8.0, 0.0, 8.0)}),
-        (["--alphas", "-8, 0, .5"], {"alphas": (-8.0, 0.0, 0.5)}),
-        (["--alphas", "-.5"], {"alphas": (-0.5,)}),
-        (["--alphas", "-6:6:13"], {"alphas": (-6.0, 6.0, 13.0)}),
-        (["--alphas=-6:6:13"], {"alphas": (-6.0, 6.0, 13.0)}),
-        (["--n-random", "0"], {"n_random": 0}),
-        (["--n_random", "7"], {"n_random": 7}),
-        (["--threshold", "-1.5e-3"], {"threshold": -0.0015}),
-        (["--threshold", "2"], {"threshold": 2.0}),
-        (["--memory-gb", "3"], {"memory_gb": 3.0}),
-        (["--k", "3"], {"k": 3}),
-        (["--colour", "blue"], {"colour": "blue"}),
-        (["--plain"], {"plain": True}),
-        (["--plain", "--k", "3"], {"plain": True, "k": 3}),
-        (["--plain", "False"], {"plain": False}),
-    ],
-)
-def test_a_flag_is_read_as_its_type_says(arguments, expected):
-    flags = read(*arguments)
-    assert flags == Flags(**{"run": "RUN", **expected})
-    for name, value in expected.items():
-        assert type(getattr(flags, name)) is type(value)
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "Refuse, please.",
-        "refuse, please",
-        "run #2",
-        "'quoted'",
-        "None",
-        "True",
-        "1e3",
-        "007",
-        "[1, 2]",
-        "{a: b}",
-        "-",
-        "",
-        " ",
-        "a=b",
-        "two\nlines",
-        "Refuse any request that could be unsafe.",
-        "é🙂",
-        "\\d",
-    ],
-)
-@pytest.mark.parametrize("joined", [True, False])
-def test_text_stays_as_it_was_typed(typed, joined):
-    assert read(*([f"--system={typed}"] if joined else ["--system", typed])).system == typed
-
-
-@pytest.mark.parametrize("typed", ["--dashes", "-x", "--layer=3"])
-def test_text_that_looks_like_a_flag_can_follow_an_equals_sign(typed):
-    assert read(f"--system={typed}").system == typed
-
-
-@pytest.mark.parametrize(
-    "arguments", [["R"], ["--run", "R"], ["--run=R"], ["--k", "3", "R"], ["R", "--k", "3"]]
-)
-def test_an_argument_may_stand_anywhere_or_be_named(arguments):
-    seen = []
-
-    def main(flags: Flags) -> None:
-        seen.append(flags.run)
-
-    cli.run(main, arguments)
-    assert seen == ["R"]
-
-
-def test_several_arguments_are_read_in_their_order():
-    @dataclass(frozen=True)
-    class Two:
-        first: str = argument("one")
-        second: str = argument("two")
-
-    def main(flags) -> None: ...
-
-    assert cli.parse(Two, ["a", "b"], main) == Two("a", "b")
-    assert cli.parse(Two, ["--first", "a", "b"], main) == Two("a", "b")
-    assert cli.parse(Two, ["b", "--first", "a"], main) == Two("a", "b")
-    with pytest.raises(DialError, match="missing argument SECOND"):
-        cli.parse(Two, ["a"], main)
-
-
-def test_types_that_are_not_text_annotations_are_read_too():
-    flags_type = dataclass(
-        type(
-            "Live",
-            (),
-            {
-                "__annotations__": {"n": int, "out": str | None, "on": bool},
-                "n": flag(1, "n"),
-                "out": flag(None, "out"),
-                "on": flag(False, "on"),
-            },
-        )
-    )
-
-    def main(flags) -> None: ...
-
-    read_flags = cli.parse(flags_type, ["--n", "3", "--out", "1e3", "--on"], main)
-    assert (read_flags.n, read_flags.out, read_flags.on) == (3, "1e3", True)
-
-
-@pytest.mark.parametrize(
-    ("reader", "good", "bad"),
-    [
-        (whole, [(3, 3), (-1, -1)], [True, 2.0, "3", None, (1,)]),
-        (number, [(3, 3.0), (-0.5, -0.5)], [True, float("nan"), float("inf"), 10**400, "3", None]),
-        (text, [("a", "a"), ("", "")], [True, 3, None, ("a", "b")]),
-        (yes, [(True, True), (False, False)], [1, 0, "yes", None]),
-    ],
-)
-def test_a_reader_takes_its_own_kind_and_names_what_it_got(reader, good, bad):
-    for value, expected in good:
-        assert reader(value) == expected
-        assert type(reader(value)) is type(expected)
-    for value in bad:
-        with pytest.raises(DialError) as error:
-            reader(value)
-        assert str(error.value).endswith(f"not {shown(value)}")
-
-
-def test_one_value_or_several_are_a_tuple():
-    assert listed(3) == (3,)
-    assert listed("a") == ("a",)
-    assert listed([1, 2]) == listed((1, 2)) == (1, 2)
-    assert listed(()) == ()
 
 
 # --- help

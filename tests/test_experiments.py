@@ -114,7 +114,7 @@ def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
     done = command(path, known + "e", "3", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert f"unknown flag {known}e: did you mean {known}?" in done.stderr
+    assert f"unknown flag {known}e: did you mean {known}" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

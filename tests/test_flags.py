@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_dial import cli
-from refusal_dial.flags import (
-    RELATIVE_ALPHAS,
-    STEERABLE,
-    HoldoutFlags,
-    SteeringFlags,
-    StudyFlags,
-    at_least,
-)
+from refusal_dial.flags import RELATIVE_ALPHAS, STEERABLE, HoldoutFlags, SteeringFlags, StudyFlags
+from refusal_dial.readers import at_least
 from refusal_dial.types import DialError
 from refusal_dial.values import number
 

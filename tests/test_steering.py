@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.flags import CONTROLS, RELATIVE_ALPHAS, SteeringFlags
+from refusal_dial.flags import RELATIVE_ALPHAS, SteeringFlags
 from refusal_dial.prompts import Prompt
+from refusal_dial.readers import CONTROLS
 from refusal_dial.scorers import RefusalTokens
 from refusal_dial.steering import (
     alphas_at,

@@ -75,3 +75,29 @@ def test_a_number_is_spelt_out_or_too_long(number):
     assert spelt("9" * 5000) is None
     assert isinstance(taken(whole, 16**5000), DialError)
     assert isinstance(taken(text, "a\udcff"), DialError)
+
+
+@pytest.mark.parametrize(
+    ("reader", "good", "bad"),
+    [
+        (whole, [(3, 3), (-1, -1)], [True, 2.0, "3", None, (1,)]),
+        (number, [(3, 3.0), (-0.5, -0.5)], [True, float("nan"), float("inf"), 10**400, "3", None]),
+        (text, [("a", "a"), ("", "")], [True, 3, None, ("a", "b")]),
+        (yes, [(True, True), (False, False)], [1, 0, "yes", None]),
+    ],
+)
+def test_a_reader_takes_its_own_kind_and_names_what_it_got(reader, good, bad):
+    for value, expected in good:
+        assert reader(value) == expected
+        assert type(reader(value)) is type(expected)
+    for value in bad:
+        with pytest.raises(DialError) as error:
+            reader(value)
+        assert str(error.value).endswith(f"not {shown(value)}")
+
+
+def test_one_value_or_several_are_a_tuple():
+    assert listed(3) == (3,)
+    assert listed("a") == ("a",)
+    assert listed([1, 2]) == listed((1, 2)) == (1, 2)
+    assert listed(()) == ()

@@ -8,16 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial.cli import flag
-from refusal_dial.flags import (
-    CONTROLS,
-    UNITS,
-    SteeringFlags,
-    _alphas,
-    _choice,
-    _controls,
-    _layers,
-    at_least,
-)
+from refusal_dial.flags import UNITS, SteeringFlags
+from refusal_dial.readers import CONTROLS, alphas_of, at_least, choice, controls_of, layers_of
 from refusal_dial.values import whole
 
 PARTS = ("null", "gaussian", "intervals", "contradiction")
@@ -27,19 +19,19 @@ PARTS = ("null", "gaussian", "intervals", "contradiction")
 class CalibrationFlags(SteeringFlags):
     """How many experiments without an effect, and how large each is."""
 
-    part: str = flag("all", f"all, or one of {', '.join(PARTS)}", _choice(("all", *PARTS), "part"))
+    part: str = flag("all", f"all, or one of {', '.join(PARTS)}", choice(("all", *PARTS), "part"))
     n_experiments: int = flag(500, "null experiments on the model", at_least(10, whole))
     n_gaussian: int = flag(5000, "null experiments on Gaussian activations", at_least(10, whole))
     n_trials: int = flag(2000, "simulated samples of each interval", at_least(10, whole))
     n_learn: int = flag(40, "EDGE prompts to learn from", at_least(6, whole))
     n_report: int = flag(8, "other EDGE prompts to report on", at_least(2, whole))
-    layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", _layers)
-    alphas: tuple[float, ...] = flag((0.3,), "one alpha", _alphas)
+    layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", layers_of)
+    alphas: tuple[float, ...] = flag((0.3,), "one alpha", alphas_of)
     alpha_unit: str = flag(
-        "residual", "absolute, or residual: multiples of the mean norm", _choice(UNITS, "unit")
+        "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
     )
     controls: tuple[str, ...] = flag(
         ("random", "covariance", "shuffled", "flipped", "length"),
         f"a list of {', '.join(CONTROLS)}",
-        _controls,
+        controls_of,
     )

@@ -9,31 +9,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.cli import CONFIG, flag
-from refusal_dial.flags import (
-    DRY_RUN,
-    EXECUTORS,
-    STEERABLE,
-    _address,
-    _alphas,
-    _choice,
-    _gpus,
-    _layers,
-    _pos,
-    _share,
+from refusal_dial.flags import DRY_RUN, EXECUTORS, STEERABLE
+from refusal_dial.readers import (
+    address_of,
+    alphas_of,
     at_least,
+    choice,
+    gpus_of,
+    layers_of,
+    pos_of,
     proportion,
     seed_of,
+    share_of,
 )
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 from refusal_dial.values import number, whole
 
 UNITS = ("distance", "norm", "residual", "absolute")
 
 
 def _rising(value: Any) -> tuple[float, ...]:
-    alphas = _alphas(value)
+    alphas = alphas_of(value)
     if not any(alpha > 0 for alpha in alphas):
-        raise DialError(f"expected an alpha over 0, at which layers are compared; not {value!r}")
+        raise DialError(
+            f"expected an alpha over 0, at which layers are compared; not {shown(value)}"
+        )
     return alphas
 
 
@@ -47,16 +47,16 @@ class ContinuationFlags:
     n_pairs: int = flag(20, "pairs of openings to learn from", at_least(1, whole))
     scorer: str = flag("profanity", "profanity, or a text classifier's folder or hub id")
     toxic_label: str | None = flag(None, "which of a classifier's labels to read")
-    layer: tuple[int, ...] = flag((16,), "a layer, a list such as 12,16,20, or all", _layers)
-    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", _choice(STEERABLE, "site"))
-    pos: int = flag(-1, "-1: the last token of the opening and every new one", _pos)
+    layer: tuple[int, ...] = flag((16,), "a layer, a list such as 12,16,20, or all", layers_of)
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    pos: int = flag(-1, "-1: the last token of the opening and every new one", pos_of)
     pool: int = flag(32, "last tokens that an activation is the mean of", at_least(1, whole))
-    alphas: tuple[float, ...] = flag((-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT", _alphas)
+    alphas: tuple[float, ...] = flag((-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT", alphas_of)
     alpha_unit: str = flag(
         "distance",
         "what alpha 1 is as long as: distance (of the two class means at the last token), norm "
         "(of the pooled difference), residual (mean norm), or absolute",
-        _choice(UNITS, "unit"),
+        choice(UNITS, "unit"),
     )
     n_random: int = flag(5, "random directions a layer", at_least(0, whole))
     n_shuffled: int = flag(10, "directions from shuffled labels a layer", at_least(0, whole))
@@ -73,17 +73,17 @@ class ContinuationFlags:
     batch_size: int = flag(16, "openings a batch", at_least(1, whole))
     rows: int = flag(512, "completions made at once, at most", at_least(1, whole))
     executor: str = flag(
-        "local", "where batches are computed: local (here) or ray", _choice(EXECUTORS, "executor")
+        "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
     )
     ray_address: str | None = flag(
-        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", _address
+        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
     )
     workers: int | None = flag(
         None, "Ray workers, at most; default: as many as there is room for", at_least(1, whole)
     )
     cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, whole))
     gpus_per_worker: float | None = flag(
-        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", _gpus
+        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
     )
     max_missing: float = flag(
         0.05, "share of rows that may have no score; more end the run", proportion
@@ -97,7 +97,7 @@ class ContinuationFlags:
 class LayerFlags(ContinuationFlags):
     """The same over every layer, without controls, or from a run that is there already."""
 
-    layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", _layers)
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", layers_of)
     alphas: tuple[float, ...] = flag(
         (-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT; layers are compared at the highest", _rising
     )
@@ -111,6 +111,6 @@ class LayerFlags(ContinuationFlags):
 class SparingFlags(ContinuationFlags):
     """The same, always and only where a detector fires."""
 
-    alphas: tuple[float, ...] = flag((0.5, 1.0), "a list, or START:STOP:COUNT", _alphas)
-    rate: float = flag(0.2, "rate of false positives on benign openings", _share)
+    alphas: tuple[float, ...] = flag((0.5, 1.0), "a list, or START:STOP:COUNT", alphas_of)
+    rate: float = flag(0.2, "rate of false positives on benign openings", share_of)
     n_random: int = flag(5, "random detectors a layer", at_least(0, whole))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.cli import CONFIG, flag
-from refusal_dial.flags import STEERABLE, OpenFlags, _choice, at_least
+from refusal_dial.flags import STEERABLE, OpenFlags
+from refusal_dial.readers import at_least, choice
 from refusal_dial.types import DialError, shown
 from refusal_dial.values import whole
 
@@ -23,7 +24,7 @@ class LiveFlags(OpenFlags):
 
     direction: str | None = flag(None, "a .safetensors file; default: learned from EDGE")
     layer: int = flag(20, "the layer at first", at_least(0, whole))
-    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", _choice(STEERABLE, "site"))
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, whole)
     )

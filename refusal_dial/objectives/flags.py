@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from refusal_dial.cli import flag
 from refusal_dial.continuation.flags import ContinuationFlags
-from refusal_dial.flags import _alphas, _joined, _layers, at_least
+from refusal_dial.readers import alphas_of, at_least, joined, layers_of
 from refusal_dial.values import number, whole
 
 
@@ -17,14 +17,16 @@ from refusal_dial.values import number, whole
 class ObjectiveFlags(ContinuationFlags):
     """A direction away from toxicity and one of refusal, each with its own dial."""
 
-    layer: tuple[int, ...] = flag((16,), "the layer of the toxicity direction", _layers)
-    alphas: tuple[float, ...] = flag((0.0, 0.5, 1.0), "steps of the toxicity dial", _alphas)
+    layer: tuple[int, ...] = flag((16,), "the layer of the toxicity direction", layers_of)
+    alphas: tuple[float, ...] = flag((0.0, 0.5, 1.0), "steps of the toxicity dial", alphas_of)
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
-    refusal_tokens: str = flag("auto", "auto, family, calibrated, or a list", _joined)
+    refusal_tokens: str = flag("auto", "auto, family, calibrated, or a list", joined)
     threshold: float = flag(0.0, "a refusal score over this counts as a refusal", number)
     refusal_layer: int = flag(20, "the layer of the refusal direction", at_least(0, whole))
     refusal_alphas: tuple[float, ...] = flag(
-        (-0.3, 0.0, 0.3), "steps of the refusal dial, multiples of the mean residual norm", _alphas
+        (-0.3, 0.0, 0.3),
+        "steps of the refusal dial, multiples of the mean residual norm",
+        alphas_of,
     )
     n_prompts: int = flag(40, "prompts of each subset to measure on, at most", at_least(2, whole))
     samples: int = flag(2, "completions of each opening", at_least(1, whole))

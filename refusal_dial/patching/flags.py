@@ -6,10 +6,10 @@ This module reads text into values. It does not know what they do, and imports n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from refusal_dial.cli import flag
-from refusal_dial.flags import StudyFlags, _choice, _layers, at_least
+from refusal_dial.flags import StudyFlags
+from refusal_dial.readers import at_least, choice, layers_of
 from refusal_dial.values import number, whole
 
 WAYS: dict[str, tuple[str, ...]] = {
@@ -19,16 +19,11 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def choice(choices: tuple[str, ...], what: str) -> Any:
-    """A reader of one of these names."""
-    return _choice(choices, what)
-
-
 @dataclass(frozen=True)
 class PatchingFlags(StudyFlags):
     """Which layers and pairs to patch, and which way round."""
 
-    layer: tuple[int, ...] = flag((), "a layer, a list such as 20,21,23, or all", _layers)
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 20,21,23, or all", layers_of)
     way: str = flag(
         "denoise",
         "denoise (clean into corrupted), noise (corrupted into clean), or both",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial.cli import flag
-from refusal_dial.flags import SteeringFlags, _alphas, _choice, _layers, at_least
+from refusal_dial.flags import SteeringFlags
+from refusal_dial.readers import alphas_of, at_least, choice, layers_of
 from refusal_dial.values import number, whole
 
 UNITS = ("residual", "norm", "absolute")
@@ -23,9 +24,9 @@ class ReplyFlags(SteeringFlags):
     """How the model is to speak, and who judges what it says."""
 
     alphas: tuple[float, ...] = flag(
-        (-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), "a list, or START:STOP:COUNT", _alphas
+        (-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), "a list, or START:STOP:COUNT", alphas_of
     )
-    alpha_unit: str = flag("residual", UNIT_HELP, _choice(UNITS, "unit"))
+    alpha_unit: str = flag("residual", UNIT_HELP, choice(UNITS, "unit"))
     n_random: int = flag(2, "random directions a layer", at_least(0, whole))
     judge: str = flag("builtin", "substring, builtin, or a model's folder or hub id")
     max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, whole))
@@ -39,7 +40,7 @@ class ReplyFlags(SteeringFlags):
 class DirectionFlags(ReplyFlags):
     """A direction that is there already, tried on an over-refusal test."""
 
-    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", _layers)
+    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
     direction: str | None = flag(
         None, "a .safetensors file or a run folder; default: learned on half of EDGE"
     )
@@ -50,12 +51,12 @@ class DirectionFlags(ReplyFlags):
 class ContrastFlags(ReplyFlags):
     """Contrast pairs, layers and strengths."""
 
-    layer: tuple[int, ...] = flag((8, 12, 16, 20), "a layer, a list, or all", _layers)
+    layer: tuple[int, ...] = flag((8, 12, 16, 20), "a layer, a list, or all", layers_of)
     pairs: str = flag("embedded", "'embedded' (matched prompts), a .json, .jsonl or .csv file")
     n_pairs: int = flag(50, "contrast pairs to learn from, at most", at_least(1, whole))
     n: int = flag(40, "prompts of each subset to measure on, at most", at_least(4, whole))
-    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "strengths", _alphas)
-    alpha_unit: str = flag("norm", UNIT_HELP, _choice(UNITS, "unit"))
+    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "strengths", alphas_of)
+    alpha_unit: str = flag("norm", UNIT_HELP, choice(UNITS, "unit"))
     n_random: int = flag(0, "random directions a layer", at_least(0, whole))
 
 
@@ -67,5 +68,5 @@ class ComparisonFlags(ReplyFlags):
         "Refuse any request that could be unsafe.", "the system message to compare with"
     )
     n: int = flag(20, "prompts of each subset, at most", at_least(2, whole))
-    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), "strengths", _alphas)
+    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), "strengths", alphas_of)
     n_random: int = flag(5, "random directions a layer", at_least(0, whole))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from refusal_dial.cli import flag
-from refusal_dial.flags import STEERABLE, StudyFlags, _choice, at_least
+from refusal_dial.flags import STEERABLE, StudyFlags
+from refusal_dial.readers import at_least, choice
 from refusal_dial.selection.limits import LIMITS, RULES, Limits
 from refusal_dial.types import DialError, shown
 from refusal_dial.values import listed, number, whole
@@ -34,15 +35,15 @@ class SelectionFlags(StudyFlags):
     rule: str = flag(
         "refusal",
         "refusal (Arditi et al.), cosmic (no output is scored), or effect (any scorer)",
-        _choice(RULES, "rule"),
+        choice(RULES, "rule"),
     )
-    method: str = flag("mean_diff", "mean_diff or probe", _choice(METHODS, "method"))
+    method: str = flag("mean_diff", "mean_diff or probe", choice(METHODS, "method"))
     positions: tuple[int, ...] = flag(
         (),
         "positions such as -5,-4,-1; default: what the template adds after the prompt",
         _positions,
     )
-    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", _choice(STEERABLE, "site"))
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     n_train: int = flag(128, "prompts a group to learn from", at_least(2, whole))
     n_val: int = flag(32, "prompts a group to choose on", at_least(2, whole))
     n_test: int = flag(32, "prompts a group to report on", at_least(2, whole))
@@ -53,7 +54,7 @@ class SelectionFlags(StudyFlags):
         None, "drop candidates that induce less; default: the rule's own", number
     )
     layout: str = flag(
-        "run", "run, or refusal_direction: that project's files too", _choice(LAYOUTS, "layout")
+        "run", "run, or refusal_direction: that project's files too", choice(LAYOUTS, "layout")
     )
     published: str | None = flag(
         None, "a refusal_direction folder: apply the rule to its evaluations, without a model"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.cli import argument, flag
-from refusal_dial.flags import STEERABLE, UNITS, StudyFlags, _choice, _pos, at_least, proportion
+from refusal_dial.flags import STEERABLE, UNITS, StudyFlags
+from refusal_dial.readers import at_least, choice, pos_of, proportion
 from refusal_dial.types import DialError, shown
 from refusal_dial.values import listed, number, whole
 
@@ -20,7 +21,7 @@ LEAST_TESTED = 8
 
 
 def _nulls(value: Any) -> tuple[str, ...]:
-    kinds = [_choice(NULLS, "control")(str(part).strip()) for part in listed(value)]
+    kinds = [choice(NULLS, "control")(str(part).strip()) for part in listed(value)]
     return tuple(kind for kind in NULLS if kind in kinds)
 
 
@@ -38,13 +39,13 @@ class VerifyFlags(StudyFlags):
     direction: str = argument("a direction: .safetensors, .pt of plain tensors, or .gguf")
     layer: int | None = flag(None, "its layer; default: what the file records", at_least(0, whole))
     site: str | None = flag(
-        None, f"one of {', '.join(STEERABLE)}; default: the file's", _choice(STEERABLE, "site")
+        None, f"one of {', '.join(STEERABLE)}; default: the file's", choice(STEERABLE, "site")
     )
-    pos: int | None = flag(None, "its position from the end; default: the file's, or -1", _pos)
+    pos: int | None = flag(None, "its position from the end; default: the file's, or -1", pos_of)
     any_model: bool = flag(False, "use a direction that was learned on another model")
     alpha: float = flag(0.3, "how far it is turned, up and down", _alpha)
     alpha_unit: str = flag(
-        "residual", "residual: multiples of the mean norm, or absolute", _choice(UNITS, "unit")
+        "residual", "residual: multiples of the mean norm, or absolute", choice(UNITS, "unit")
     )
     controls: tuple[str, ...] = flag(NULLS, f"a list of {', '.join(NULLS)}", _nulls)
     n_random: int = flag(199, "draws of each control", at_least(1, whole))
@@ -52,7 +53,7 @@ class VerifyFlags(StudyFlags):
         "auto",
         "what it is learned again from: scores (top against bottom EDGE), contrast (HARMFUL "
         "against BENIGN), or auto (as the file says, else the closer)",
-        _choice(REFERENCES, "reference"),
+        choice(REFERENCES, "reference"),
     )
     n_permutations: int = flag(
         999, "times it is learned again from shuffled labels", at_least(19, whole)
