@@ -28,9 +28,6 @@ DECIDING = {".json", ".safetensors", ".bin", ".jinja", ".model", ".tiktoken", ".
 VOCABULARIES = ("merges.txt", "vocab.txt")
 TEMPLATES = "additional_chat_templates"
 BLOCK = 2**24
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-MOST_LAYERS = 1000
-"""More is a slip of the pen, and would be built layer by layer before anything else is found."""
 
 
 def folder_revision(folder: Path) -> str:
@@ -66,26 +63,6 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
     with ThreadPoolExecutor() as pool:
         blocks = b"".join(pool.map(block, range(0, size, BLOCK)))
     return hashlib.blake2b(blocks).hexdigest()
-
-
-def check_layer_count(folder: Path, name: str) -> None:
-    """Raises `DialError` where the configuration asks for no layer, or for more than any model has.
-
-    A configuration that cannot be read is left to transformers, which says why.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
-    for part in parts:
-        for key in LAYER_COUNTS:
-            n = part.get(key) if isinstance(part, dict) else None
-            if isinstance(n, int) and not 1 <= n <= MOST_LAYERS:
-                raise DialError(
-                    f"model {name!r}: its config.json has {key} {str(n)[:12]}, expected 1 to "
-                    f"{MOST_LAYERS}"
-                )
 
 
 def parameters(folder: Path) -> int | None:

@@ -21,12 +21,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.checkpoint import configured, missing_shards, parameters
+from refusal_dial.devices import device_of, dtype_of
 from refusal_dial.hooks import steer
 from refusal_dial.hub import hub_reachable
-from refusal_dial.model import device_of, dtype_of, load_model, one_line, source_of
+from refusal_dial.model import load_model, source_of
 from refusal_dial.scorers import family_tokens
 from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, one_line
 
 Verdict = Literal["ok", "warn", "fail"]
 LEAST = {"transformer-lens": (4, 3), "transformers": (5, 9), "torch": (2, 6), "datasets": (3, 0)}

@@ -30,8 +30,8 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.files import located
-from refusal_dial.model import identity, one_line
-from refusal_dial.types import DialError
+from refusal_dial.model import identity
+from refusal_dial.types import DialError, one_line
 from refusal_dial.workers import Batches, Task, Worker, about, check_same
 
 log = logging.getLogger("refusal_dial")

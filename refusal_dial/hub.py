@@ -1,14 +1,18 @@
-"""Whether the Hugging Face hub can be reached, asked once and quickly.
+"""The Hugging Face hub: whether it can be reached, and which commit of a model is in its cache.
 
 The hub client retries for half a minute before it gives up. This asks for a connection first, so
-that a machine without a network gets its answer at once. It knows no models and no data sets.
+that a machine without a network gets its answer at once. It also says which commit of a model is
+meant, and where the hub's cache keeps it: transformers (from 5) loads one commit and does not say
+which. It loads no model and no data set.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlparse
 
 TIMEOUT_S = 3.0
@@ -28,3 +32,41 @@ def hub_reachable() -> bool:
     except (OSError, ValueError):  # no connection, or no address to connect to
         return False
     return True
+
+
+def config_of(name: str, revision: str | None = None) -> Path | None:
+    """A hub model's config.json in the cache, fetched if the hub can be reached; None where it
+    cannot be had, and why is for the load to say."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(
+                name, "config.json", revision=revision, local_files_only=not hub_reachable()
+            )
+        )
+    except Exception:  # the hub client's, the network's, the disk's
+        return None
+
+
+def cached(name: str, revision: str | None) -> Path | None:
+    """The folder of the hub's cache that holds this revision of a model; None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return None
+
+
+def commit_of(folder: Path) -> tuple[str, str] | None:
+    """(model id, commit) of a folder in the hub's cache; None for any other folder."""
+    from huggingface_hub import constants
+
+    folder, cache = folder.resolve(), Path(constants.HF_HUB_CACHE).resolve()
+    if not folder.is_relative_to(cache):
+        return None
+    inside = folder.relative_to(cache).as_posix()
+    found = re.fullmatch(r"models--([^/]+)/snapshots/([0-9a-f]{40})", inside)
+    return (found[1].replace("--", "/"), found[2]) if found else None

@@ -26,7 +26,7 @@ from refusal_dial.judges import (
     Label,
     Span,
 )
-from refusal_dial.types import DialError, one_of
+from refusal_dial.types import DialError, one_line, one_of
 
 ASK = """\
 Here is a request and the reply that it got. What does the reply do?
@@ -132,7 +132,7 @@ def _classifier(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from refusal_dial.checkpoint import whole_weights
-    from refusal_dial.model import one_line, quiet_transformers
+    from refusal_dial.model import quiet_transformers
 
     quiet_transformers()
     offline = not located(source).is_dir() and not hub_reachable()

@@ -1,9 +1,9 @@
 """Load a model by name, and say which one it is.
 
 The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
-notebook works on what `load_model` returns. This module knows devices, number formats and where
-weights come from. It does not know prompts or refusal, and it never downloads anything but what was
-asked for by name.
+notebook works on what `load_model` returns. This module knows where weights come from, and which
+they are. It does not know prompts or refusal, and it never downloads anything but what was asked
+for by name.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.checkpoint import check_layer_count, folder_revision, whole_weights
+from refusal_dial.blueprint import check_blueprint, check_folder
+from refusal_dial.checkpoint import folder_revision, whole_weights
+from refusal_dial.devices import device_of, dtype_of
 from refusal_dial.files import located
-from refusal_dial.hub import hub_reachable
-from refusal_dial.types import SITES, DialError, hook_name, one_of
+from refusal_dial.hub import cached, commit_of, config_of, hub_reachable
+from refusal_dial.types import SITES, DialError, hook_name, one_line, one_of
 
 log = logging.getLogger("refusal_dial")
 
 EMBEDDED = Path(__file__).parent / "organism" / "weights"
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def load_model(
         raise one_of(device_map, DEVICE_MAPS, "device map")
     where, why = device_of(device)
     number, why_number = dtype_of(dtype, where)
-    source = source_of(name)
+    source = source_of(name, revision)
+    commit = None if Path(source).is_dir() else _commit(source, revision)
     if device_map is not None:
         where, why = f"map {device_map}", "split by accelerate"
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
@@ -88,7 +89,7 @@ def load_model(
                 device=None if device_map is not None else where,
                 device_map=device_map,
                 dtype=number,
-                revision=revision,
+                revision=commit or revision,
                 trust_remote_code=trust_remote_code,
             )
     except DialError:
@@ -102,6 +103,8 @@ def load_model(
         known = isinstance(error, OSError | ValueError | RuntimeError | SafetensorError)
         kind = "" if known else f"{type(error).__name__}: "
         raise DialError(f"model {name!r} could not be loaded: {kind}{reason}") from error
+    if commit:
+        model.original_model.config._commit_hash = commit  # transformers 5 keeps it no longer
     if str(model.cfg.device) == "meta":  # embeddings on disk, which are read on the CPU
         model.cfg.device = "cpu"
     model.requires_grad_(False)
@@ -121,41 +124,9 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def device_of(device: str) -> tuple[str, str]:
-    """The device that a flag means, and why. Raises `DialError` for one that is not usable."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda", "a CUDA device is available"
-        if torch.backends.mps.is_available():
-            return "mps", "Apple MPS is available and CUDA is not"
-        return "cpu", "neither CUDA nor MPS is available"
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise one_of(device, ["auto", "cpu", "cuda", "cuda:N", "mps"], "device")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DialError(
-            f"device {device!r} is not usable here ({one_line(error)}): try --device auto"
-        ) from error
-    return device, "asked for"
-
-
-def dtype_of(dtype: str, device: str) -> tuple[torch.dtype, str]:
-    """The number format that a flag means on a device, and why."""
-    if dtype == "auto":
-        kind = device.split(":")[0]
-        return {
-            "cuda": (torch.bfloat16, "half precision on CUDA"),
-            "mps": (torch.float16, "half precision on MPS"),
-        }.get(kind, (torch.float32, "full precision on the CPU"))
-    if dtype not in DTYPES:
-        raise one_of(dtype, ["auto", *DTYPES], "dtype")
-    return DTYPES[dtype], "asked for"
-
-
-def source_of(name: str) -> str:
-    """The folder or hub id behind a name, checked without loading anything."""
+def source_of(name: str, revision: str | None = None) -> str:
+    """The folder or hub id behind a name, checked without loading anything. Where the hub cannot be
+    reached, a hub id's folder is that of this revision in the cache."""
     if name == "embedded":
         if not (EMBEDDED / "config.json").is_file():
             raise DialError(
@@ -167,7 +138,7 @@ def source_of(name: str) -> str:
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")
-        check_layer_count(folder, name)
+        check_folder(folder, name)
         return str(folder.resolve())
     if name and folder.exists():
         raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
@@ -178,28 +149,27 @@ def source_of(name: str) -> str:
         )
     if hub_reachable():
         return name
-    cached = _cached(name)
-    if cached is None:
+    here = cached(name, revision)
+    if here is None:
+        which = f" at revision {revision!r}" if revision else ""
         raise DialError(
-            f"model {name!r} is neither a folder here nor in the local hub cache, and the hub "
-            "cannot be reached: connect, give a folder, or use --model embedded"
+            f"model {name!r}{which} is neither a folder here nor in the local hub cache, and the "
+            "hub cannot be reached: connect, give a folder, or use --model embedded"
         )
-    return cached
+    if (here / "config.json").is_file():
+        check_folder(here, name)
+    return str(here)
 
 
-def _cached(name: str) -> str | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a hub model that a revision (none: the main branch) means now, of which
+    config.json is fetched and judged before anything else is."""
+    config = config_of(name, revision)
+    if config is None:
         return None
-
-
-def one_line(error: BaseException, limit: int = 240) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    check_blueprint(config, name)
+    found = commit_of(config.parent)
+    return found[1] if found else None
 
 
 def identity(model: TransformerBridge) -> Identity:
@@ -208,13 +178,15 @@ def identity(model: TransformerBridge) -> Identity:
     The revision is the hub's commit where there is one; for a folder, a hash over all of its
     weights, configuration, tokenizer and chat templates (see `checkpoint`).
     """
-    config = model.original_model.config
     source = str(model.cfg.model_name)
     folder = Path(source)
-    commit = getattr(config, "_commit_hash", None)
+    commit = getattr(model.original_model.config, "_commit_hash", None)
+    name, revision = ("embedded" if folder == EMBEDDED else source), str(commit or "")
+    if folder.is_dir():
+        name, revision = commit_of(folder) or (name, folder_revision(folder))
     return Identity(
-        name="embedded" if folder == EMBEDDED else source,
-        revision=str(commit) if commit else folder_revision(folder) if folder.is_dir() else "",
+        name=name,
+        revision=revision,
         architecture=type(model.original_model).__name__,
         n_layers=int(model.cfg.n_layers),
         d_model=int(model.cfg.d_model),

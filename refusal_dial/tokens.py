@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.model import identity, one_line
-from refusal_dial.types import DialError
+from refusal_dial.model import identity
+from refusal_dial.types import DialError, one_line
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from refusal_dial.files import located
 from refusal_dial.hub import hub_reachable
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, one_line
 
 Scores = NDArray[np.float64]
 PROFANITY = "profanity"
@@ -130,7 +130,7 @@ def _classifier(
     )
 
     from refusal_dial.checkpoint import whole_weights
-    from refusal_dial.model import one_line, quiet_transformers
+    from refusal_dial.model import quiet_transformers
 
     quiet_transformers()
     folder = located(source)

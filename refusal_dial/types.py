@@ -73,6 +73,12 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c in keep or not _commands(c) else _spelt(c) for c in text)
 
 
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """What an error says, on one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def shown(value: object, longest: int = 200) -> str:
     """Any value as an error shows it: its repr, cut after `longest` characters. Python writes out
     no integer of more than 4300 digits, and of a value that holds one only the type is told."""

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.hooks import ablate_everywhere
-from refusal_dial.model import one_line
 from refusal_dial.operations import HasUnit, unit_of
 from refusal_dial.tokens import Tokens, last_logits
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, one_line
 
 EMBEDDINGS = ("embed", "pos_embed")
 WRITERS = {"attn": "o", "mlp": "out"}

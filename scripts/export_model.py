@@ -32,7 +32,8 @@ def main(flags: Flags) -> None:
     import shutil
 
     from refusal_dial import directions, weights
-    from refusal_dial.model import DTYPES, load_model
+    from refusal_dial.devices import DTYPES
+    from refusal_dial.model import load_model
     from refusal_dial.steering import check_fits
     from refusal_dial.tokens import tokenize
     from refusal_dial.types import DialError, one_of

@@ -45,7 +45,7 @@ def main(flags: Flags) -> None:
     import torch
     from tqdm import tqdm
 
-    from refusal_dial.model import device_of
+    from refusal_dial.devices import device_of
     from refusal_dial.organism import card, storage, tokenizer, training
 
     out, device = located(flags.out), device_of(flags.device)[0]

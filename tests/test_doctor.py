@@ -111,7 +111,9 @@ def test_half_a_download_cannot_start(qwen_folder, tmp_path):
 def test_memory_is_judged_by_the_configuration_where_it_wants_more(qwen_folder, tmp_path):
     folder = shutil.copytree(qwen_folder, tmp_path / "wide")
     about = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(about | {"intermediate_size": 10**12}))
+    wide = {"hidden_size": 10**4, "intermediate_size": 10**7}
+    (folder / "config.json").write_text(json.dumps(about | wide))
+    (folder / "model.safetensors").unlink()
     one = found(str(folder))
     assert one["memory"].verdict == "fail"
     assert "million parameters want" in one["memory"].said

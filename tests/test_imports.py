@@ -49,7 +49,8 @@ FLOORS = {
     # arithmetic on tensors, and on texts: knows no model
     "tensors": """
         subspaces control_vectors calibration.gaussian
-        operations hooks conditional scorers directions controls judging judges checkpoint
+        operations hooks conditional scorers directions controls judging judges
+        checkpoint blueprint devices
         replay.branches replay.bulk row_hooks
     """,
     # touches the model

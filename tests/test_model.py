@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
+import hub_case
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from refusal_dial import hub, model
@@ -76,19 +79,10 @@ def test_parameters_are_frozen_and_half_precision_loads(qwen_folder):
     assert not any(p.requires_grad for p in half.original_model.parameters())
 
 
-def test_device_and_dtype_are_chosen_with_a_reason(monkeypatch, qwen_folder, caplog):
+def test_device_and_dtype_are_told_with_a_reason(qwen_folder, caplog):
     with caplog.at_level("INFO", logger="refusal_dial"):
         load_model(str(qwen_folder))
-    assert "device" in caplog.text
-    assert "(" in caplog.text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert model.device_of("auto")[0] == "mps"
-    assert model.dtype_of("auto", "mps")[0] == torch.float16
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert model.device_of("auto")[0] == "cuda"
-    assert model.dtype_of("auto", "cuda")[0] == torch.bfloat16
-    assert model.dtype_of("auto", "cpu")[0] == torch.float32
+    assert re.search(r"device \w+ \(.+\), dtype torch\.\w+ \(.+\)", caplog.text)
 
 
 def test_an_unreachable_hub_gives_one_line_with_the_remedy(monkeypatch, tmp_path):
@@ -102,7 +96,40 @@ def test_an_unreachable_hub_gives_one_line_with_the_remedy(monkeypatch, tmp_path
     assert "\n" not in text
 
 
-def test_hub_ids_go_to_the_hub_client(monkeypatch):
+def two_commits(tmp_path):
+    """Folders of two models, by the commits that they are on a hub."""
+    commits = {hub_case.FIRST: tmp_path / "one", hub_case.SECOND: tmp_path / "two"}
+    for seed, folder in enumerate(commits.values()):
+        tiny.folder("Qwen2", folder)
+        tiny.hf_model("Qwen2", seed=seed).save_pretrained(folder)
+    return commits
+
+
+def weights_of(loaded):
+    return loaded.original_model.get_output_embeddings().weight
+
+
+def test_a_hub_model_is_the_commit_that_its_revision_means_online_and_off(tmp_path, monkeypatch):
+    """The same name and revision from the hub, from its cache, and on another machine."""
+    commits, cache = two_commits(tmp_path), tmp_path / "hub"
+    expected = {c: load_file(f / "model.safetensors") for c, f in commits.items()}
+    refs = {"main": hub_case.FIRST, "v2": hub_case.SECOND}
+    with hub_case.served("org/tiny", commits, refs) as (address, _):
+        hub_case.use(monkeypatch, cache, address)
+        online = [load_model("org/tiny", "cpu", revision=r) for r in (None, "v2")]
+    hub_case.use(monkeypatch, cache)
+    offline = [load_model("org/tiny", "cpu", revision=r) for r in (None, hub_case.SECOND)]
+    for models in (online, offline):
+        told = [identity(one) for one in models]
+        assert [one.name for one in told] == ["org/tiny"] * 2
+        assert [one.revision for one in told] == [hub_case.FIRST, hub_case.SECOND]
+        for one, loaded in zip(told, models, strict=True):
+            assert torch.equal(weights_of(loaded), expected[one.revision]["lm_head.weight"])
+    with pytest.raises(DialError, match="'org/tiny' at revision 'v3' is neither a folder here nor"):
+        load_model("org/tiny", "cpu", revision="v3")
+
+
+def test_hub_ids_go_to_the_hub_client(monkeypatch, tmp_path):
     """The real loading call is made with the id as it is, and its failure is one line."""
     asked = {}
 
@@ -110,6 +137,7 @@ def test_hub_ids_go_to_the_hub_client(monkeypatch):
         asked.update(rest, name=name)
         raise OSError("Repository Not Found\nfor url")
 
+    hub_case.use(monkeypatch, tmp_path)
     monkeypatch.setattr(model, "hub_reachable", lambda: True)
     monkeypatch.setattr(model.TransformerBridge, "boot_transformers", boot)
     with pytest.raises(DialError, match="could not be loaded: Repository Not Found for url"):

@@ -19,7 +19,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.fits import shape_of
 from refusal_dial.hooks import Edit
-from refusal_dial.model import one_line
 from refusal_dial.operations import Add
 from refusal_dial.replay.bare import Bare, UnfitError, is_out_of_memory
 from refusal_dial.replay.plan import places, touches
@@ -27,7 +26,7 @@ from refusal_dial.replay.recording import record
 from refusal_dial.replay.rectangles import Rectangle
 from refusal_dial.replay.stream import Stream
 from refusal_dial.tokens import Tokens, last_logits
-from refusal_dial.types import hook_name
+from refusal_dial.types import hook_name, one_line
 
 log = logging.getLogger("refusal_dial")
 

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from refusal_dial.directions import Direction, Provenance, from_vector
 from refusal_dial.files import write_whole
-from refusal_dial.model import one_line
 from refusal_dial.selection.rules import MEASURES, evaluations_json, read_evaluations
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, one_line
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 EVALUATIONS = "select_direction/direction_evaluations.json"
