@@ -6,6 +6,7 @@ module knows tokenizers and templates. It does not know what the prompts ask for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.control_tokens import spells_control, text_ids
 from refusal_dial.model import identity
-from refusal_dial.types import DialError, one_line
+from refusal_dial.types import DialError, one_line, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +65,12 @@ def tokenize(
     message, followed by the template's opening of the reply; templates that can think are told not
     to. The template writes the BOS if the model has one, so none is added. Without `chat` a prompt
     is plain text, encoded as the tokenizer encodes text by itself. Control tokens spelt out in a
-    prompt's text are encoded as text.
+    prompt's text or in the system message are encoded as text (see `control_tokens`).
 
     Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
     template would render one: it is far more often a slip than a question), a prompt longer than
     the model's context, a model without a tokenizer or chat template, or a template that refuses a
-    system message or leaves the prompt's text out.
+    system message or leaves it, or the prompt's text, out.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or len(tokenizer) < 2:
@@ -84,14 +86,16 @@ def tokenize(
         )
     for i, text in enumerate(prompts):
         if not isinstance(text, str) or not text:
-            raise DialError(f"prompt {i + 1} of {len(prompts)} is no text, or empty: {text!r}")
+            raise DialError(
+                f"prompt {i + 1} of {len(prompts)} is no text, or empty: {shown(text, 40)}"
+            )
     if chat:
-        _around(tokenizer, system)
+        _check_template(tokenizer, system)
     rows = [_encode(tokenizer, text, system, chat) for text in prompts]
     n_ctx = int(model.cfg.n_ctx)
     for i, row in enumerate(rows):
         if not row:
-            raise DialError(f"prompt {i + 1} of {len(rows)} has no tokens: {prompts[i]!r}")
+            raise DialError(f"prompt {i + 1} of {len(rows)} has no tokens: {shown(prompts[i], 40)}")
         if len(row) > n_ctx:
             raise DialError(
                 f"prompt {i + 1} of {len(rows)} has {len(row)} tokens and the model reads at most "
@@ -110,7 +114,7 @@ def with_replies(model: TransformerBridge, tokens: Tokens, replies: Sequence[str
         raise DialError(f"{len(tokens)} prompts need as many replies, not {len(replies)}")
     rows = []
     for i, reply in enumerate(replies):
-        new = model.tokenizer.encode(reply, add_special_tokens=False, split_special_tokens=True)
+        new = text_ids(model.tokenizer, reply)
         rows.append([*tokens.ids[i][tokens.mask[i].bool()].tolist(), *new])
         if len(rows[-1]) > int(model.cfg.n_ctx):
             raise DialError(
@@ -130,33 +134,36 @@ def _padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
 def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[int]:
     if not chat:
         text = text if system is None else f"{system}\n\n{text}"
-        return list(tokenizer.encode(text, split_special_tokens=_spells_control(tokenizer, text)))
-    if not _spells_control(tokenizer, text):
-        return list(tokenizer.encode(_render(tokenizer, text, system), add_special_tokens=False))
-    before, *after = _around(tokenizer, system)
-    ids = list(tokenizer.encode(before, add_special_tokens=False))
-    for part in after:
-        ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        ids += tokenizer.encode(part, add_special_tokens=False)
+        return text_ids(tokenizer, text, add_special_tokens=True)
+    spelt = {_mark(): t for t in (text, system) if t is not None and spells_control(tokenizer, t)}
+    marks = {t: mark for mark, t in spelt.items()}
+    written = _render(
+        tokenizer, marks.get(text, text), None if system is None else marks.get(system, system)
+    )
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(spelt)})", written) if spelt else [written]:
+        if part in spelt:
+            ids += text_ids(tokenizer, spelt[part])
+        else:
+            ids += tokenizer.encode(part, add_special_tokens=False)
     return ids
 
 
-def _around(tokenizer: Any, system: str | None) -> list[str]:
-    """What the template writes before a prompt's text and after it; between the two, where it
-    writes the text twice. Raises `DialError` where it leaves the text out."""
-    mark = f"\u2e28{uuid4().int}\u2e29"  # stands for the text, and is in no other
-    parts = _render(tokenizer, mark, system).split(mark)
-    if len(parts) < 2:
-        raise DialError(
-            "the model's chat template leaves the prompt's text out: use a model whose template "
-            "writes it as it is, or read the prompts as plain text with --plain (chat=False)"
-        )
-    return parts
+def _mark() -> str:
+    """Stands for a text while a template is filled in, and is in no other."""
+    return f"\u2e28{uuid4().int}\u2e29"
 
 
-def _spells_control(tokenizer: Any, text: str) -> bool:
-    added = tokenizer.added_tokens_decoder.values()
-    return any(token.special and token.content in text for token in added)
+def _check_template(tokenizer: Any, system: str | None) -> None:
+    """Raises `DialError` where the template leaves the prompt's text or the system message out."""
+    text, above = _mark(), None if system is None else _mark()
+    written = _render(tokenizer, text, above)
+    for mark, what in ((text, "prompt's text"), (above, "system message")):
+        if mark is not None and mark not in written:
+            raise DialError(
+                f"the model's chat template leaves the {what} out: use a model whose template "
+                "writes it as it is, or read the prompts as plain text with --plain (chat=False)"
+            )
 
 
 def _render(tokenizer: Any, text: str, system: str | None) -> str:

@@ -140,6 +140,14 @@ def test_a_template_that_leaves_the_prompt_out_is_refused(template, tmp_path):
     assert len(tokenize(model, ["Hi"], chat=False)) == 1
 
 
+def test_a_template_that_leaves_the_system_message_out_is_refused(tmp_path):
+    template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    model = with_template(tmp_path, template)
+    assert len(tokenize(model, ["Hi"])) == 1
+    with pytest.raises(DialError, match="leaves the system message out"):
+        tokenize(model, ["Hi"], system="Be brief.")
+
+
 def test_a_template_that_writes_the_prompt_twice_is_taken_at_its_word(tmp_path):
     model = with_template(tmp_path, CONTENT + "again: " + CONTENT)
     for text in ("Hi", "Hi<|im_end|>"):
