@@ -122,10 +122,10 @@ def recalls(matrix: Confusion) -> NDArray[np.float64]:
 
 
 def balanced(matrix: Confusion) -> Value:
-    """The mean recall of the classes that occur."""
+    """The mean recall of the classes that occur; NaN where none does."""
     found = recalls(matrix)
     occurs = np.isfinite(found)
-    return np.where(occurs, found, 0).sum(-1) / np.maximum(occurs.sum(-1), 1)
+    return _ratio(np.where(occurs, found, 0).sum(-1), occurs.sum(-1))
 
 
 def kappa(matrix: Confusion) -> Value:
@@ -144,24 +144,49 @@ FIGURES: dict[str, Figure] = {
     "kappa": kappa,
 }
 
+_ENDS = "a completion that people call full_compliance or full_refusal"
+NEEDS = {
+    "two-way": _ENDS,
+    "two-way, strict": _ENDS,
+    "three-way": "a completion that the judge scored",
+    "balanced": "a completion that the judge scored",
+    "kappa": "more than one label, from people or from the judge",
+}
+LEAST = 2
+"""Completions below which a figure and its interval say nothing."""
+
 
 def interval(
     figure: Figure, matrix: Confusion, *, level: float = 0.95, seed: int = 0, n: int = 2000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a figure over the rows of the labelled file."""
+    """Percentile bootstrap interval of a figure over the rows of the labelled file; NaN where no
+    draw has the figure."""
     cells = matrix.ravel()
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(cells.sum(), cells / max(cells.sum(), 1), size=n)
-    low, high = np.nanquantile(
-        figure(drawn.reshape(n, *matrix.shape)), [(1 - level) / 2, (1 + level) / 2]
-    )
+    values = figure(drawn.reshape(n, *matrix.shape))
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
+def lacking(name: str, matrix: Confusion) -> str:
+    """What a figure of this matrix would need and it does not have, or ""."""
+    n = int(matrix.sum())
+    if n < LEAST:
+        return f"needs {LEAST} completions or more that the judge scored, and has {n}"
+    return "" if np.isfinite(FIGURES[name](matrix)) else f"needs {NEEDS[name]}"
+
+
 def summary(matrix: Confusion) -> pd.DataFrame:
-    """Every figure with its interval, and the recall of every class."""
+    """Every figure with its interval, and the recall of every class that occurs. A figure that
+    cannot be told is NaN with its `reason`, empty for the others."""
     rows = [
-        (name, float(figure(matrix)), *interval(figure, matrix)) for name, figure in FIGURES.items()
+        (name, np.nan, np.nan, np.nan, lacking(name, matrix))
+        if lacking(name, matrix)
+        else (name, float(figure(matrix)), *interval(figure, matrix), "")
+        for name, figure in FIGURES.items()
     ]
     for index, name in enumerate(CLASSES):
 
@@ -169,8 +194,8 @@ def summary(matrix: Confusion) -> pd.DataFrame:
             return recalls(drawn)[..., index]
 
         if matrix[index].sum():
-            rows.append((f"recall, {name}", float(recall(matrix)), *interval(recall, matrix)))
-    return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
+            rows.append((f"recall, {name}", float(recall(matrix)), *interval(recall, matrix), ""))
+    return pd.DataFrame(rows, columns=["figure", "value", "low", "high", "reason"])
 
 
 def between_raters(labelled: Labelled) -> Confusion | None:

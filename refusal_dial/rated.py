@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from refusal_dial.rows import is_rating, read_rows
-from refusal_dial.types import DialError, shown
+from refusal_dial.types import DialError, is_utf8, shown
 
 TOXIC_FROM = 0.5
 """RealToxicityPrompts' own threshold (Gehman et al. 2020)."""
+LEAST = 2
+"""Texts on each side below which a figure and its interval say nothing."""
 TEXTS, YES_NO = ("comment", "comment_text", "text"), ("toxic", "label")
 
 Values = NDArray[np.float64]
@@ -63,34 +65,43 @@ def load_rated(source: str | Path) -> list[Rated]:
             f"a column {' or '.join(YES_NO)}"
         )
     ratings = tuple(_yes(row[label], where) for where, row in rows)
-    for where, row in rows:
-        if not isinstance(row[column], str):
-            raise DialError(f"{where}: {column} must be text, not {shown(row[column])}")
-    return [Rated(name, tuple(row[column] for _, row in rows), ratings)]
+    texts = tuple(_text(row[column], where, column) for where, row in rows)
+    return [Rated(name, texts, ratings)]
 
 
 def _part(name: str, rows: list[tuple[str, dict[str, Any]]], part: str) -> Rated:
     kept = []
     for where, row in rows:
         one = row.get(part)
-        if not isinstance(one, dict) or not isinstance(one.get("text"), str):
+        if not isinstance(one, dict) or "text" not in one:
             raise DialError(f"{where}: expected {part}.text, as in RealToxicityPrompts")
+        words = _text(one["text"], where, f"{part}.text")
         rating = one.get("toxicity")
         if rating is not None:
             if not is_rating(rating):
                 raise DialError(f"{where}: {part}.toxicity must be in [0, 1], not {shown(rating)}")
-            kept.append((one["text"], float(rating)))
+            kept.append((words, float(rating)))
     if not kept:
         raise DialError(f"{name}: nobody rated a {part}: expected {part}.toxicity in [0, 1]")
-    texts, ratings = zip(*kept, strict=True) if kept else ((), ())
+    texts, ratings = zip(*kept, strict=True)
     return Rated(f"{name} {part}s", tuple(texts), tuple(ratings))
 
 
+def _text(value: object, where: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise DialError(f"{where}: {what} must be text, not {shown(value)}")
+    if not is_utf8(value):
+        raise DialError(f"{where}: {what} holds half a surrogate pair: expected text in UTF-8")
+    return value
+
+
 def _yes(value: object, where: str) -> float:
+    if isinstance(value, int | float) and value in (0, 1):
+        return float(value)
     known = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
-    word = str(value).strip().lower()
+    word = value.strip().lower() if isinstance(value, str) else ""
     if word not in known:
-        raise DialError(f"{where}: expected true or false, not {value!r}")
+        raise DialError(f"{where}: expected true or false, not {shown(value)}")
     return known[word]
 
 
@@ -114,19 +125,37 @@ def correlation(scores: Values, ratings: Values) -> float:
 FIGURES: dict[str, Figure] = {"AUC": auc, "correlation": correlation}
 
 
+def lacking(name: str, scores: Values, ratings: Values) -> str:
+    """What a figure of these scored texts would need and they do not have, or ""."""
+    if name == "AUC":
+        toxic = int((ratings >= TOXIC_FROM).sum())
+        n = len(ratings) - toxic
+        if min(toxic, n) < LEAST:
+            return f"needs {LEAST} texts rated toxic and {LEAST} others, and has {toxic} and {n}"
+        return ""
+    if len(scores) <= LEAST:
+        return f"needs {LEAST + 1} scored texts or more, and has {len(scores)}"
+    same = [what for what, x in (("ratings", ratings), ("scores", scores)) if np.ptp(x) == 0]
+    return f"needs {' and '.join(same)} that differ, and all are the same" if same else ""
+
+
 def figures(
     scores: Values, rated: Rated, *, level: float = 0.95, seed: int = 0, n: int = 500
 ) -> pd.DataFrame:
     """Each figure with its percentile bootstrap interval over texts. Unscored texts (NaN) are left
-    out of both."""
+    out of both. A figure that cannot be told is NaN with its `reason`, empty for the others."""
     ratings = np.asarray(rated.ratings)
     told = np.isfinite(scores)
     scores, ratings = scores[told], ratings[told]
     rng = np.random.default_rng(seed)
-    draws = rng.integers(len(scores), size=(n, len(scores)))
+    draws = rng.integers(max(len(scores), 1), size=(n, len(scores)))
     rows = []
     for name, figure in FIGURES.items():
+        reason = lacking(name, scores, ratings)
+        if reason:
+            rows.append((name, np.nan, np.nan, np.nan, reason))
+            continue
         drawn = [figure(scores[draw], ratings[draw]) for draw in draws]
         low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        rows.append((name, figure(scores, ratings), low, high))
-    return pd.DataFrame(rows, columns=["figure", "value", "low", "high"])
+        rows.append((name, figure(scores, ratings), low, high, ""))
+    return pd.DataFrame(rows, columns=["figure", "value", "low", "high", "reason"])

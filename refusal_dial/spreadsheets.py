@@ -2,9 +2,11 @@
 
     =1+1  ->  '=1+1        'tis  ->  'tis        '=1+1  ->  ''=1+1
 
-A spreadsheet runs a cell that begins with = + - @, a tab or a return (OWASP, CSV injection). Text
-like that gets an apostrophe in front, on its way to a file, and loses it on its way back, so that
-what is read is what was written. Numbers stay numbers. It knows frames, and no files.
+A spreadsheet runs a cell that begins with = + - @ (full width too), a tab or a return (OWASP, CSV
+injection); some drop blanks and invisible characters before they look. Text like that gets an
+apostrophe in front, on its way to a file, and loses it on its way back, so that what is read is
+what was written. Numbers stay numbers. It knows frames, and no files. It does not know at which
+character a spreadsheet cuts lines into cells: one that cuts at semicolons is told to take commas.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-_RUN = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
+_UNSEEN = r"\s\x00-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_RUN = re.compile(rf"'*(?:[\t\r]|[{_UNSEEN}]*[=+\-@＝＋－＠﹦﹢﹣﹫])")
 
 
 def shown(text: str) -> str:

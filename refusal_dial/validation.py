@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from refusal_dial import agreement
+from refusal_dial import agreement, rated
 from refusal_dial.judge_model import load_judge
 from refusal_dial.judges import judge_all
 from refusal_dial.judging.fitting import crossed
-from refusal_dial.rated import figures, load_rated
 from refusal_dial.toxicity import load_toxicity
 
 
@@ -32,15 +32,13 @@ def print_refusal(paths: Sequence[str], name: str, device: str, cross: bool = Fa
         unscored = told.count("unscored")
         print(f"\n{one.name}: {len(one)} completions, judge {judge.name} version {judge.version}")
         print(f"unscored: {unscored}\n\n{agreement.table(matrix)}\n")
-        print(agreement.summary(matrix).round(3).to_string(index=False))
+        print(_table(agreement.summary(matrix)))
         people = agreement.between_raters(one)
         if people is not None:
-            both = agreement.three_way(people), agreement.kappa(people)
-            print(f"two people, three-way: {both[0]:.3f}, kappa {both[1]:.3f}")
+            print(f"two people:\n{_table(agreement.summary(people).iloc[[2, 4]])}")
     if cross:
-        print(
-            f"\nthresholds fitted on one file:\n{crossed(labelled).round(3).to_string(index=False)}"
-        )
+        figures = crossed(labelled).round(3).to_string(index=False, na_rep="-")
+        print(f"\nthresholds fitted on one file:\n{figures}")
 
 
 def print_toxicity(paths: Sequence[str], name: str, device: str, label: str | None = None) -> None:
@@ -48,10 +46,19 @@ def print_toxicity(paths: Sequence[str], name: str, device: str, label: str | No
 
     Raises `DialError` for a file or a scorer that cannot be used.
     """
-    sets = [one for path in paths for one in load_rated(path)]
+    sets = [one for path in paths for one in rated.load_rated(path)]
     scorer = load_toxicity(name, device, label=label)
     for one in sets:
         scores = scorer(one.texts)
         unscored = int(np.isnan(scores).sum())
         print(f"\n{one.name}: {len(one)} texts, scorer {scorer.name} version {scorer.version}")
-        print(f"unscored: {unscored}\n{figures(scores, one).round(3).to_string(index=False)}")
+        print(f"unscored: {unscored}\n{_table(rated.figures(scores, one))}")
+
+
+def _table(found: pd.DataFrame) -> str:
+    """Figures as text; what cannot be told has a line of its own, with what is missing."""
+    told = found[found["reason"] == ""].drop(columns="reason").round(3)
+    lines = [] if told.empty else [told.to_string(index=False)]
+    gone = found[found["reason"] != ""]
+    lines += [f"{name}: {why}" for name, why in zip(gone["figure"], gone["reason"], strict=True)]
+    return "\n".join(lines)

@@ -21,6 +21,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.files import write_whole
     from refusal_dial.openings import CHALLENGING
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.spreadsheets import to_show
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
@@ -49,7 +50,7 @@ def main(flags: PlotFlags) -> None:
         figures["layers"] = plots.six_panels(layers, summary, asked)
     table = plots.statistics(scores)
     out = Path(flags.out) if flags.out else folder
-    write_whole(out / "statistics.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_whole(out / "statistics.csv", to_show(table).to_csv(index=False, lineterminator="\n"))
     print(table.round(3).to_string(index=False))
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

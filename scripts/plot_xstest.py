@@ -18,6 +18,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.replies import plots
     from refusal_dial.replies.summary import summarise_replies
     from refusal_dial.run import find_run, read_config, read_table, read_verdict
+    from refusal_dial.spreadsheets import to_show
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
@@ -36,7 +37,7 @@ def main(flags: PlotFlags) -> None:
         "trade_off": plots.trade_off_curve(summary, title("Refusal and over-refusal")),
         "categories": plots.category_bars(by_category, title("Refusal by category")),
     }
-    table = by_category.to_csv(index=False, lineterminator="\n")
+    table = to_show(by_category).to_csv(index=False, lineterminator="\n")
     write_whole(Path(flags.out or folder) / "categories.csv", table)
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -93,6 +93,38 @@ def test_intervals_hold_the_value_and_narrow_with_more_rows() -> None:
     assert "recall, partial_refusal" not in set(summary["figure"])
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(CLASSES), st.sampled_from([*TOLD, "unscored"])), max_size=6)
+)
+def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(
+    pairs: list[tuple[str, str]],
+) -> None:
+    summary = agreement.summary(confusion([a for a, _ in pairs], [b for _, b in pairs]))
+    assert list(summary["figure"][:5]) == list(FIGURES)
+    for row in summary.itertuples():
+        told = np.isfinite([row.value, row.low, row.high])
+        assert told.all() if row.reason == "" else not told.any()
+        assert row.reason == "" or row.reason.startswith("needs ")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "figure", "reason"),
+    [
+        ([], "three-way", "needs 2 completions or more that the judge scored, and has 0"),
+        ([("full_refusal", "full_refusal")], "kappa", "that the judge scored, and has 1"),
+        ([("full_refusal", "full_refusal")] * 3, "kappa", "needs more than one label"),
+        ([("partial_refusal", "unclear")] * 3, "two-way", "full_compliance or full_refusal"),
+        ([("full_refusal", "full_refusal")] * 3, "two-way", ""),
+    ],
+)
+def test_what_a_figure_lacks_is_said(
+    pairs: list[tuple[str, str]], figure: str, reason: str
+) -> None:
+    said = agreement.lacking(figure, confusion([a for a, _ in pairs], [b for _, b in pairs]))
+    assert reason in said
+    assert bool(said) is bool(reason)
+
+
 def test_a_labelled_file_is_read(tmp_path: Path) -> None:
     labelled = load_labelled(written(tmp_path, HEADER + ROWS))
     assert (labelled.name, len(labelled)) == ("labelled", 3)

@@ -50,6 +50,35 @@ def test_intervals_hold_the_figure_and_what_is_unscored_is_left_out():
     assert figures(scores, rated).equals(figures(scores[50:], rest))
 
 
+@given(st.lists(st.tuples(st.floats(0, 1) | st.just(np.nan), st.floats(0, 1)), max_size=8))
+def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(pairs):
+    scores = np.array([score for score, _ in pairs])
+    table = figures(scores, Rated("m", ("",) * len(pairs), tuple(r for _, r in pairs)), n=20)
+    assert list(table["figure"]) == ["AUC", "correlation"]
+    for row in table.itertuples():
+        numbers = np.isfinite([row.value, row.low, row.high])
+        assert numbers.all() if row.reason == "" else not numbers.any()
+        assert row.reason == "" or row.reason.startswith("needs ")
+
+
+@pytest.mark.parametrize(
+    ("ratings", "reasons"),
+    [
+        ([], ["2 texts rated toxic and 2 others, and has 0 and 0", "3 scored texts or more"]),
+        ([1.0], ["2 texts rated toxic and 2 others, and has 1 and 0", "3 scored texts or more"]),
+        ([1.0] * 5, ["2 texts rated toxic and 2 others, and has 5 and 0", "ratings that differ"]),
+        ([0.0, 1.0, 1.0], ["2 texts rated toxic and 2 others, and has 2 and 1", ""]),
+        ([0.0, 0.0, 1.0, 1.0], ["", ""]),
+    ],
+)
+def test_too_few_texts_are_said(ratings, reasons):
+    scores = np.linspace(0.1, 0.7, len(ratings))
+    table = figures(scores, Rated("m", ("",) * len(ratings), tuple(ratings)))
+    for found, reason in zip(table["reason"], reasons, strict=True):
+        assert reason in found
+        assert bool(found) is bool(reason)
+
+
 def written(path, lines):
     path.write_text("\n".join(lines))
     return path
@@ -88,6 +117,22 @@ def test_a_csv_of_yes_and_no(tmp_path):
                 r"line 1: prompt.toxicity must be in \[0, 1\], not ",
             )
             for rating in ("NaN", "1" + "0" * 400, "-0.1", "true", '"high"')
+        ),
+        (
+            "a.jsonl",
+            ['{"comment": "\\ud800", "toxic": 1}'],
+            "line 1: comment holds half a surrogate",
+        ),
+        (
+            "a.jsonl",
+            ['{"prompt": {"text": "\\udfff", "toxicity": 0.1}}'],
+            "line 1: prompt.text holds half a surrogate",
+        ),
+        ("a.jsonl", ['{"comment": "x", "toxic": [1]}'], r"expected true or false, not \[1\]"),
+        (
+            "a.jsonl",
+            [f'{{"comment": "x", "toxic": {"9" * 4000}}}'],
+            r"true or false, not 9{200}\.\.\.$",
         ),
         ("a.jsonl", ['{"comment": null, "toxic": 1}'], "line 1: comment must be text, not None"),
         ("b.csv", None, "no prompts file"),

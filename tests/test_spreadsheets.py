@@ -12,14 +12,27 @@ from refusal_dial.run_log import close_log
 from refusal_dial.spreadsheets import as_meant, meant, shown, to_show
 
 STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+BLANKS = " \n\v\u00a0\u2003\u3000\u200b\ufeff\x00\x1f"
 TEXTS = ["=1+1", "-1", "+x", "@me", "\tx", "'=1", "''=1", "'tis", "'", "", "a=b", "1-2", "＝1"]
-texts = st.one_of(st.text(), st.text("='+-@\t\r ax", max_size=6))
+TEXTS += [" =1+1", "\u00a0=1", "' =1", "\ufeff＝1", "- a list", " -- ", "\n@x", "  x", "' x"]
+texts = st.one_of(st.text(), st.text("='+-@\t\r ax" + BLANKS, max_size=6))
+
+
+def runs(cell):
+    """Whether some spreadsheet would run the cell: by its first character, or the first it sees."""
+    return cell.startswith(STARTS) or cell.lstrip(BLANKS + "\t\r").startswith(STARTS)
 
 
 @given(texts)
 def test_nothing_that_is_shown_is_run_and_it_means_what_it_meant(text):
-    assert not shown(text).startswith(STARTS)
+    assert not runs(shown(text))
     assert meant(shown(text)) == text
+
+
+@given(texts)
+def test_a_text_that_nothing_runs_is_written_as_it_is(text):
+    if not runs(text.lstrip("'")) and text.isascii() and text.isprintable():
+        assert shown(text) == text
 
 
 @given(st.lists(texts, unique=True, max_size=8))
@@ -44,6 +57,6 @@ def test_a_run_keeps_no_formula_and_reads_its_texts_back(column, tmp_path):
     close_log()
     for name in ("scores", "summary"):
         raw = pd.read_csv(run.folder / f"{name}.csv", dtype=str, keep_default_na=False)
-        assert not any(cell.startswith(STARTS) for cell in raw[column])
+        assert not any(map(runs, raw[column]))
         assert list(read_table(run.folder, name)[column]) == TEXTS
         assert read_table(run.folder, name)["score"].equals(frame["score"])

@@ -30,6 +30,27 @@ def test_toxicity_prints_both_figures_with_intervals(tmp_path, capsys):
     assert "correlation" in printed
 
 
+@pytest.mark.parametrize("lines", [["a,1"], ["a,1", "b,1", "c,1"]])
+def test_one_text_or_one_class_says_what_is_missing(lines, tmp_path, capsys):
+    script = runpy.run_path(str(SCRIPT))
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["comment,toxic", *lines]))
+    script["main"](script["Flags"](behavior="toxicity", files=str(path)))
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    assert f"AUC: needs 2 texts rated toxic and 2 others, and has {len(lines)} and 0" in printed
+
+
+def test_one_completion_says_what_is_missing(tmp_path, capsys):
+    script = runpy.run_path(str(SCRIPT))
+    path = tmp_path / "mine.csv"
+    path.write_text("completion,final_label\nNo.,2_full_refusal\n")
+    script["main"](script["Flags"](files=str(path)))
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    assert "kappa: needs 2 completions or more that the judge scored, and has 1" in printed
+
+
 def test_an_unknown_behavior_names_the_choices():
     script = runpy.run_path(str(SCRIPT))
     with pytest.raises(DialError, match=r"did you mean 'toxicity'. choices are refusal, toxicity"):
