@@ -15,19 +15,21 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from refusal_dial.files import read_json
 from refusal_dial.types import DialError
 
 DECIDING = {".json", ".safetensors", ".bin", ".jinja", ".model", ".tiktoken", ".py"}
 VOCABULARIES = ("merges.txt", "vocab.txt")
 TEMPLATES = "additional_chat_templates"
 BLOCK = 2**24
+NUMBERS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What configurations call the number formats of safetensors."""
 
 
 def folder_revision(folder: Path) -> str:
@@ -115,8 +117,9 @@ def missing_shards(folder: Path) -> list[str]:
 
 
 @contextmanager
-def whole_weights(name: str) -> Iterator[None]:
-    """Loading inside, by transformers, raises `DialError` if any weight is not in the files.
+def whole_weights(name: str, *, exactly: bool = False) -> Iterator[None]:
+    """Loading inside, by transformers, raises `DialError` if any weight is not in the files, or has
+    another shape there; with `exactly`, if there is one that the model has not.
 
     transformers fills what it does not find with random numbers and says so in its log alone. The
     report of that very load is read here, before anybody's log level hides it. Weights that are
@@ -129,32 +132,65 @@ def whole_weights(name: str) -> Iterator[None]:
     source.propagate, source.handlers = False, [report]
     try:
         yield
+    except RuntimeError:  # it says "look at the report above"
+        report.check(name, exactly)
+        raise
     finally:
         source.setLevel(level)
         source.propagate, source.handlers = propagate, handlers
-    check_missing(name, report.missing)
+    report.check(name, exactly)
 
 
-def check_missing(name: str, missing: Iterable[Any]) -> None:
-    """Raises `DialError` if there are names of weights that a model wants and its files lack."""
-    names = sorted(map(str, missing))
-    if names:
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise DialError(
-            f"model {name!r} could not be loaded: its files lack {', '.join(names[:4])}{more}, "
-            "which would be random numbers: get the files again, or mend config.json"
-        )
+def check_numbers(folder: Path, name: str) -> None:
+    """Raises `DialError` where a tensor of a folder's safetensors is not of the number format that
+    its config.json says (`dtype`)."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = read_json(folder / "config.json").get("dtype")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    held = NUMBERS.get(kind := str(file.get_slice(key).get_dtype()), kind)
+                    if held != wanted:
+                        raise DialError(
+                            f"model {name!r} could not be loaded: {key} of {path.name} is of "
+                            f"{held} numbers, expected {wanted}: get the file again"
+                        )
+        except (SafetensorError, OSError) as error:
+            raise DialError(f"model {name!r} could not be loaded: {path.name}: {error}") from error
 
 
 class _Report(logging.Handler):
-    """What transformers says is missing, of the report that it logs after a load."""
+    """What transformers says does not fit, in the report that it logs after a load."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self.missing: list[str] = []
+        self.other: list[str] = []
+        self.spare: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         said = re.sub(r"\x1b\[\d*m", "", record.getMessage())
         rows = re.findall(r"^(\S.*?) *\| *MISSING\b", said, re.M)
         told = "newly initialized" in said  # in whatever words the next version reports
         self.missing += rows or (["some weights"] if told else [])
+        self.spare += re.findall(r"^(\S.*?) *\| *UNEXPECTED\b", said, re.M)
+        for weight, why in re.findall(r"^(\S.*?) *\| *MISMATCH *\|(.*)$", said, re.M):
+            shapes = re.findall(r"\[[\d, ]*\]", why)
+            self.other.append(f"{weight} of shape {', expected '.join(shapes)}")
+
+    def check(self, name: str, exactly: bool) -> None:
+        """Raises `DialError` where something does not fit."""
+        lacks = "which would be random numbers: get the files again, or mend config.json"
+        for what, found, remedy in (
+            ("lack", self.missing, lacks),
+            ("hold", self.other, "get the files again, or mend config.json"),
+            ("also hold", self.spare if exactly else [], "which this model has not"),
+        ):
+            if found:
+                few = ", ".join(sorted(found)[:4])
+                more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+                raise DialError(
+                    f"model {name!r} could not be loaded: its files {what} {few}{more}, {remedy}"
+                )

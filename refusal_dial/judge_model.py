@@ -8,14 +8,11 @@ is what `experiments/validate_judge.py` measures.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from refusal_dial.files import located, read_json
-from refusal_dial.hub import hub_reachable
+from refusal_dial.files import read_json
 from refusal_dial.judges import (
     BUILTIN,
     LABELS,
@@ -26,7 +23,7 @@ from refusal_dial.judges import (
     Label,
     Span,
 )
-from refusal_dial.types import DialError, one_line, one_of
+from refusal_dial.types import DialError, one_of
 
 ASK = """\
 Here is a request and the reply that it got. What does the reply do?
@@ -42,6 +39,7 @@ Reply: {completion}"""
 ASK_VERSION = "1"
 """Changes when `ASK` or the way its answer is read does."""
 
+CHOICES = "substring, builtin, a model's folder or hub id"
 NEW_TOKENS = 12
 LONGEST = 6_000
 """Characters of a completion that a chat model is shown."""
@@ -95,30 +93,16 @@ def model_judge(
 
 
 def _is_classifier(source: str, revision: str | None) -> bool:
-    folder = located(source)
-    if folder.is_dir():
-        file = folder / "config.json"
-        if not file.is_file():
-            raise DialError(f"folder {source!r} holds no model: config.json is not in it")
-        found = read_json(file)
-        architectures = found.get("architectures") or [] if isinstance(found, dict) else None
-        if not isinstance(architectures, list) or not all(
-            isinstance(a, str) for a in architectures
-        ):
-            raise DialError(f"{file}: expected an object with architectures, a list of names")
-    else:
-        from transformers import AutoConfig
+    from refusal_dial.classifiers import config_file
 
-        try:
-            config = AutoConfig.from_pretrained(
-                source, revision=revision, local_files_only=not hub_reachable()
-            )
-        except (OSError, ValueError) as error:
-            raise DialError(
-                f"no judge {source!r}: choices are substring, builtin, a model's folder or hub id"
-            ) from error
-        architectures = config.architectures
-    return any("SequenceClassification" in name for name in architectures or ())
+    file = config_file(source, revision)
+    if file is None:
+        raise DialError(f"no judge {source!r}: choices are {CHOICES}")
+    found = read_json(file)
+    architectures = found.get("architectures") or [] if isinstance(found, dict) else None
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise DialError(f"{file}: expected an object with architectures, a list of names")
+    return any("SequenceClassification" in name for name in architectures)
 
 
 def _classifier(
@@ -128,71 +112,41 @@ def _classifier(
     revision: str | None,
     batch_size: int,
 ) -> Judge:
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from refusal_dial.classifiers import load_classifier
 
-    from refusal_dial.checkpoint import whole_weights
-    from refusal_dial.model import quiet_transformers
-
-    quiet_transformers()
-    offline = not located(source).is_dir() and not hub_reachable()
-    where: dict[str, Any] = {
-        "revision": revision,
-        "local_files_only": offline,
-        "trust_remote_code": False,
-    }
-    try:
-        with whole_weights(source):
-            model = AutoModelForSequenceClassification.from_pretrained(source, **where).eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except Exception as error:  # transformers raises many kinds for files that are not its own
-        raise DialError(f"judge {source!r} could not be loaded: {one_line(error)}") from error
-    meanings = _meanings(source, model.config.id2label, labels)
-    on = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model.to(on)
-    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    classifier = load_classifier(source, "judge", CHOICES, device, revision)
+    meanings = _meanings(source, classifier.labels, labels)
 
     def decide(completions: Sequence[str], prompts: Sequence[str | None]) -> list[Judgement]:
         out = [Judgement(UNSCORED)] * len(completions)
         full = [i for i, completion in enumerate(completions) if completion.strip()]
         for start in range(0, len(full), batch_size):
             rows = full[start : start + batch_size]
-            batch = tokenizer(
-                [completions[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            ).to(on)
-            with torch.no_grad():
-                logits = model(**batch).logits.float()
+            logits = classifier.logits([completions[i] for i in rows])
             for i, row in zip(rows, logits, strict=True):
-                if torch.isfinite(row).all():
+                if row.isfinite().all():
                     text = completions[i]
                     out[i] = Judgement(meanings[int(row.argmax())], Span(0, len(text), text))
         return out
 
-    commit = getattr(model.config, "_commit_hash", None)
-    return Judge(source, str(commit or _fingerprint(located(source))), decide)
+    return Judge(source, classifier.revision, decide)
 
 
-def _meanings(
-    source: str, names: Mapping[int, str], given: Mapping[str, str] | None
-) -> dict[int, Label]:
+def _meanings(source: str, names: Sequence[str], given: Mapping[str, str] | None) -> list[Label]:
     """What each output of a classifier means in our labels."""
-    out: dict[int, Label] = {}
-    for index, name in names.items():
-        plain = re.sub(r"[^a-z]+", "_", str(name).lower()).strip("_")
+    out: list[Label] = []
+    for name in names:
+        plain = re.sub(r"[^a-z]+", "_", name.lower()).strip("_")
         meaning = given.get(name) if given is not None else _MEANINGS.get(plain)
         if meaning is None:
             raise DialError(
                 f"judge {source!r} has the label {name!r} and nobody says what it means: "
                 f"give labels={{{name!r}: ...}} with one of {', '.join(LABELS)} for each of "
-                f"{', '.join(map(str, names.values()))}"
+                f"{', '.join(names)}"
             )
         if meaning not in LABELS:
             raise one_of(meaning, LABELS, "label")
-        out[int(index)] = LABELS[LABELS.index(meaning)]
+        out.append(LABELS[LABELS.index(meaning)])
     return out
 
 
@@ -258,11 +212,3 @@ def parse(answer: str) -> Label:
     """
     plain = re.sub(r"[\s-]+", "_", answer.strip(" \t\r\n\"'`*.:").lower())
     return next((label for label in LABELS if label == plain), UNSCORED)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Which weights a folder holds: its configuration, and every weight file's name and size."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.blueprint import check_blueprint, check_folder
-from refusal_dial.checkpoint import folder_revision, whole_weights
+from refusal_dial.checkpoint import check_numbers, folder_revision, whole_weights
 from refusal_dial.devices import device_of, dtype_of
 from refusal_dial.files import located
 from refusal_dial.hub import cached, commit_of, config_of, hub_reachable
@@ -83,7 +83,7 @@ def load_model(
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
     quiet_transformers()
     try:
-        with whole_weights(name):
+        with whole_weights(name, exactly=name == "embedded"):
             model = TransformerBridge.boot_transformers(
                 source,
                 device=None if device_map is not None else where,
@@ -133,6 +133,7 @@ def source_of(name: str, revision: str | None = None) -> str:
                 f"the embedded model is missing from {EMBEDDED}: "
                 "make it with python scripts/train_embedded_model.py"
             )
+        check_numbers(EMBEDDED, name)
         return str(EMBEDDED)
     folder = located(name or ".")
     if name and folder.is_dir():

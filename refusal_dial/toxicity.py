@@ -16,20 +16,18 @@ A scorer does not know the prompt that a text answers, nor whether the text make
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_dial.files import located
-from refusal_dial.hub import hub_reachable
-from refusal_dial.types import DialError, one_line
+from refusal_dial.types import DialError
 
 Scores = NDArray[np.float64]
 PROFANITY = "profanity"
+CHOICES = f"{PROFANITY}, a text classifier's folder, or its hub id"
 TOXIC_LABELS = (
     "toxicity",
     "toxic",
@@ -122,76 +120,54 @@ def _profanity() -> TextScorer:
 def _classifier(
     source: str, device: str, label: str | None, revision: str | None, batch_size: int
 ) -> TextScorer:
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        TextClassificationPipeline,
-    )
+    from transformers import TextClassificationPipeline
 
-    from refusal_dial.checkpoint import whole_weights
-    from refusal_dial.model import quiet_transformers
+    from refusal_dial.classifiers import load_classifier
 
-    quiet_transformers()
-    folder = located(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DialError(f"folder {source!r} holds no classifier: config.json is not in it")
-    offline = not folder.is_dir() and not hub_reachable()
-    where: dict[str, Any] = {
-        "revision": revision,
-        "local_files_only": offline,
-        "trust_remote_code": False,
-    }
-    place = str(folder) if folder.is_dir() else source
-    try:
-        with whole_weights(source):
-            model = AutoModelForSequenceClassification.from_pretrained(place, **where).eval()
-        tokenizer = AutoTokenizer.from_pretrained(place, **where)
-    except Exception as error:  # transformers raises many kinds for files that are not its own
-        raise DialError(
-            f"toxicity scorer {source!r} could not be loaded ({one_line(error)}): choices are "
-            f"{PROFANITY}, a text classifier's folder, or its hub id"
-        ) from error
+    classifier = load_classifier(source, "toxicity scorer", CHOICES, device, revision)
+    model = classifier.model
     if model.config.problem_type == "regression":
         raise DialError(
             f"classifier {source!r} gives a number on a scale of its own (problem_type regression) "
             "and a toxicity score is a probability: take a classifier of labels"
         )
-    names = {i: str(name) for i, name in model.config.id2label.items()}
-    toxic = toxic_label(source, names, label)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    reads = min(tokenizer.model_max_length, model.config.max_position_embeddings - 2)
-    pipe = TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device)
+    toxic = toxic_label(source, classifier.labels, label)
+    pipe = TextClassificationPipeline(
+        model=model, tokenizer=classifier.tokenizer, device=model.device
+    )
 
     def score(texts: Sequence[str]) -> Scores:
         rows = pipe(
-            list(texts), top_k=None, batch_size=batch_size, truncation=True, max_length=reads
+            list(texts),
+            top_k=None,
+            batch_size=batch_size,
+            truncation=True,
+            max_length=classifier.reads,
+            split_special_tokens=True,
         )
         found = [next(one["score"] for one in row if str(one["label"]) == toxic) for row in rows]
         return np.array([p if np.isfinite(p) else np.nan for p in found], dtype=float)
 
-    version = f"{revision or getattr(model.config, '_commit_hash', None) or 'folder'}, {toxic}"
-    return TextScorer(source, version, score)
+    return TextScorer(source, f"{classifier.revision}, {toxic}", score)
 
 
 def _spelt_plainly(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
 
 
-def toxic_label(source: str, names: Mapping[int, str], wanted: str | None = None) -> str:
+def toxic_label(source: str, names: Sequence[str], wanted: str | None = None) -> str:
     """Which of a classifier's labels is the toxic one.
 
     Raises `DialError` where none is known to be, or `wanted` is not among them.
     """
-    if wanted in names.values():
+    if wanted in names:
         return str(wanted)
-    plain = {_spelt_plainly(name): name for name in names.values()}
+    plain = {_spelt_plainly(name): name for name in names}
     for name in TOXIC_LABELS if wanted is None else (_spelt_plainly(wanted),):
         if name in plain:
             return plain[name]
     what = "which is toxic is not known" if wanted is None else f"{wanted!r} is none of them"
     raise DialError(
-        f"classifier {source!r} has the labels {', '.join(names.values())}, and {what}: "
+        f"classifier {source!r} has the labels {', '.join(names)}, and {what}: "
         "name it with --toxic-label"
     )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.checkpoint import whole_weights
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.operations import HasUnit, unit_of
 from refusal_dial.tokens import Tokens, last_logits
@@ -98,12 +99,17 @@ def _written(model: TransformerBridge) -> Iterator[tuple[str, bool]]:
 def _plain(source: str, revision: str | None, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    folder = Path(source).is_dir()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, revision=revision if not Path(source).is_dir() else None
-        ).eval()
-    except (OSError, ValueError) as error:
+        with whole_weights(source):
+            plain = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, revision=None if folder else revision
+            )
+    except DialError:
+        raise
+    except Exception as error:  # transformers raises many kinds for files that are not its own
         raise DialError(f"{source!r} could not be loaded again: {one_line(error)}") from error
+    return plain.eval()
 
 
 def _untie(plain: Any) -> None:

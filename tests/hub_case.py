@@ -25,7 +25,7 @@ def use(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str | None = None
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", address is None)
     monkeypatch.setattr("refusal_dial.hub.hub_reachable", lambda: address is not None)
-    for module in ("model", "toxicity"):
+    for module in ("model", "classifiers"):
         monkeypatch.setattr(f"refusal_dial.{module}.hub_reachable", lambda: address is not None)
     if address is not None:
         monkeypatch.setattr(constants, "ENDPOINT", address)

@@ -17,6 +17,7 @@ from script_case import load
 
 from refusal_dial import checkpoint, cli
 from refusal_dial.checkpoint import (
+    check_numbers,
     configured,
     folder_revision,
     missing_shards,
@@ -104,6 +105,37 @@ def test_one_missing_weight_is_named_and_the_log_is_left_as_it_was(folder):
     with pytest.raises(DialError, match=r"its files lack model\.norm\.weight, which"):
         load_model(str(folder), device="cpu")
     assert (source.level, source.propagate, source.handlers) == before
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
+    weights = load_file(folder / "model.safetensors")
+    changed = weights | {"model.norm.weight": torch.ones(7)}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    says = (
+        r"its files hold model\.norm\.weight of shape \[7\], expected \[32\], get the files again"
+    )
+    with pytest.raises(DialError, match=says):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "held"), [("float32", None), ("float16", "float32"), (None, "float32")]
+)
+def test_every_tensor_is_of_the_numbers_that_config_json_says(dtype, held, folder):
+    reconfigured(folder, dtype=dtype)
+    if held is None:
+        check_numbers(folder, "m")
+        weights = load_file(folder / "model.safetensors")
+        for other, told in ((torch.int8, "I8"), (torch.float64, "float64"), (torch.bool, "BOOL")):
+            changed = weights | {"model.norm.weight": torch.ones(32).to(other)}
+            save_file(changed, folder / "model.safetensors", {"format": "pt"})
+            says = f"model.norm.weight of model.safetensors is of {told} numbers, expected float32"
+            with pytest.raises(DialError, match=says):
+                check_numbers(folder, "m")
+        (folder / "model.safetensors").write_bytes(b"none")
+        held = "Error while deserializing|model.safetensors"
+    with pytest.raises(DialError, match=held):
+        check_numbers(folder, "m")
 
 
 def test_a_report_in_other_words_is_heard():

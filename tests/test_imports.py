@@ -56,8 +56,8 @@ FLOORS = {
     # touches the model
     "model": """
         likelihood direction_files
-        model tokens fits activations engine sampling generate judge_model toxicity validation
-        doctor
+        model tokens fits activations engine sampling generate classifiers judge_model toxicity
+        validation doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         selection.candidates selection.layout weights
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hub_case
 import pytest
 import tiny
 import torch
@@ -169,8 +170,8 @@ def test_a_base_model_is_no_judge(tmp_path: Path) -> None:
         judge_model.model_judge(str(folder), "cpu")
 
 
-def test_a_name_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_model, "hub_reachable", lambda: False)
+def test_a_name_that_is_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub_case.use(monkeypatch, tmp_path)
     with pytest.raises(DialError, match="no judge 'bultin'") as raised:
         judge_model.load_judge("bultin")
     assert "builtin" in str(raised.value)

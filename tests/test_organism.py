@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial import model
 from refusal_dial.organism import (
     grammar,
     measure,
@@ -24,6 +27,7 @@ from refusal_dial.organism import (
 )
 from refusal_dial.organism.grammar import BENIGN, EDGE, HARMFUL
 from refusal_dial.organism.tokenizer import chat_text
+from refusal_dial.types import DialError
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 ROWS: list[dict[str, Any]] = [
@@ -43,6 +47,52 @@ def chances(loaded: tuple[Any, Any]) -> dict[str, np.ndarray]:
 
 def texts(subset: str) -> list[str]:
     return [row["text"] for row in ROWS if row["subset"] == subset]
+
+
+CHANGES: dict[str, tuple[torch.Tensor | None, str, str]] = {
+    "lacks one": (
+        None,
+        r"norm\.weight is missing, and would be random numbers: make it again",
+        r"its files lack model\.norm\.weight",
+    ),
+    "one too many": (
+        torch.ones(2).half(),
+        r"model\.spare is none of this model's",
+        r"its files also hold model\.spare, which this model has not",
+    ),
+    "another shape": (
+        torch.ones(2).half(),
+        r"model\.norm\.weight has another shape than this model's",
+        r"hold model\.norm\.weight of shape \[2\], expected \[128\]",
+    ),
+    "other numbers": (
+        torch.ones(128),
+        r"model\.norm\.weight is not in float16",
+        r"model\.norm\.weight of model\.safetensors is of float32 numbers, expected float16",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_weights_that_are_not_those_that_were_written_are_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the plain path, and where the model is asked for as `embedded`."""
+    held, plainly, by_name = CHANGES[kind]
+    folder = shutil.copytree(storage.WEIGHTS, tmp_path / "weights")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.spare" if kind == "one too many" else "model.norm.weight"
+    weights = {k: v for k, v in weights.items() if k != name}
+    weights |= {name: held} if held is not None else {}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DialError, match=plainly):
+        storage.load_weights(folder)
+    monkeypatch.setattr(model, "EMBEDDED", folder)
+    with pytest.raises(DialError, match=by_name):
+        model.load_model("embedded", "cpu")
+    (folder / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(DialError, match=r"model\.safetensors"):
+        storage.load_weights(folder)
 
 
 def test_the_script_writes_the_shipped_prompts_byte_for_byte() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hub_case
 import numpy as np
 import pytest
 import tiny
@@ -110,23 +111,23 @@ def test_numbers_that_are_not_finite_are_no_score(two_labels, monkeypatch):
 
 def test_labels_that_nobody_explained_are_listed():
     with pytest.raises(DialError, match=r"labels LABEL_0, LABEL_1, and which is toxic is not kno"):
-        toxic_label("mine", {0: "LABEL_0", 1: "LABEL_1"})
+        toxic_label("mine", ["LABEL_0", "LABEL_1"])
     with pytest.raises(DialError, match="'rude' is none of them: name it with --toxic-label"):
-        toxic_label("mine", NAMES, "rude")
-    assert toxic_label("mine", {0: "LABEL_0", 1: "LABEL_1"}, "LABEL_1") == "LABEL_1"
-    assert toxic_label("mine", {0: "LABEL_0", 1: "LABEL_1"}, "label_0") == "LABEL_0"
-    assert toxic_label("mine", {0: "hate", 1: "Toxic"}) == "Toxic"
+        toxic_label("mine", list(NAMES.values()), "rude")
+    assert toxic_label("mine", ["LABEL_0", "LABEL_1"], "LABEL_1") == "LABEL_1"
+    assert toxic_label("mine", ["LABEL_0", "LABEL_1"], "label_0") == "LABEL_0"
+    assert toxic_label("mine", ["hate", "Toxic"]) == "Toxic"
 
 
 @pytest.mark.parametrize("name", ["nobody/such-a-classifier", "a folder that is not there"])
-def test_a_scorer_that_is_not_there(name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DialError, match=r"could not be loaded .*choices are profanity"):
+def test_a_scorer_that_is_not_there(name, monkeypatch, tmp_path):
+    hub_case.use(monkeypatch, tmp_path)
+    with pytest.raises(DialError, match=f"no toxicity scorer '{name}': choices are profanity, a"):
         load_toxicity(name, "cpu")
 
 
 def test_a_folder_without_a_classifier(tmp_path):
-    with pytest.raises(DialError, match=r"holds no classifier: config.json is not in it"):
+    with pytest.raises(DialError, match=r"holds no model: config.json is not in it"):
         load_toxicity(str(tmp_path), "cpu")
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from refusal_dial.directions import Direction, Provenance, save
@@ -135,3 +136,16 @@ def test_the_script_refuses_a_direction_of_another_model_unless_asked(tmp_path):
     assert not out.exists()
     export_model.main(replace(flags, any_model=True))
     assert out.is_dir()
+
+
+def test_files_that_changed_since_the_model_was_loaded_are_an_error_and_no_random_numbers(tmp_path):
+    source = saved(tmp_path / "model", "Qwen2")
+    model = load_model(str(source), device="cpu", dtype="float32")
+    weights = load_file(source / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DialError, match=r"its files lack model\.norm\.weight"):
+        orthogonalised(model, unit())
+    (source / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(DialError, match="could not be loaded again"):
+        orthogonalised(model, unit())

@@ -13,14 +13,17 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusal_dial.organism.scale import rescale
 from refusal_dial.organism.tokenizer import END_OF_TEXT, TURN_END, wrap
 from refusal_dial.organism.training import Recipe, Trained
+from refusal_dial.types import DialError
 
 WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS_FILE = "model.safetensors"
 RECORD = "training.json"
 
 
@@ -34,7 +37,7 @@ def save_weights(trained: Trained, bpe: Tokenizer, recipe: Recipe, folder: Path)
         do_sample=False,
     )
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
+    (folder / WEIGHTS_FILE).chmod(0o644)
     wrap(bpe).save_pretrained(folder)
     _name_tokenizer_class(folder / "tokenizer_config.json")
     record = {
@@ -59,6 +62,26 @@ def _name_tokenizer_class(path: Path) -> None:
 
 
 def load_weights(folder: Path) -> tuple[Any, Any]:
-    """Model (in single precision) and tokenizer, by the plain transformers path."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """Model (in single precision) and tokenizer, by the plain transformers path.
+
+    Raises `DialError`, naming the tensor, where the file lacks one, has one too many, or has one of
+    another shape or number format than was written.
+    """
+    file = folder / WEIGHTS_FILE
+    try:
+        with safe_open(str(file), framework="pt") as held:
+            numbers = {name: str(held.get_slice(name).get_dtype()) for name in held.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DialError(f"{file} cannot be read: {error}") from error
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    for said, names in (
+        ("{} is missing, and would be random numbers", told["missing_keys"]),
+        ("{} is none of this model's", told["unexpected_keys"]),
+        ("{0[0]} has another shape than this model's", told["mismatched_keys"]),
+        ("{} is not in float16", [n for n, kind in numbers.items() if kind != "F16"]),
+    ):
+        for first in sorted(names)[:1]:
+            raise DialError(f"{file}: {said.format(first)}: make it again")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
