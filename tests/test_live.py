@@ -16,6 +16,7 @@ from refusal_dial.generate import generate, stream
 from refusal_dial.hooks import steer
 from refusal_dial.live.dial import hooks_at, open_dial, turned
 from refusal_dial.live.flags import LiveFlags
+from refusal_dial.live.page import answered
 from refusal_dial.sampling import Decoding
 from refusal_dial.tokens import last_logits, tokenize
 from refusal_dial.types import DialError
@@ -109,6 +110,28 @@ def test_what_cannot_be_turned_is_one_line(dial, text, layer, site, name, alpha,
 
 # --- the page
 
+GOOD = (TEXT, 0.5, 1, "resid_pre", "learned")
+ODD = [None, float("nan"), float("inf"), 1e300, 10**5000, "", "x", [], {}, True, "\ud800", -1, b"x"]
+
+
+@pytest.mark.parametrize("place", range(len(GOOD)))
+def test_whatever_arrives_is_answered_in_words(dial, place):
+    for value in ODD:
+        asked = list(GOOD)
+        asked[place] = value
+        if place == 0 and value == "x":
+            continue
+        if place == 1 and value == -1:
+            continue
+        *_, (said, rows, reply) = answered(dial, *asked)
+        assert said.startswith("error: "), (place, value)
+        assert "\n" not in said
+        assert len(said) < 400
+        assert (rows, reply) == ([], "")
+    asked = [None if i == place else value for i, value in enumerate(GOOD)]
+    said = next(iter(answered(dial, *asked)))[0]
+    assert "is empty: " in said
+
 
 @pytest.fixture(scope="module")
 def served(dial):
@@ -161,6 +184,12 @@ def test_the_page_says_what_the_dial_says(served, dial):
     score, _, reply = client.predict("", 0.5, 1, "resid_pre", "learned", api_name="/turn")
     assert score.startswith("error: ")
     assert reply == ""
+    for sent in ([TEXT, None, 1], [TEXT, 0.5, None], [TEXT, 7, 1], [TEXT, 0.5, 99], [None, 0.5, 1]):
+        score, _, _ = client.predict(*sent, "resid_pre", "learned", api_name="/turn")
+        assert score.startswith("error: ")
+    for named in ([None, "learned"], ["resid_pre", None], ["nowhere", "learned"]):
+        score, _, _ = client.predict(TEXT, 0.5, 1, *named, api_name="/turn")
+        assert score.startswith("error: ")
 
 
 def test_one_request_at_a_time(served):

@@ -8,18 +8,19 @@ replies are shown as text. It lays out and passes on. It computes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from refusal_dial.live.dial import NAMES, Dial, turned
 from refusal_dial.types import DialError, printable
-from refusal_dial.values import number, whole
+from refusal_dial.values import number, text, whole
 
 HOST = "127.0.0.1"
 WAITING = 8
 """Requests that may wait; more are turned away."""
 REACH, STEP = 1.0, 0.05
 NO_FONTS = ("system-ui", "sans-serif")
+T = TypeVar("T")
 Row = tuple[str, list[list[str]], str]
 
 
@@ -33,24 +34,51 @@ def gradio() -> Any:
     return gradio
 
 
+def answered(
+    dial: Dial, asked: object, alpha: object, layer: object, site: object, name: object
+) -> Iterator[Row]:
+    """(score, likeliest tokens, reply) as the page shows them while they come. Whatever arrives
+    that cannot be used, a cleared slider's None among it, is answered in words in place of the
+    score."""
+    try:
+        prompt = _read("prompt", text, "" if asked is None else asked)
+        place = (
+            _read("layer", whole, layer),
+            _read("site", text, site),
+            _read("direction", text, name),
+        )
+        strength = _read("alpha", number, alpha)
+        if abs(strength) > REACH:
+            raise DialError(f"alpha: expected a number from {-REACH:g} to {REACH:g}")
+        for shown in turned(dial, prompt, *place, strength):
+            kind = "refuses" if shown.refused else "complies"
+            score = f"{shown.score:+.2f} ({kind}); unsteered {shown.unsteered:+.2f}"
+            rows = [[repr(token), f"{p:.3f}"] for token, p in shown.tokens]
+            yield score, rows, shown.reply
+    except DialError as error:
+        yield f"error: {printable(str(error))}", [], ""
+
+
+def _read(what: str, reader: Callable[[Any], T], value: object) -> T:
+    if value is None:
+        raise DialError(f"{what} is empty: choose one")
+    try:
+        return reader(value)
+    except DialError as error:
+        raise DialError(f"{what}: {error}") from error
+
+
+def _as_sent(value: object) -> object:
+    return value
+
+
 def page(dial: Dial) -> Any:
     """The page as Gradio blocks, not yet served."""
     gr, flags = gradio(), dial.flags
     layers = int(dial.study.model.cfg.n_layers)
 
-    def turn(asked: Any, alpha: Any, layer: Any, site: Any, name: Any) -> Iterator[Row]:
-        try:
-            place = whole(layer), str(site), str(name)
-            for shown in turned(dial, str(asked or ""), *place, number(alpha)):
-                kind = "refuses" if shown.refused else "complies"
-                score = f"{shown.score:+.2f} ({kind}); unsteered {shown.unsteered:+.2f}"
-                rows = [[repr(token), f"{p:.3f}"] for token, p in shown.tokens]
-                yield score, rows, shown.reply
-        except DialError as error:
-            yield f"error: {printable(str(error))}", [], ""
-
     with gr.Blocks(title="refusal dial", analytics_enabled=False) as blocks:
-        text = gr.Textbox(label="Prompt", lines=3, max_length=flags.max_chars)
+        prompt = gr.Textbox(label="Prompt", lines=3, max_length=flags.max_chars)
         alpha = gr.Slider(
             -REACH, REACH, 0.0, step=STEP, label="alpha (multiples of the mean residual norm)"
         )
@@ -66,10 +94,14 @@ def page(dial: Dial) -> Any:
             label="likeliest next tokens",
             interactive=False,
         )
-        asked = [text, alpha, layer, site, name]
+        asked = [prompt, alpha, layer, site, name]
+        for one in asked:
+            one.preprocess = _as_sent  # Gradio's own raises for a cleared slider; `answered` says
         gr.on(
-            [text.submit, *(one.change for one in (alpha, layer, site, name))],
-            lambda *asked: (yield from turn(*asked)),  # bare: Gradio looks for a generator function
+            [prompt.submit, *(one.change for one in (alpha, layer, site, name))],
+            lambda *asked: (
+                yield from answered(dial, *asked)
+            ),  # bare: Gradio looks for a generator function
             inputs=asked,
             outputs=[score, tokens, reply],
             api_name="turn",
