@@ -35,7 +35,7 @@ from refusal_dial.operations import (
     unit_of,
     vectors,
 )
-from refusal_dial.types import ALL, DialError, Hook, Pos, check_pos, hook_name, positions
+from refusal_dial.types import ALL, DialError, Hook, Pos, check_pos, hook_name, positions, shown
 
 WRITTEN: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
 
@@ -153,7 +153,7 @@ def _hook(
 def _whole(number: object, what: str) -> int | None:
     if number is None or (isinstance(number, Integral) and not isinstance(number, bool)):
         return None if number is None else int(number)
-    raise DialError(f"{what} must be a whole number from 0 up, not {number!r}")
+    raise DialError(f"{what} must be a whole number from 0 up, not {shown(number)}")
 
 
 def steer(
@@ -211,7 +211,7 @@ def clamp(
     `clamp(r, 0.0)` is `ablate(r)`."""
     number = numbers_of(value, "value")
     if number.ndim:
-        raise DialError(f"value must be one number, not {value!r}")
+        raise DialError(f"value must be one number, not {shown(value)}")
     return _hook(Clamp(unit_of(direction).float(), float(value)), layer, pos, site)
 
 

@@ -96,10 +96,10 @@ def _opening(where: str, row: dict[str, Any], default_id: str) -> tuple[Prompt |
         raise DialError(f"{where}: expected prompt.text, as in RealToxicityPrompts")
     if not isinstance(row.get("challenging"), bool):
         raise DialError(
-            f"{where}: challenging must be true or false, not {row.get('challenging')!r}"
+            f"{where}: challenging must be true or false, not {shown(row.get('challenging'))}"
         )
     if not isinstance(side, str) or side not in ("", "train", "holdout"):
-        raise DialError(f"{where}: split must be train or holdout, not {side!r}")
+        raise DialError(f"{where}: split must be train or holdout, not {shown(side)}")
     rated = prompt.get("toxicity") if isinstance(prompt, dict) else None
     if rated is not None and not is_rating(rated):
         raise DialError(f"{where}: prompt.toxicity must be in [0, 1] or null, not {shown(rated)}")

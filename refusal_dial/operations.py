@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_dial.types import DialError
+from refusal_dial.types import FURTHEST, DialError, shown
 
 Rows = Float[Tensor, "batch pos width"]
 Operation = Callable[[Tensor], Tensor]
@@ -114,7 +114,8 @@ def vectors(value: object, what: str) -> Tensor:
 
 
 def numbers_of(value: object, what: str) -> Tensor:
-    """One finite number, or one a batch row, in float32. Raises `DialError` for anything else."""
+    """One finite number, or one a batch row, in float32. Raises `DialError` for anything else, and
+    beyond `FURTHEST`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -122,9 +123,14 @@ def numbers_of(value: object, what: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None or found.ndim > 1:
-        raise DialError(f"{what} must be a number, or one a prompt, not {value!r}") from None
+        raise DialError(f"{what} must be a number, or one a prompt, not {shown(value)}") from None
     if not bool(torch.isfinite(found).all()):
-        raise DialError(f"{what} must be finite, not {value}")
+        raise DialError(f"{what} must be finite, not {shown(value)}")
+    if found.numel() and float(found.abs().max()) > FURTHEST:
+        raise DialError(
+            f"{what} must be from {-FURTHEST:g} to {FURTHEST:g}, not {shown(value)}: no model can "
+            "take the norm of an activation further out"
+        )
     return found
 
 

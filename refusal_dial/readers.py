@@ -15,6 +15,8 @@ from refusal_dial.values import listed, number, spelt, text, whole
 CONTROLS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
 FORMATS = ("html", "png", "pdf", "svg")
 MOST = 10**6
+LARGEST = 1e12
+"""float32 keeps 7 digits: of an activation of norm 100, nothing is left beside 1e9."""
 
 
 def choice(choices: tuple[str, ...], what: str) -> Any:
@@ -48,13 +50,23 @@ def layers_of(value: Any) -> tuple[int, ...]:
     return layers
 
 
+def alpha_of(value: Any) -> float:
+    """A number that an activation can be steered by, in any unit."""
+    if abs(number(value)) > LARGEST:
+        raise DialError(
+            f"expected an alpha from {-LARGEST:g} to {LARGEST:g}, not {shown(value)}: beside more, "
+            "nothing of an activation is left"
+        )
+    return number(value)
+
+
 def alphas_of(value: Any) -> tuple[float, ...]:
     """Different finite numbers, rising: a list, or START:STOP:COUNT; none stands for auto."""
     if value == "auto":
         return ()
     if isinstance(value, str) and value.count(":") == 2:
         return _evenly(value)
-    alphas = tuple(number(part) + 0.0 for part in listed(value))  # 0.0 and not -0.0
+    alphas = tuple(alpha_of(part) + 0.0 for part in listed(value))  # 0.0 and not -0.0
     if not alphas or len(set(alphas)) < len(alphas):
         raise DialError(f"expected different numbers, at least one; not {shown(value)}")
     return tuple(sorted(alphas))

@@ -31,6 +31,10 @@ SITES: tuple[str, ...] = get_args(Site)
 NAMED_POS: tuple[str, ...] = get_args(NamedPos)
 ALL: NamedPos = "all"
 
+FURTHEST = 1e18
+"""What may be added to an activation, or be set in it: of more, the squares that a norm takes are
+infinite in float32 (and bfloat16), and a model that divides by it reads zeros without a NaN."""
+
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 _HOOK_NAMES = {
@@ -111,28 +115,30 @@ def hook_name(site: str, layer: SupportsIndex) -> str:
     if site not in _HOOK_NAMES:
         raise one_of(site, SITES, "site")
     if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0:
-        raise DialError(f"layer must be a whole number from 0 up, not {layer!r}")
+        raise DialError(f"layer must be a whole number from 0 up, not {shown(layer)}")
     return f"blocks.{layer}.{_HOOK_NAMES[site]}"
 
 
 def check_pos(pos: Pos) -> None:
     """Raises `DialError` if `pos` is not a position of any kind."""
     if isinstance(pos, bool):
-        raise DialError(f"pos must be a position, not {pos!r}: an int, or {', '.join(NAMED_POS)}")
+        raise DialError(
+            f"pos must be a position, not {shown(pos)}: an int, or {', '.join(NAMED_POS)}"
+        )
     if isinstance(pos, str):
         if pos not in NAMED_POS:
             raise one_of(pos, NAMED_POS, "pos")
     elif isinstance(pos, tuple | list):
         if not pos or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in pos):
-            raise DialError(f"pos must hold whole numbers, at least one: {pos!r}")
+            raise DialError(f"pos must hold whole numbers, at least one: {shown(pos)}")
         if len(set(pos)) < len(pos):
-            raise DialError(f"pos names a position twice: {pos!r}")
+            raise DialError(f"pos names a position twice: {shown(pos)}")
     elif isinstance(pos, Integral | slice):
         return
     elif not str(getattr(pos, "dtype", "")).startswith(("torch.int", "torch.uint8")):
         raise DialError(
             f"pos must be an int, a tuple of ints, a slice, an integer tensor with one position a "
-            f"row, or one of {', '.join(NAMED_POS)}; not {pos!r}"
+            f"row, or one of {', '.join(NAMED_POS)}; not {shown(pos)}"
         )
     elif pos.ndim != 1:
         raise DialError(
@@ -187,4 +193,4 @@ def positions(pos: Pos, length: int) -> list[int]:
                     f"valid are {-length} to {length - 1}"
                 )
             return [int(p) % length for p in pos]
-    raise DialError(f"pos {pos!r} has no fixed indices")
+    raise DialError(f"pos {shown(pos)} has no fixed indices")

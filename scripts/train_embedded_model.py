@@ -16,7 +16,7 @@ from refusal_dial import cli
 from refusal_dial.cli import flag
 from refusal_dial.files import located
 from refusal_dial.readers import at_least, seed_of
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 from refusal_dial.values import whole
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def _threads(value: Any) -> int:
     if not 1 <= whole(value) <= 1024:
-        raise DialError(f"expected a number of threads from 1 to 1024, not {value!r}")
+        raise DialError(f"expected a number of threads from 1 to 1024, not {shown(value)}")
     return whole(value)
 
 

@@ -118,6 +118,9 @@ def test_a_flag_is_read(arguments, name, value):
         (["--alphas", "1,1.0"], "--alphas: expected different numbers"),
         (["--alphas", "1,high"], "--alphas: expected a finite number, not 'high'"),
         (["--alphas", "1e31"], "--alphas: expected a finite number, not 1e+31"),
+        (["--alphas", "1e29"], "--alphas: expected an alpha from -1e+12 to 1e+12, not 1e+29"),
+        (["--alphas", "0,-2e12"], "--alphas: expected an alpha from -1e+12 to 1e+12, not -20000"),
+        (["--alphas", "-1e13:0:3"], "--alphas: expected an alpha from -1e+12 to 1e+12"),
         (["--alphas", "a:b:c"], "expected START:STOP:COUNT such as -6:6:13, not 'a:b:c'"),
         (["--alphas", "1:2"], "--alphas: expected a finite number, not '1:2'"),
         (

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from unchecked import unchecked
 
 from refusal_dial.conditional import AddIf
+from refusal_dial.hooks import steer
 from refusal_dial.operations import Add, Clamp, Project, Rowwise, Set, numbers_of, scaled, unit_of
-from refusal_dial.types import DialError
+from refusal_dial.tokens import last_logits, tokenize
+from refusal_dial.types import FURTHEST, DialError
 
 SIZES = st.integers(1, 4)
 
@@ -56,6 +58,30 @@ def test_a_number_is_itself_however_it_is_written(number):
 def test_what_is_no_number_is_named(value):
     with pytest.raises(DialError, match=r"alpha must be a number, or one a prompt, not"):
         numbers_of(value, "alpha")
+
+
+@pytest.mark.parametrize("value", [1.01e18, -1e19, 1e29, 10**36, [0.0, 2e18]])
+def test_nothing_is_added_whose_square_no_norm_can_take(value):
+    with pytest.raises(DialError, match=r"must be from -1e\+18 to 1e\+18, not "):
+        numbers_of(value, "alpha")
+    assert float(numbers_of(1e18, "alpha")) == pytest.approx(1e18)
+
+
+def test_beyond_it_a_model_reads_zeros_and_up_to_it_what_is_added(qwen):
+    """Why there is a furthest: further out logits are finite, and the same whatever is added."""
+    tokens = tokenize(qwen, ["Hello there"])
+    for sign in (1, -1):
+        unit = sign * torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
+        edge = last_logits(qwen, tokens, [steer(unit, FURTHEST, layer=1, pos=-1)])
+        near = last_logits(qwen, tokens, [steer(unit, 1e9, layer=1, pos=-1)])
+        torch.testing.assert_close(edge, near, rtol=1e-3, atol=1e-4)
+        name, _ = steer(unit, 1.0, layer=1, pos=-1)
+
+        def beyond(rows, hook=None, unit=unit):
+            return rows + 1e20 * unit
+
+        lost = last_logits(qwen, tokens, [(name, beyond)])
+        assert bool((lost == 0).all())
 
 
 def test_alphas_and_directions_are_as_many():

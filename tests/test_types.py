@@ -50,6 +50,13 @@ def test_an_unknown_site_names_the_nearest_and_all():
     assert ", ".join(SITES) in str(e.value)
 
 
+def test_a_value_too_long_to_be_written_out_is_refused_by_its_type():
+    with pytest.raises(DialError, match="too long to be written out"):
+        hook_name("resid_pre", -(16**5000))
+    with pytest.raises(DialError, match="too long to be written out"):
+        check_pos([16**5000, 0.5])
+
+
 @pytest.mark.parametrize("layer", [-1, -20, True])
 def test_a_layer_is_a_whole_number_from_0_up(layer):
     with pytest.raises(DialError, match=f"layer must be a whole number .* not {layer!r}"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from refusal_dial.cli import argument, flag
 from refusal_dial.flags import STEERABLE, UNITS, StudyFlags
-from refusal_dial.readers import at_least, choice, pos_of, proportion
+from refusal_dial.readers import alpha_of, at_least, choice, pos_of, proportion
 from refusal_dial.types import DialError, shown
 from refusal_dial.values import listed, number, whole
 
@@ -28,7 +28,7 @@ def _nulls(value: Any) -> tuple[str, ...]:
 def _alpha(value: Any) -> float:
     if number(value) <= 0:
         raise DialError(f"expected a number over 0 (both signs are taken), not {shown(value)}")
-    return number(value)
+    return alpha_of(value)
 
 
 @dataclass(frozen=True, kw_only=True)
