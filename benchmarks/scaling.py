@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from refusal_dial.executors import Pool, _cluster, compute, in_order
+from refusal_dial.cluster import connected
+from refusal_dial.executors import Pool, compute, in_order
 from refusal_dial.flags import SteeringFlags
 from refusal_dial.missing import marked
 from refusal_dial.run import append, kept_batches, open_run, read_table
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--cost", type=float, default=0.2)
     parser.add_argument("--real", action="store_true")
     args = parser.parse_args()
-    with _cluster(SteeringFlags(executor="ray")) as ray:
+    with connected(None) as ray:
         actor_of = sleepers(ray)
         several = [int(w) for w in args.workers.split(",")]
         show(

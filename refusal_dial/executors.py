@@ -11,26 +11,26 @@ would have a batch wait for its own actor however long that waits for a node, an
 every look at an actor that is not back yet. No batch is begun far ahead of the one to be written:
 this process holds `2 * workers` batches at most, and that is all that is lost with it.
 
-Ray itself sends pickles between the machines of a cluster: whoever can submit work to one can run
-any code on it, with or without this package. Use a head that you would log in to.
+How a cluster is reached, and what room it has, is `cluster`'s business.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.cluster import connected, installed, places, resources
 from refusal_dial.files import located
-from refusal_dial.model import identity
+from refusal_dial.model import device_of, identity
 from refusal_dial.types import DialError, one_line
 from refusal_dial.workers import Batches, Task, Worker, about, check_same
 
@@ -51,6 +51,8 @@ class Machines(Protocol):
     @property
     def executor(self) -> str: ...
     @property
+    def device(self) -> str: ...
+    @property
     def device_map(self) -> str | None: ...
     @property
     def ray_address(self) -> str | None: ...
@@ -63,16 +65,25 @@ class Machines(Protocol):
 
 
 def check_machines(machines: Machines) -> None:
-    """What can be known of them before a run is opened.
+    """What can be known of them before a run is opened: a cluster that is there already is asked,
+    and none is started.
 
-    Raises `DialError` for an address that nothing listens at, or that nothing would use.
+    Raises `DialError` for an address at which no cluster answers, or that nothing would use, and
+    for a worker that does not suit the device, or that no node has room for.
     """
     address = machines.ray_address
-    if address is None:
-        return
     if machines.executor == "local":
-        raise DialError(f"--ray-address {address} is for --executor ray: give both, or neither")
-    _check_reachable(address)
+        if address is not None:
+            raise DialError(f"--ray-address {address} is for --executor ray: give both, or neither")
+        return
+    split = machines.device_map is not None  # then where the model is read is not known yet
+    gpus = (machines.gpus_per_worker or 0.0) if split else _gpus(machines, machines.device)
+    if address is None and not installed().is_initialized():
+        here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        places([here], machines.cpus_per_worker, gpus)
+        return
+    with connected(address) as ray:
+        places(resources(ray), machines.cpus_per_worker, gpus)
 
 
 def compute(
@@ -93,14 +104,7 @@ def _on_ray(
     model: TransformerBridge, batches: Batches, numbers: range, machines: Machines
 ) -> Iterator[pd.DataFrame]:
     here, who = about(model), identity(model)
-    gpus = machines.gpus_per_worker
-    device = who.device.split(":")[0]
-    gpus = float(device == "cuda") if gpus is None else gpus
-    if (device == "cuda") != (gpus > 0):
-        raise DialError(
-            f"this process reads the model on {device}, and a worker with {gpus:g} GPUs would not: "
-            "give --device and --gpus-per-worker that agree"
-        )
+    device, gpus = who.device.split(":")[0], _gpus(machines, who.device)
     folder = located(who.name)
     task = Task(
         name=who.name,
@@ -110,8 +114,8 @@ def _on_ray(
         dtype=who.dtype,
         batches=batches,
     )
-    with _cluster(machines) as ray:
-        room = _places(ray, machines.cpus_per_worker, gpus)
+    with connected(machines.ray_address) as ray:
+        room = places(resources(ray), machines.cpus_per_worker, gpus)
         workers = min(machines.workers or room, len(numbers))
         log.info("ray: %d workers on %s, for %d batches", workers, task.device, len(numbers))
         made = ray.remote(Worker).options(num_cpus=machines.cpus_per_worker, num_gpus=gpus)
@@ -123,6 +127,19 @@ def _on_ray(
                         log.info("a worker: %s", line)
                 told.update(lines)
                 yield frame
+
+
+def _gpus(machines: Machines, device: str) -> float:
+    """How many GPUs a worker takes that is to read the model on the device this process does."""
+    kind = device_of(device)[0].split(":")[0]
+    gpus = machines.gpus_per_worker
+    gpus = float(kind == "cuda") if gpus is None else gpus
+    if (kind == "cuda") != (gpus > 0):
+        raise DialError(
+            f"this process reads the model on {kind}, and a worker with {gpus:g} GPUs would not: "
+            "give --device and --gpus-per-worker that agree"
+        )
+    return gpus
 
 
 def in_order(pool: Pool, numbers: range) -> Iterator[Answer]:
@@ -211,56 +228,3 @@ def _cause(error: Any, number: int) -> BaseException:
     if number == NO_BATCH and not isinstance(cause, DialError):
         return DialError(f"a worker cannot be started: {one_line(cause)}")
     return cause if isinstance(cause, Exception) else error
-
-
-@contextmanager
-def _cluster(machines: Machines) -> Iterator[Any]:
-    """Ray, connected, or started here for as long as this lasts."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise DialError("--executor ray needs Ray: pip install 'refusal-dial[ray]'") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    address = machines.ray_address or "local"
-    _check_reachable(address)
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        raise DialError(f"Ray at {address} cannot be used: {one_line(error)}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise DialError(
-            f"no Ray head answers at {address} ({error.strerror or error}): start one with "
-            "`ray start --head`, or leave --ray-address away to compute on this machine"
-        ) from error
-
-
-def _places(ray: Any, cpus: int, gpus: float) -> int:
-    """How many workers of this size the cluster holds. Raises `DialError` where it is none."""
-    need = {"CPU": cpus, "GPU": gpus}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(
-        min(int(node.get(kind, 0) // amount) for kind, amount in need.items() if amount)
-        for node in nodes
-    )
-    if not room:
-        held = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
-        raise DialError(
-            f"no node has room for a worker of {cpus} CPUs and {gpus:g} GPUs: the nodes have "
-            f"{'; '.join(held)}"
-        )
-    return room

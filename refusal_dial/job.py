@@ -82,10 +82,12 @@ def begin(
     learned: Mapping[str, Direction] = MappingProxyType({}),
 ) -> Run:
     """The run to be carried out, with the directions it learned in files of these names. In a dry
-    run nothing is written."""
+    run nothing is written, nor where the machines cannot carry it out."""
+    run = planned_run(experiment, settings, flags.out)
     if flags.dry_run:
-        return planned_run(experiment, settings, flags.out)
-    check_machines(flags)
+        return run
+    if not run.finished:
+        check_machines(flags)
     run = open_run(experiment, settings, flags.out)
     if not run.finished:
         for name, direction in learned.items():

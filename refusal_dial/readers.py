@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from refusal_dial.cluster import host_and_port
 from refusal_dial.types import NAMED_POS, DialError, one_of, shown
-from refusal_dial.values import listed, number, spelt, text, whole
+from refusal_dial.values import listed, number, text, whole
 
 CONTROLS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
 FORMATS = ("html", "png", "pdf", "svg")
@@ -119,20 +120,9 @@ def at_least(least: int | float, kind: Any) -> Any:
 
 def address_of(value: Any) -> str:
     """HOST:PORT, or auto."""
-    host, _, port = text(value).rpartition(":")
-    if value != "auto" and not (_is_host(host) and 0 < (spelt(port) or 0) < 2**16):
-        raise DialError(
-            f"expected HOST:PORT of a Ray head such as 10.0.0.1:6379, not {shown(value)}"
-        )
+    if value != "auto":
+        host_and_port(value)
     return text(value)
-
-
-def _is_host(name: str) -> bool:
-    """Whether a network could be asked for this name: no empty label, none over 63 letters."""
-    try:
-        return bool(name.encode("idna")) and not set(name) & set("/ ")
-    except UnicodeError:
-        return False
 
 
 def gpus_of(value: Any) -> float:

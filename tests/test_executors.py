@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from refusal_dial import executors, job
+from refusal_dial.cluster import connected
 from refusal_dial.flags import SteeringFlags
 from refusal_dial.job import conduct
 from refusal_dial.run import read_table
@@ -203,12 +204,6 @@ def test_a_head_that_cannot_be_reached_is_refused(study, flags):
             list(executors.compute(study.model, nothing, 0, 1, there))
 
 
-def test_without_ray_the_error_says_what_to_install(study, flags, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)  # import ray fails
-    with pytest.raises(DialError, match=r"pip install 'refusal-dial\[ray\]'"):
-        list(executors.compute(study.model, nothing, 0, 1, replace(flags, executor="ray")))
-
-
 def test_devices_that_do_not_agree_are_refused(study, flags):
     gpu = replace(flags, executor="ray", gpus_per_worker=1.0)
     with pytest.raises(DialError, match="model on cpu, and a worker with 1 GPUs"):
@@ -235,7 +230,7 @@ def handed(cluster):
         def batch(self, number):
             return self._batch(number), [f"said by {number}"]
 
-    with executors._cluster(SteeringFlags(executor="ray", ray_address=cluster.address)) as ray:
+    with connected(cluster.address) as ray:
         made = ray.remote(Light).options(num_cpus=0.25)
 
         def hand(batch, n, version="1", workers=2):

@@ -31,8 +31,8 @@ FLOORS = {
         values recipes quality replies replies.flags replies.summary replies.conditions
         types files hub rows prompts missing run run_log journal spreadsheets summary plots tables
         run_reading run_schema
-        examples help_text command_line cli readers flags agreement rated trade_off trade_off_plot
-        openings theme control_tokens
+        examples help_text command_line cli cluster readers flags agreement rated trade_off
+        trade_off_plot openings theme control_tokens
         figure_files direction_plots
         stats stats.intervals stats.p_values stats.effects comparison
         report report.reading report.prompt_texts report.verdicts report.dial report.summary_tables

@@ -98,7 +98,10 @@ def test_the_log_says_which_tokens_were_read(whole):
     ("machines", "message"),
     [
         ({"ray_address": "auto"}, "--ray-address auto is for --executor ray: give both"),
-        ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "no Ray head answers at 127.0.0.1:1"),
+        (
+            {"executor": "ray", "ray_address": "127.0.0.1:1"},
+            "no Ray head answers at 127.0.0.1:1",
+        ),
     ],
 )
 def test_machines_that_cannot_be_used_are_refused_before_a_run_is_opened(

@@ -1,0 +1,217 @@
+"""Clusters: an address is a head's or refused within seconds, and room is counted before a run.
+
+A real head is reached in `test_executors`; here listen those that are none.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial import cluster
+from refusal_dial.cluster import check_answers, host_and_port, installed, places
+from refusal_dial.executors import check_machines
+from refusal_dial.flags import SteeringFlags
+from refusal_dial.types import DialError
+
+FLAGS = SteeringFlags(device="cpu", executor="ray")
+
+
+def with_ray():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-dial[ray]'")
+
+
+# --- what an address is
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
+        ("head.example:1", ("head.example", 1)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("bücher.example:65535", ("bücher.example", 65535)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address, parts):
+    assert host_and_port(address) == parts
+
+
+ODD = ["", ":", "head", "head:", ":6379", "head:0", "head:-1", "head:65536", "head:99999", "head:x"]
+ODD += ["head:6379x", "head:٣", "::1:6379", "[::1]", "[::1:6379", "[head]:6379", "a b:6379"]
+ODD += ["ray://head:10001", "http://head:6379", "head:6379/", "a..b:6379", f"{'x' * 64}:6379"]
+ODD += ["head\0:6379", "head\n:6379", "\ud800:6379", f"head:{'9' * 5000}"]
+
+
+@pytest.mark.parametrize("address", ODD, ids=lambda odd: repr(odd)[:30])
+def test_what_is_no_address_is_one_line_from_python_too(address):
+    for ask in (host_and_port, check_answers):
+        with pytest.raises(DialError, match=r"^expected") as error:
+            ask(address)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", [6379, None, b"head:6379"])
+def test_an_address_is_text(address):
+    with pytest.raises(DialError, match="expected text in UTF-8, not"):
+        host_and_port(address)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_refused(text):
+    try:
+        host, port = host_and_port(text)
+    except DialError:
+        return
+    assert host
+    assert 0 < port < 2**16
+
+
+# --- who listens there
+
+
+@contextmanager
+def listening(answer):
+    """The address of a socket that says this to whoever connects; nothing where it is empty."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            line, _ = server.accept()
+            held.append(line)
+            line.recv(100)
+            if answer:
+                line.sendall(answer)
+
+        held = []
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join(5)
+        for line in held:
+            line.close()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_web_server_is_no_head(name):
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"{name}:{server.server_port}"
+        with pytest.raises(DialError, match=f"what answers at {address} is no Ray head: give the"):
+            check_answers(address)
+
+
+@pytest.mark.parametrize("said", [b"220 mail.example\r\n", b"\0", b"\0\0\0\x07\0\0\0\0\0"])
+def test_whoever_does_not_speak_http_2_is_no_head(said):
+    with listening(said) as address, pytest.raises(DialError, match="is no Ray head"):
+        check_answers(address)
+
+
+def test_one_who_never_answers_is_given_up_in_time(monkeypatch):
+    assert cluster.PATIENCE <= 10
+    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    start = time.monotonic()
+    with listening(b"") as address:
+        with pytest.raises(DialError, match=f"no Ray head answers at {address} .timed out.: start"):
+            check_answers(address)
+        assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("tls", ["", "1"])
+def test_settings_are_the_answer_of_a_head_and_with_tls_ray_asks_itself(tls, monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", tls)
+    with listening(b"" if tls else b"\0\0\x06\x04\0\0\0\0\0" + bytes(6)) as address:
+        check_answers(address)
+
+
+def test_an_address_that_the_environment_names_is_asked_like_any_other(monkeypatch):
+    with_ray()
+    with socket.socket() as bound:  # bound and not listening
+        bound.bind(("", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"localhost:{bound.getsockname()[1]}")
+        with pytest.raises(DialError, match=r"no Ray head answers at auto, that is .*refused"):
+            check_machines(replace(FLAGS, ray_address="auto"))
+
+
+def test_without_a_cluster_auto_says_what_to_start(monkeypatch):
+    with_ray()
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", finds_none)  # others may run on here
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    with pytest.raises(DialError, match=r"auto: Could not find .* `ray start --head`"):
+        check_machines(replace(FLAGS, ray_address="auto"))
+
+
+def finds_none():
+    return set()
+
+
+finds_none.cache_clear = lambda: None  # type: ignore[attr-defined]
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # import ray fails
+    for ask in (installed, lambda: check_machines(FLAGS)):
+        with pytest.raises(DialError, match=r"pip install 'refusal-dial\[ray\]'"):
+            ask()
+
+
+# --- room
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "room"),
+    [
+        ([{"CPU": 8.0}], 1, 0.0, 8),
+        ([{"CPU": 8.0}, {"CPU": 3.0}], 2, 0.0, 5),  # what is left of two nodes makes no worker
+        ([{"CPU": 8.0, "GPU": 2.0}], 1, 0.5, 4),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], 1, 2.0, 1),
+    ],
+)
+def test_room_is_counted_node_by_node(nodes, cpus, gpus, room):
+    assert places(nodes, cpus, gpus) == room
+
+
+@pytest.mark.parametrize(
+    "nodes", [[], [{"GPU": 1.0}], [{"CPU": 1.0}] * 1000, [{"CPU": 64.0, "GPU": 0.5}]]
+)
+def test_no_room_says_what_there_is(nodes):
+    with pytest.raises(DialError, match="no node has room for a worker of 2 CPUs and 1 GPUs") as no:
+        places(nodes, 2, 1.0)
+    assert len(str(no.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus"), [(0, 0.0), (-1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf"))]
+)
+def test_a_worker_of_no_size_is_refused(cpus, gpus):
+    with pytest.raises(DialError, match="expected at least 1 CPU and 0 GPUs"):
+        places([{"CPU": 8.0, "GPU": 8.0}], cpus, gpus)
+
+
+@pytest.mark.parametrize(
+    ("machines", "says"),
+    [
+        ({"cpus_per_worker": 1 + (os.cpu_count() or 1)}, "no node has room for a worker of"),
+        ({"device": "auto", "device_map": "auto", "gpus_per_worker": 1e6}, "no node has room"),
+        ({"gpus_per_worker": 1.0}, "model on cpu, and a worker with 1 GPUs would not"),
+    ],
+)
+def test_a_worker_that_this_machine_has_no_room_for_is_refused_without_a_start(machines, says):
+    with_ray()
+    import ray
+
+    with pytest.raises(DialError, match=says):
+        check_machines(replace(FLAGS, **machines))
+    assert not ray.is_initialized()
