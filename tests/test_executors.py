@@ -1,8 +1,8 @@
 """Executors: rows from a cluster are those of this process, whatever is lost on the way.
 
-The cluster is real: a Ray head and nodes of one CPU each, started here (`ray.cluster_utils`).
-Actors are killed, nodes taken away, and the driver killed, in the middle of a sweep. Where only
-the handing out is in question, actors without a model start in a second instead of ten.
+The cluster is real: a Ray head of one CPU, and nodes beside it (`ray.cluster_utils`). Actors are
+killed, nodes taken away, and the driver killed, in the middle of a sweep. Where only the handing
+out is in question, actors without a model start in a second instead of ten.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -34,19 +35,20 @@ from refusal_dial.types import DialError
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "steer_refusal_direction.py"
 BATCHES = 12
+NODE = {"num_cpus": 0, "resources": {"here": 1.0}, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def cluster(monkeypatch_module):
-    """A Ray head without room, and one node with room for one worker."""
+    """A Ray head with room for one worker."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-dial[ray]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    head = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    head["_system_config"] = {"health_check_period_ms": 300}  # a dead node is missed in seconds
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        add_node(cluster)
         yield cluster
     finally:
         cluster.shutdown()
@@ -56,10 +58,6 @@ def cluster(monkeypatch_module):
 def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
         yield patch
-
-
-def add_node(cluster):
-    return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
 def kill_workers(node) -> None:
@@ -117,25 +115,21 @@ def on(cluster, flags, **more):
     return replace(flags, executor="ray", ray_address=cluster.address, **more)
 
 
-def test_an_actor_killed_and_a_node_taken_away_cost_nothing_but_time(
+def test_an_actor_that_is_killed_costs_nothing_but_time(
     cluster, study, flags, local, tmp_path, monkeypatch
 ):
     real, appended = job.append, []
-    [first] = cluster.worker_nodes
-    second = add_node(cluster)
 
     def disturbed(run, rows):
         real(run, rows)
         appended.append(len(rows))
         if len(appended) == 1:
-            kill_workers(first)
-        if len(appended) == 3:
-            cluster.remove_node(second, allow_graceful=False)
+            kill_workers(cluster.head_node)
 
     monkeypatch.setattr(job, "append", disturbed)
     carry_out(study, on(cluster, flags), tmp_path / "run")
     said = (tmp_path / "run" / "log.txt").read_text()
-    assert "ray: 2 workers on cpu, for 12 batches" in said
+    assert "ray: 1 workers on cpu, for 12 batches" in said
     assert "computed again" in said
     assert len(appended) == BATCHES
     ours, theirs = (read_table(path, "scores") for path in (tmp_path / "run", local))
@@ -148,13 +142,12 @@ def test_a_driver_that_is_killed_loses_what_was_in_flight_and_the_rerun_ends_wit
 ):
     out, whole = tmp_path / "run", (local / "scores.csv").read_bytes()
     given = [f"--{name.replace('_', '-')}={value}" for name, value in asked(flags, out).items()]
-    driver = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *given, "--executor=ray", f"--ray-address={cluster.address}"],
-        stderr=subprocess.DEVNULL,
-    )
+    given += ["--executor=ray", f"--ray-address={cluster.address}"]
+    with (tmp_path / "said").open("w") as said:
+        driver = subprocess.Popen([sys.executable, str(SCRIPT), *given], stderr=said)
     scores, deadline = out / "scores.csv", time.monotonic() + 90
     while not (scores.is_file() and scores.stat().st_size > len(whole) / BATCHES):
-        assert driver.poll() is None, "the driver ended by itself"
+        assert driver.poll() is None, (tmp_path / "said").read_text()
         assert time.monotonic() < deadline, "no batch was written in 90 s"
         time.sleep(0.002)
     driver.kill()
@@ -231,11 +224,11 @@ def handed(cluster):
             return self._batch(number), [f"said by {number}"]
 
     with connected(cluster.address) as ray:
-        made = ray.remote(Light).options(num_cpus=0.25)
+        made = ray.remote(Light)
 
-        def hand(batch, n, version="1", workers=2):
-            here = {"version": version}
-            pool = executors.Pool(ray, made.remote, workers, ray.put(batch), here)
+        def hand(batch, n, version="1", workers=2, **options):
+            actor_of = made.options(**{"num_cpus": 0.25, **options}).remote
+            pool = executors.Pool(ray, actor_of, workers, ray.put(batch), {"version": version})
             with closing(pool):
                 yield from executors.in_order(pool, range(n))
 
@@ -266,6 +259,34 @@ def test_a_batch_that_loses_its_worker_is_computed_again(handed, tmp_path, caplo
 
     with caplog.at_level("WARNING", "refusal_dial"):
         assert [number for number, _ in handed(batch, 5)] == list(range(5))
+    assert "a worker is lost: batch 2 is computed again" in caplog.text
+
+
+def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_path, caplog):
+    """Its worker is in the middle of a batch then, and another node has room."""
+    begun = tmp_path / "begun"
+
+    def batch(number):
+        if number == 2 and not begun.exists():
+            begun.touch()
+            time.sleep(600)
+        return number
+
+    def take_away(node):
+        while not begun.exists():
+            time.sleep(0.01)
+        cluster.remove_node(node, allow_graceful=False)
+
+    first = cluster.add_node(**NODE)
+    came = handed(batch, 4, workers=1, num_cpus=0, resources={"here": 1.0})
+    assert next(came)[0] == 0
+    second = cluster.add_node(**NODE)
+    taker = threading.Thread(target=take_away, args=[first])
+    taker.start()
+    with caplog.at_level("WARNING", "refusal_dial"):
+        assert [number for number, _ in came] == [1, 2, 3]
+    taker.join()
+    cluster.remove_node(second, allow_graceful=False)
     assert "a worker is lost: batch 2 is computed again" in caplog.text
 
 

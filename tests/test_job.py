@@ -102,6 +102,7 @@ def test_the_log_says_which_tokens_were_read(whole):
             {"executor": "ray", "ray_address": "127.0.0.1:1"},
             "no Ray head answers at 127.0.0.1:1",
         ),
+        ({"executor": "ray", "cpus_per_worker": 4096}, "no node has room for a worker of 4096"),
     ],
 )
 def test_machines_that_cannot_be_used_are_refused_before_a_run_is_opened(
