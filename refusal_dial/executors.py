@@ -29,8 +29,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cluster import connected, installed, places, resources
+from refusal_dial.devices import device_of
 from refusal_dial.files import located
-from refusal_dial.model import device_of, identity
+from refusal_dial.model import identity
 from refusal_dial.types import DialError, one_line
 from refusal_dial.workers import Batches, Task, Worker, about, check_same
 
