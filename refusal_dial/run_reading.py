@@ -99,6 +99,8 @@ def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
         )
         frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
     except (ValueError, TypeError, KeyError, OverflowError) as error:  # of pandas: a torn line, ...
+        if isinstance(error, pd.errors.ParserError) and "out of memory" in str(error):
+            raise MemoryError(str(error)) from error
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     check_columns(path, experiment, frame, needed)
     check_table(path, columns, frame, needed)

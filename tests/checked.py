@@ -2,8 +2,8 @@
 
 jaxtyping wraps every function of the package, so that the names in the shapes of arrays agree
 within a call. A function that takes and gives no array has no such names: beartype alone checks
-its types as jaxtyping would, at a tenth of the cost. Importing this module is what does it, for the
-modules that jaxtyping's import hook loads afterwards.
+its types as jaxtyping would, with the same error, at a tenth of the cost. Importing this module is
+what does it, for the modules that jaxtyping's import hook loads afterwards.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
 
 Check = Callable[[Any], Any]
 _with_shapes = jaxtyping.jaxtyped
+_alone = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def checked(what: Any = None, *, typechecker: Check) -> Any:
-    """A function or a class as jaxtyping wraps it; without shapes, as the type checker alone."""
+    """A function or a class as jaxtyping wraps it; without shapes, as beartype alone."""
     if what is None:
         return partial(checked, typechecker=typechecker)
     if inspect.isclass(what):
@@ -43,17 +45,16 @@ def _function(function: Any, typechecker: Check) -> Any:
     if any(_shaped(hint) for hint in known.values()):
         return _with_shapes(function, typechecker=typechecker)
     function.__annotations__ = known
-    alone = typechecker(function)
+    alone = _alone(function)
     function.__annotations__ = alone.__annotations__ = written
     return alone
 
 
 def _known(hint: Any, names: dict[str, Any]) -> Any:
     """What an annotation says; Any where it names what is defined later, as for jaxtyping."""
+    one = SimpleNamespace(__annotations__={"hint": hint})
     try:
-        return get_type_hints(SimpleNamespace(__annotations__={"it": hint}), names, None, True)[
-            "it"
-        ]
+        return get_type_hints(one, names, include_extras=True)["hint"]
     except Exception:
         return Any
 

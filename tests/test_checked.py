@@ -10,7 +10,6 @@ import jaxtyping
 import pytest
 import torch
 from beartype import beartype
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from refusal_dial.run import Run
 from refusal_dial.scorers import refusal_score
 
 checked = jaxtyping.jaxtyped(typechecker=beartype)
-WRONG = (BeartypeCallHintViolation, TypeCheckError)
 Row = Float[Tensor, "d"]
 
 
@@ -95,7 +93,7 @@ def test_what_is_right_goes_through():
     ],
 )
 def test_what_is_wrong_is_refused(call):
-    with pytest.raises(WRONG):
+    with pytest.raises(TypeCheckError):
         call()
 
 
@@ -109,5 +107,5 @@ def test_what_is_wrong_is_refused(call):
     ],
 )
 def test_calls_into_the_package_are_checked(call):
-    with pytest.raises(WRONG):
+    with pytest.raises(TypeCheckError):
         call()

@@ -73,7 +73,7 @@ JOBS = {
             "wide",
             "steering_holdout_control",
             "--model {model} --prompts {prompts} --refusal-tokens I --layer 1 --alphas -2,2 "
-            "--controls random --n-random 2000 --batch-size 14",
+            "--controls random --n-random 500 --batch-size 56",
         ),
     )
 }
