@@ -29,6 +29,20 @@ torch.set_num_threads(THREADS)
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)  # HYPOTHESIS_PROFILE=search looks further
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+# What takes longest begins first, so that no worker has it left when the others have ended.
+LONGEST = ("executors", "faults", "readme", "patching_experiments", "engine", "notebooks", "verify")
+LONGEST += ("forecast", "workers", "report_page", "replies", "docs", "continuation", "attribution")
+LONGEST += ("organism", "experiments", "bad_input", "corpus", "planted", "conditioning", "study")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # by number of tests: long ones stand in small files
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.hookimpl(wrapper=True)
