@@ -108,14 +108,12 @@ def test_a_run_ends_in_what_to_do_next(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, **name)
-def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
+def test_a_misspelt_flag_stops_before_any_work(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     flags = fields(get_type_hints(load(path.stem).main)["flags"])
     known = "--" + flags[-1].name.replace("_", "-")
-    done = command(path, known + "e", "3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"unknown flag {known}e: did you mean {known}" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    ended = bad_case.run(path, [f"{known}e", "3"], tmp_path, capsys)
+    assert f"unknown flag {known}e: did you mean {known}" in ended.line
 
 
 @pytest.mark.parametrize(
@@ -133,12 +131,17 @@ def test_a_misspelt_flag_stops_before_any_work(path, tmp_path):
         (("--out",), "--out needs a value"),
     ],
 )
-def test_a_wrong_value_stops_before_any_work(arguments, message, tmp_path):
+def test_a_wrong_value_stops_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     path = ROOT / "experiments" / "steering_holdout_control.py"
-    done = command(path, *arguments, cwd=tmp_path)
+    assert message in bad_case.run(path, list(arguments), tmp_path, capsys).line
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_line(tmp_path):
+    path = ROOT / "experiments" / "steering_holdout_control.py"
+    done = command(path, "--layer", "twenty", cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == "error: --layer: expected a whole number, not 'twenty'\n"
     assert list(tmp_path.iterdir()) == []
 
 
