@@ -13,13 +13,11 @@ never computes, and knows no models.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +25,9 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial.files import located, write_whole
+from refusal_dial.files import write_whole
 from refusal_dial.journal import Kept, cut, record, trusted
+from refusal_dial.run_folder import ROOT, Run, planned_run
 from refusal_dial.run_log import close_log, open_log
 from refusal_dial.run_reading import (
     HASHES,
@@ -39,6 +38,7 @@ from refusal_dial.run_reading import (
     read_table,
     read_verdict,
 )
+from refusal_dial.run_settings import check_same
 from refusal_dial.spreadsheets import to_show
 from refusal_dial.types import DialError
 
@@ -58,36 +58,7 @@ __all__ = [
     "versions",
 ]
 log = logging.getLogger("refusal_dial")
-ROOT = Path("runs")
-FILES = ("config.json", "scores.csv", "journal.txt", "summary.csv", "summary.json", "log.txt")
 PACKAGES = ("refusal-dial", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder and the settings its rows depend on."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    experiment: str = ""
-
-    @property
-    def scores(self) -> Path:
-        return self.folder / "scores.csv"
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal.txt"
-
-    @property
-    def key(self) -> str:
-        """The hash of the content that the rows depend on, wherever it lies."""
-        text = json.dumps(_content(self.settings), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "summary.json").is_file()
 
 
 def open_run(
@@ -104,10 +75,17 @@ def open_run(
     damaged: then the log says so, its summary is dropped, and what is missing is computed again.
 
     Raises `DialError` if `out` holds a run of another experiment or of other settings (naming the
-    first that differs), something that is not a run, or a run that cannot be read.
+    first that differs), something that is not a run, or a run that cannot be read, and where
+    another process is writing there.
     """
     run = planned_run(experiment, settings, out, root)
-    if (run.folder / "config.json").is_file():
+    path = run.folder / "config.json"
+    if path.is_file():
+        return _resumed(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    open_log(run.folder)  # of two processes that come at once, one goes on from here
+    if path.is_file():
+        check_same(run.folder, experiment, run.settings)
         return _resumed(run)
     config = {
         "experiment": experiment,
@@ -116,36 +94,8 @@ def open_run(
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    write_whole(run.folder / "config.json", json.dumps(config, indent=2) + "\n")
-    return _logged(run)
-
-
-def planned_run(
-    experiment: str,
-    settings: Mapping[str, Any],
-    out: str | None = None,
-    root: Path = ROOT,
-) -> Run:
-    """The run that `open_run` would open, and nothing is written. Raises what it raises."""
-    settings = json.loads(json.dumps(settings))
-    key = Run(Path(), settings).key
-    if out is not None:
-        folder = located(out)
-        _check_files(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            _check_same(folder, experiment, settings)
-        if folder.exists() and not folder.is_dir():
-            raise DialError(f"--out {out!r} is a file: give a folder for the run")
-        return Run(folder, settings, experiment)
-    for old in sorted((root / experiment).glob(f"*-{key[:8]}"), reverse=True):
-        if (old / "config.json").is_file() and not (old / "summary.json").is_file():
-            _check_files(old)
-            _check_same(old, experiment, settings)
-            return Run(old, settings, experiment)
-    folder = root / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{key[:8]}"
-    while folder.exists():
-        folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
-    return Run(folder, settings, experiment)
+    write_whole(path, json.dumps(config, indent=2) + "\n")
+    return run
 
 
 def _resumed(run: Run) -> Run:
@@ -177,42 +127,6 @@ def damage(run: Run) -> str:
     return f"{run.scores}: {found.fault}" if found.fault else ""
 
 
-def _check_files(folder: Path) -> None:
-    for path in (folder / name for name in FILES):
-        if (path.exists() or path.is_symlink()) and not path.is_file():
-            raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")
-
-
-def _check_same(folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
-    config = read_config(folder)
-    settings = {"experiment": experiment, **_content(settings)}
-    recorded = {"experiment": config.get("experiment"), **_content(config["settings"])}
-    for name in {**settings, **recorded}:
-        if settings.get(name) != recorded.get(name):
-            raise DialError(
-                f"{folder} holds a run with {name} = {_short(recorded.get(name))}, and this one "
-                f"has {_short(settings.get(name))}: choose another --out"
-            )
-
-
-def _content(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without what only says where files lay, if a hash says what was in them: on
-    another machine the same prompts and weights may lie elsewhere."""
-    out = dict(settings)
-    data, model = out.get("data"), out.get("model")
-    if isinstance(data, dict) and set(data) - {"source"}:
-        out["data"] = {name: value for name, value in data.items() if name != "source"}
-        out = {k: v for k, v in out.items() if k not in ("prompts", "openings")}
-    if isinstance(model, dict) and model.get("revision"):
-        out["model"] = {name: value for name, value in model.items() if name != "name"}
-    return out
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def versions() -> dict[str, str]:
     """Of Python and of the packages that rows may depend on."""
     found = {"python": sys.version.split()[0]}
@@ -226,10 +140,10 @@ def versions() -> dict[str, str]:
 
 def _logged(run: Run) -> Run:
     """From here on the package's log goes to the run's log.txt too; a finished run's is closed."""
-    if run.finished:
-        close_log()
-    else:
+    if not run.finished:
         open_log(run.folder)
+    if run.finished:  # by now
+        close_log()
     return run
 
 

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from hashlib import sha256
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refusal_dial import run as run_module
 from refusal_dial.run import (
     append,
     find_run,
@@ -297,7 +300,7 @@ def test_a_finished_run_named_by_out_is_returned_and_not_written(tmp_path):
         ({"seed": 7, "alphas": [1.0]}, "with seed = 0, and this one has 7"),
         ({"alphas": [2.0]}, r"with alphas = [-1.0, 0.0, 1.0], and this one has [2.0]"),
         ({"system": "Refuse."}, 'with system = null, and this one has "Refuse."'),
-        ({"model": {"name": "x" * 500}}, 'with model = {"name": "tiny"}, and this one has {"name'),
+        ({"model": {"name": "x" * 500}}, 'with model.name = "tiny", and this one has "xxxx'),
         ({"added": 1}, "with added = null, and this one has 1"),
     ],
 )
@@ -395,11 +398,11 @@ def test_the_config_says_what_was_run_with_what(tmp_path, monkeypatch):
 def test_the_summary_json_is_written_last(tmp_path, monkeypatch):
     run = begun(tmp_path)
     summary = pd.DataFrame({"alpha": [0.1 + 0.2], "n": [1]})
-    from refusal_dial import run as module
-
     order = []
-    write = module.write_whole
-    monkeypatch.setattr(module, "write_whole", lambda p, c: (order.append(p.name), write(p, c))[1])
+    write = run_module.write_whole
+    monkeypatch.setattr(
+        run_module, "write_whole", lambda p, c: (order.append(p.name), write(p, c))[1]
+    )
     finish(run, summary, {"verdict": [{"p_value": None}]})
     assert order == ["summary.csv", "summary.json"]
     assert run.finished
@@ -624,26 +627,72 @@ def test_a_nan_is_no_number_in_json_and_not_written_silently(tmp_path):
     assert not run.finished
 
 
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("held", flush=True)
+    except BlockingIOError:
+        print("refused", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(folder):
+    """Another process that asks for a run's lock, and holds it for as long as this lasts."""
+    command = [sys.executable, "-c", HOLD, str(folder / "log.txt")]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
 def test_a_second_process_on_one_run_is_refused(tmp_path):
     out = str(tmp_path / "run")
     run = open_run("a", {"x": 1}, out)
-    script = (
-        "import sys\n"
-        "from refusal_dial.run import open_run\n"
-        "from refusal_dial.types import DialError\n"
-        "try: open_run('a', {'x': 1}, sys.argv[1])\n"
-        "except DialError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, out], capture_output=True, text=True, check=True
-    )
-    assert f"{out} is being written by another process: wait for it" in done.stdout
+    with another_process(run.folder) as got:
+        assert got == "refused"
     assert open_run("a", {"x": 1}, out).folder == run.folder  # this process goes on
-    finish(run, pd.DataFrame({"n": [1]}), {})
-    done = subprocess.run(
-        [sys.executable, "-c", script, out], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""  # a finished run may be read
+    close_log()
+    with another_process(run.folder) as got:
+        assert got == "held"
+        with pytest.raises(DialError, match=f"{out} is being written by another process: wait for"):
+            open_run("a", {"x": 1}, out)
+        finish(run, pd.DataFrame({"n": [1]}), {})
+        assert open_run("a", {"x": 1}, out).finished  # a finished run may be read
+
+
+def test_of_two_processes_that_begin_a_run_one_wins_and_the_other_writes_nothing(tmp_path):
+    """The first has the lock, and has not written its config yet."""
+    with another_process(tmp_path) as got:
+        assert got == "held"
+        with pytest.raises(DialError, match="is being written by another process"):
+            open_run("a", {"x": 1}, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+    assert (tmp_path / "log.txt").read_text() == ""
+    assert open_run("a", {"x": 1}, str(tmp_path)).folder == tmp_path
+
+
+@pytest.mark.parametrize(("settings", "same"), [({"x": 1}, True), ({"x": 2}, False)])
+def test_a_run_that_another_process_began_meanwhile_is_taken_for_what_it_is(
+    settings, same, tmp_path, monkeypatch
+):
+    """Its config came between this process's look at the folder and its lock."""
+    real = run_module.open_log
+
+    def late(folder):
+        monkeypatch.setattr(run_module, "open_log", real)
+        open_run("a", {"x": 1}, str(folder))
+        real(folder)
+
+    monkeypatch.setattr(run_module, "open_log", late)
+    if same:
+        assert open_run("a", settings, str(tmp_path)).folder == tmp_path
+    else:
+        with pytest.raises(DialError, match="holds a run with x = 1, and this one has 2"):
+            open_run("a", settings, str(tmp_path))
+    assert read_config(tmp_path)["settings"] == {"x": 1}
 
 
 def test_a_home_that_is_nobodys(tmp_path):
