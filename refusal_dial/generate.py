@@ -19,15 +19,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
-from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
+from jaxtyping import Float, Float64
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import DynamicCache
 
+from refusal_dial.cached import Batch, forward, prefill, runner_of
 from refusal_dial.fits import check_grid
-from refusal_dial.replay.bare import UnfitError, unhooked
-from refusal_dial.row_hooks import at_the_last_token, is_known, leaves_the_rest_alone, row_hooks
+from refusal_dial.row_hooks import is_known, row_hooks
 from refusal_dial.sampling import GREEDY, Decoding, choose, draws, end_tokens
 from refusal_dial.tokens import Tokens
 from refusal_dial.types import DialError, Hook
@@ -69,22 +67,15 @@ def generate(
             f"{int(model.cfg.n_ctx)}: shorten it"
         )
     numbers = draws(tokens, decoding, keys)
-    found = [c for part in _parts(tokens, grid, decoding) for c in _generate(model, part, numbers)]
+    found = [
+        c
+        for part in _parts(tokens, grid, decoding)
+        for c in _generate(model, part, decoding, numbers)
+    ]
     return sorted(found, key=lambda one: (one.cell, one.prompt, one.sample))
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Some prompts under some cells; `prompts` are their numbers in the whole."""
-
-    tokens: Tokens
-    prompts: Int[Tensor, " prompt"]
-    grid: Sequence[Sequence[Hook]]
-    first: int  # the number of the first cell
-    decoding: Decoding
-
-
-def _parts(tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding) -> Iterator[_Batch]:
+def _parts(tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding) -> Iterator[Batch]:
     """Batches of at most `decoding.rows` rows; hooks that are not edits see all prompts at once."""
     n = len(tokens)
     whole = not all(is_known(hook) for cell in grid for hook in cell)
@@ -94,16 +85,18 @@ def _parts(tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding) -
         some = torch.arange(start, min(start + size, n))
         for first in range(0, len(grid), cells):
             mine = grid[first : first + cells]
-            yield _Batch(tokens.rows(start, start + size), some, mine, first, decoding)
+            yield Batch(tokens.rows(start, start + size), some, mine, first)
 
 
 @torch.no_grad()
 def _generate(
-    model: TransformerBridge, part: _Batch, numbers: Float64[Tensor, "prompt sample step"] | None
+    model: TransformerBridge,
+    part: Batch,
+    decoding: Decoding,
+    numbers: Float64[Tensor, "prompt sample step"] | None,
 ) -> Iterator[Completion]:
     """Decode one batch. Rows leave as they end, unless a hook is not an edit."""
-    decoding, samples = part.decoding, part.decoding.samples
-    device, grid = part.tokens.ids.device, part.grid
+    samples, device, grid = decoding.samples, part.tokens.ids.device, part.grid
     row = torch.arange(len(part.prompts) * len(grid) * samples)
     prompts, cells, sample = (
         row // (len(grid) * samples),
@@ -112,8 +105,8 @@ def _generate(
     )
     fixed = not all(is_known(hook) for cell in grid for hook in cell)
     ends = torch.tensor(end_tokens(model), device=device)
-    runner = _runner(model, grid)
-    mask, state, logits = _prefill(model, runner, part, prompts, cells)
+    runner = runner_of(model, grid)
+    mask, state, logits = prefill(model, runner, part, prompts, cells)
     alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
     for step in range(decoding.max_new_tokens):
@@ -139,7 +132,7 @@ def _generate(
             hooks = row_hooks(grid, cells[alive], part.prompts[prompts[alive]])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-            logits = _forward(runner, token[:, None], mask, state)
+            logits = forward(runner, token[:, None], mask, state)
     for r in row.tolist():
         text = str(model.tokenizer.decode(said[r], skip_special_tokens=True))
         yield Completion(
@@ -164,16 +157,16 @@ def follow(
     """
     check_grid(model, tokens, [hooks])
     batch = torch.arange(len(tokens))
-    part = _Batch(tokens, batch, [list(hooks)], 0, Decoding(rows=len(tokens)))
-    runner = _runner(model, part.grid)
-    mask, state, logits = _prefill(model, runner, part, batch, torch.zeros_like(batch))
+    part = Batch(tokens, batch, [list(hooks)])
+    runner = runner_of(model, part.grid)
+    mask, state, logits = prefill(model, runner, part, batch, torch.zeros_like(batch))
     yield logits
     mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
     for step in range(max(map(len, said), default=0)):
         token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in said])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         with model.hooks(fwd_hooks=mine) if mine else nullcontext():
-            logits = _forward(runner, token.to(mask.device)[:, None], mask, state)
+            logits = forward(runner, token.to(mask.device)[:, None], mask, state)
         yield logits
 
 
@@ -189,9 +182,9 @@ def stream(
         raise DialError(f"expected one prompt, not {len(tokens)}")
     check_grid(model, tokens, [hooks])
     row, ends = torch.zeros(1, dtype=torch.long), end_tokens(model)
-    part = _Batch(tokens, row, [list(hooks)], 0, Decoding(rows=1))
-    runner = _runner(model, part.grid)
-    mask, state, logits = _prefill(model, runner, part, row, row)
+    part = Batch(tokens, row, [list(hooks)])
+    runner = runner_of(model, part.grid)
+    mask, state, logits = prefill(model, runner, part, row, row)
     mine = row_hooks(part.grid, row, row)
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
@@ -201,62 +194,4 @@ def stream(
         if step + 1 < max_new_tokens:
             mask = torch.cat([mask, mask.new_ones(1, 1)], 1)
             with model.hooks(fwd_hooks=mine) if mine else nullcontext():
-                logits = _forward(runner, token[:, None], mask, state)
-
-
-def _prefill(
-    model: TransformerBridge,
-    runner: nn.Module,
-    part: _Batch,
-    prompts: Int[Tensor, " row"],
-    cells: Int[Tensor, " row"],
-) -> tuple[Int[Tensor, "row pos"], DynamicCache, Float[Tensor, "row d_vocab"]]:
-    """(mask, cache, logits at the last prompt token) of every row.
-
-    Where only the last prompt token is edited, what stands before it is read once a prompt.
-    """
-    index = prompts.to(part.tokens.ids.device)
-    ids, mask = part.tokens.ids, part.tokens.mask
-    if len(index) > len(ids) and ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
-        state = _cache(model)
-        _forward(runner, ids[:, :-1], mask[:, :-1], state)
-        state.batch_select_indices(index)
-        hooks = row_hooks(at_the_last_token(part.grid), cells, part.prompts[prompts])
-        ids = ids[:, -1:]
-    else:
-        state, hooks = _cache(model), row_hooks(part.grid, cells, part.prompts[prompts])
-    with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-        return mask[index], state, _forward(runner, ids[index], mask[index], state)
-
-
-def _runner(model: TransformerBridge, grid: Sequence[Sequence[Hook]]) -> nn.Module:
-    """What runs a batch: where no hook is to be seen, the model without its hook points."""
-    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
-    if attached or any(grid):
-        return model.original_model
-    try:
-        return unhooked(model)
-    except UnfitError:
-        return model.original_model
-
-
-def _cache(model: TransformerBridge) -> DynamicCache:
-    return DynamicCache(config=model.original_model.config)
-
-
-def _forward(
-    runner: nn.Module,
-    ids: Int[Tensor, "row new"],
-    mask: Int[Tensor, "row pos"],
-    cache: DynamicCache,
-) -> Float[Tensor, "row d_vocab"]:
-    """Logits at the last position; the cache grows by `ids`."""
-    where = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    return runner(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=where,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+                logits = forward(runner, token[:, None], mask, state)

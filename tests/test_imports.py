@@ -43,7 +43,8 @@ FLOORS = {
         replay
         selection selection.limits selection.flags selection.rules selection.tables
         calibration calibration.flags calibration.uniform calibration.tables
-        verify verify.flags verify.claims verify.evidence verify.harm verify.shown verify.page
+        verify verify.flags verify.claims verify.table verify.evidence verify.harm verify.shown
+        verify.page
         calibration.coverage calibration.contradiction
     """,
     # arithmetic on tensors, and on texts: knows no model
@@ -56,8 +57,8 @@ FLOORS = {
     # touches the model
     "model": """
         likelihood direction_files
-        model tokens fits activations engine sampling generate classifiers judge_model toxicity
-        validation doctor
+        model tokens fits activations engine sampling cached generate classifiers judge_model
+        toxicity validation doctor
         replay.bare replay.recording replay.plan replay.rectangles replay.stream replay.grid
         selection.candidates selection.layout weights
         replay.trial replay.memory replay.finals patching.pairs patching.places patching.sides

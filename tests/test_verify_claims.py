@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.stats import holm, rank_p
+from refusal_dial.stats import holm
 from refusal_dial.verify import harm
 from refusal_dial.verify.claims import Evidence, judge, plain, without_nan
-from refusal_dial.verify.evidence import Measured, beyond_controls, ends, one_sided
+from refusal_dial.verify.evidence import beyond_controls, ends
+from refusal_dial.verify.table import Measured
 
 ps = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -53,29 +54,6 @@ def test_the_verdict_is_json_without_nan():
         "a": None,
         "b": [1, 0.5],
     }
-
-
-@given(
-    null=st.lists(st.floats(-9, 9), min_size=1, max_size=30), effect=st.floats(-9, 9).filter(bool)
-)
-def test_a_one_sided_p_is_half_of_the_two_sided_one(null, effect):
-    p, other = one_sided(effect, np.array(null)), one_sided(-effect, np.array(null))
-    assert p + other == pytest.approx(1 + 1 / (2 * len(null) + 2))
-    assert min(p, other) == pytest.approx(rank_p(effect, null) / 2)
-    assert (p <= 0.5) == (effect > 0)
-
-
-def test_a_one_sided_p_is_uniform_at_most_where_the_effect_is_one_more_draw():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(size=(4000, 20))
-    found = np.array([one_sided(float(row[0]), row[1:]) for row in draws])
-    for level in (0.05, 0.25, 0.5):
-        assert (found <= level).mean() <= level + 0.015
-
-
-def test_a_missing_control_counts_as_further():
-    assert one_sided(1.0, np.array([0.5, np.nan])) == pytest.approx((1 + 1) / 3 / 2)
-    assert np.isnan(one_sided(1.0, np.empty(0)))
 
 
 def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from refusal_dial import stats
 from refusal_dial.verify.claims import Evidence
-from refusal_dial.verify.evidence import Measured
+from refusal_dial.verify.table import Measured
 
 Values = NDArray[np.float64]
 

@@ -18,19 +18,13 @@ from refusal_dial.job import begin, carry_out
 from refusal_dial.run import Run, read_config, read_verdict
 from refusal_dial.study import study_settings
 from refusal_dial.verify import claims, harm, stability
-from refusal_dial.verify.evidence import (
-    Measured,
-    beyond_controls,
-    beyond_length,
-    ends,
-    rates,
-    tabled,
-)
+from refusal_dial.verify.evidence import beyond_controls, beyond_length, ends, rates
 from refusal_dial.verify.flags import VerifyFlags
 from refusal_dial.verify.limits import not_shown
 from refusal_dial.verify.measures import measure_batches, plan_of
 from refusal_dial.verify.opened import Opened
 from refusal_dial.verify.page import page
+from refusal_dial.verify.table import Measured, tabled
 
 
 @dataclass(frozen=True, eq=False)
