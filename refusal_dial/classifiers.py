@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refusal_dial.blueprint import check_blueprint, check_folder
 from refusal_dial.checkpoint import folder_revision, whole_weights
+from refusal_dial.control_tokens import reader_of_text
 from refusal_dial.devices import device_of
 from refusal_dial.files import located
 from refusal_dial.hub import commit_of, config_of, hub_reachable
@@ -33,8 +34,9 @@ TRIAL = ("A text.", "And another one, which is longer.")
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A sequence classifier, its tokenizer, what it calls its labels, how many tokens it reads of a
-    text, and which one it is: the hub's commit, or a hash of every byte of its folder."""
+    """A sequence classifier, its tokenizer as it is given texts (`reader_of_text`), its labels, how
+    many tokens it reads of a text, and which one it is: the hub's commit, or a hash of every byte
+    of its folder."""
 
     model: Any
     tokenizer: Any
@@ -94,7 +96,7 @@ def load_classifier(
         model, tokenizer = _loaded(source, place, found, on)
         classifier = Classifier(
             model,
-            tokenizer,
+            reader_of_text(tokenizer),
             _labels(model.config.id2label),
             _reads(model.config, tokenizer),
             commit[1]

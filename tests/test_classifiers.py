@@ -15,6 +15,7 @@ import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 from refusal_dial import judge_model, toxicity
 from refusal_dial.checkpoint import folder_revision
@@ -226,6 +227,16 @@ def test_the_least_of_what_is_said_is_read_and_control_tokens_are_text(folder: P
     assert opened(folder).reads == 64
     spelt, empty = short.logits(["a<|endoftext|>", "a"])
     assert not torch.allclose(spelt, empty)
+
+
+def test_control_tokens_that_nobody_marked_are_text_too(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("<verdict>", special=False)])
+    tokenizer.save_pretrained(folder)
+    reader = opened(folder).tokenizer
+    ids = reader("a<verdict>b", split_special_tokens=True)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<verdict>") not in ids
+    assert tokenizer.decode(ids) == "a<verdict>b"
 
 
 def test_which_one_it_is_covers_every_byte(folder: Path, whole: Path) -> None:
