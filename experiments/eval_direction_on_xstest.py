@@ -24,7 +24,8 @@ def main(flags: DirectionFlags) -> None:
     from refusal_dial.steering import learn, placed
     from refusal_dial.study import open_study
 
-    given = direction_at(flags.direction, *flags.layer[:1]) if flags.direction else None
+    file = flags.direction
+    given = direction_at(file, *flags.layer[:1]) if file is not None else None
     layers = flags.layer or ((given.provenance.layer,) if given else (20,))
     study = open_study(flags, layers, flags.site, flags.pos)
     prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]

@@ -32,7 +32,7 @@ def main(flags: Flags) -> None:
     from refusal_dial.tables import print_controls, print_dial, print_groups
     from refusal_dial.types import DialError
 
-    known = load(flags.direction) if flags.direction else None
+    known = load(flags.direction) if flags.direction is not None else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
     if not names:
         raise DialError(f"--model {flags.model!r} names no model: give one, or several with commas")

@@ -23,7 +23,7 @@ from importlib import metadata
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_dial.types import DialError
+from refusal_dial.types import DialError, shown
 
 Scores = NDArray[np.float64]
 PROFANITY = "profanity"
@@ -94,9 +94,15 @@ def load_toxicity(
     softmax where one of them holds (`problem_type`), as in transformers' own pipeline. Texts longer
     than the classifier reads are cut at their end.
 
-    Raises `DialError` for a classifier that cannot be loaded or has no such label.
+    Raises `DialError` for a classifier that cannot be loaded or has no such label, and for a label
+    of `"profanity"`, which has none.
     """
     if name == PROFANITY:
+        if label is not None:
+            raise DialError(
+                f"--toxic-label {shown(label, 60)}: {PROFANITY} has no labels to read; leave it "
+                "out, or take a classifier"
+            )
         return _profanity()
     return _classifier(name, device, label, revision, batch_size)
 

@@ -188,6 +188,13 @@ def test_a_direction_that_cannot_be_read(kind, run, tmp_path):
     assert str(file) in run(path, "--direction", str(file)).line
 
 
+@pytest.mark.parametrize("path", taking("direction"), **name)
+def test_an_empty_direction_is_not_the_same_as_none(path, run, qwen_folder):
+    """`--direction "$FILE"` of a variable that is not set must not learn another direction."""
+    line = run(path, "--direction", "", "--model", str(qwen_folder), "--device", "cpu").line
+    assert "names no file" in line or "no direction file ''" in line
+
+
 @pytest.mark.parametrize("kind", bad_case.CONTRAST)
 def test_contrast_pairs_that_cannot_be_read(kind, tmp_path):
     suffix, content = bad_case.CONTRAST[kind]

@@ -73,6 +73,12 @@ def test_the_figures_that_the_offline_scorer_claims_are_measured(shared):
     assert len(sets) == len(MEASURED)
 
 
+def test_the_offline_scorer_has_no_labels_to_choose_from():
+    for label in ("toxic", ""):
+        with pytest.raises(DialError, match="profanity has no labels to read; leave it out"):
+            load_toxicity(label=label)
+
+
 def test_one_of_several_labels_is_a_softmax(two_labels):
     scores = load_toxicity(two_labels, "cpu")(TEXTS)
     expected = logits(two_labels, TEXTS[0]).softmax(-1)[1]

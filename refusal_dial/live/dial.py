@@ -86,7 +86,7 @@ def open_dial(flags: LiveFlags) -> Dial:
 
     Raises `DialError` for whatever of the flags cannot be used.
     """
-    given = load(flags.direction) if flags.direction else None
+    given = load(flags.direction) if flags.direction is not None else None
     study = open_study(flags, None, flags.site, POS)
     dial = Dial(flags, study, given, {flags.site: study})
     check_layers(study.model, [flags.layer])
