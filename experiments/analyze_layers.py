@@ -16,16 +16,17 @@ def main(flags: LayerFlags) -> None:
     from refusal_dial.continuation.tables import print_layers
     from refusal_dial.openings import CHALLENGING
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.run_columns import SAID
 
     if flags.load_existing is not None:
         folder = find_run(flags.load_existing)
-        summary = read_table(folder, "summary")
+        summary = read_table(folder, "summary", *SAID)
     else:
         from refusal_dial.continuation.job import conduct_continuations
 
         run, summary = conduct_continuations("analyze_layers", flags)
         folder = run.folder
-    n_layers = read_config(folder)["settings"]["model"]["n_layers"]
+    n_layers = read_config(folder, "model.n_layers")["settings"]["model"]["n_layers"]
     layers = by_layer(summary, CHALLENGING, n_layers)
     print_layers(layers, by_group(layers), best_layer(layers))
     print(f"run: {folder}")

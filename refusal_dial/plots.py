@@ -157,7 +157,7 @@ def _trade_off(summary: pd.DataFrame, name: str, place: tuple[Any, ...]) -> pd.D
     rows = set_off(summary)
     rows = rows[rows["direction"] == name]
     rows = rows[(rows[PLACE] == list(place)).all(axis=1)]
-    rows = rows.assign(seed=rows["seed"].fillna(0))
+    rows = rows.assign(seed=rows["seed"].fillna(-1))
     wide = rows.pivot(index=["seed", "alpha"], columns="subset", values="refusal_rate")
     wide = wide.reset_index()
     return wide.sort_values(["seed", "alpha"])

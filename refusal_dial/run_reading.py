@@ -5,8 +5,9 @@ summary.json ends with the SHA-256 of what the run ended with:
     "sha256": {"scores.csv": ..., "summary.csv": ..., "verdict": the other keys, sorted}
 
 What is read of a finished run is compared with it first, so that nothing is drawn or reported of a
-file that was altered since. Runs made before there were such hashes are read without. This module
-reads. It writes and mends nothing (see `run.open_run`), and knows no models.
+file that was altered since. Runs made before there were such hashes are read without. The journal
+is not asked: it says which rows of an unfinished run are whole, and a finished one's are in its
+hashes. This module reads. It writes and mends nothing (see `run.open_run`), and knows no models.
 """
 
 from __future__ import annotations
@@ -17,17 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from refusal_dial.files import located, read_json
-from refusal_dial.run_schema import (
-    TEXTS,
-    WHOLE,
-    check_columns,
-    check_config,
-    check_table,
-    check_verdict,
-)
+from refusal_dial.run_columns import TEXTS, WHOLE
+from refusal_dial.run_schema import check_config, check_header, check_table, check_verdict
 from refusal_dial.spreadsheets import as_meant
 from refusal_dial.types import DialError
 
@@ -62,15 +58,11 @@ def changed(folder: Path) -> str:
 
 def read_config(folder: str | Path, *needed: str) -> dict[str, Any]:
     """config.json of a run folder. Raises `DialError` if the folder holds no run, or its settings
-    lack one that is `needed`."""
+    lack one that is `needed` (`model.n_layers` is the model's)."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise DialError(f"{folder} is not a run folder: it has no config.json")
-    config = check_config(path, read_json(path))
-    for name in needed:
-        if name not in config["settings"]:
-            raise DialError(f"{path} has no setting {name!r}: it is of {config['experiment']}")
-    return config
+    return check_config(path, read_json(path), needed)
 
 
 def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
@@ -97,23 +89,24 @@ def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
             na_values={name: [""] for name in columns if name not in TEXTS},
             **EXACT,
         )
-        frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:  # of pandas: a torn line, ...
+        with np.errstate(invalid="raise"):  # infinity is no whole number
+            frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:  # of pandas: torn lines
         if isinstance(error, pd.errors.ParserError) and "out of memory" in str(error):
             raise MemoryError(str(error)) from error
         raise DialError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    check_columns(path, experiment, frame, needed)
-    check_table(path, columns, frame, needed)
+    check_header(path, columns)
+    check_table(path, experiment, frame, needed)
     return frame
 
 
-def read_verdict(folder: str | Path) -> dict[str, Any]:
-    """summary.json of a finished run. Raises `DialError` if it is not there yet, unreadable, or was
-    altered since."""
+def read_verdict(folder: str | Path, *needed: str) -> dict[str, Any]:
+    """summary.json of a finished run. Raises `DialError` if it is not there yet, unreadable, was
+    altered since, or lacks what is `needed`."""
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
         raise DialError(f"{folder} has no summary.json: {FIRST}")
-    return _mendable(folder)
+    return check_verdict(folder / "summary.json", _mendable(folder), needed)
 
 
 def find_run(where: str | Path) -> Path:

@@ -1,125 +1,230 @@
 """What the files of a run may hold: which settings, columns and keys are of which kind.
 
 Only names that the package knows are checked, and only where they are there: an experiment adds its
-own, and a run of an older version lacks some. Every fault is a `DialError` that names the file, the
-name and the value. This module knows parsed values. It reads no files, and it does not know which
-columns a figure needs (see `run_reading.read_table`).
+own, and a run of an older version lacks some. What a figure or a page asks for by name must be
+there; then no row may lack what every row has, and no cell may be there twice. Every fault is a
+`DialError` that names the file, the name and the value. This module knows parsed values. It reads
+no files, and draws nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from refusal_dial.run_columns import (
+    AXES,
+    CELL,
+    COUNTS,
+    MEASURED,
+    NATURAL,
+    NUMBERS,
+    TEXTS,
+    UNBOUNDED,
+    WHOLE,
+    YES_OR_NO,
+)
 from refusal_dial.types import DialError, shown
 
-TEXTS = {"direction", "site", "prompt_id", "subset", "split", "category", "system", "label"}
-TEXTS |= {"way", "role", "token", "stop", "completion", "reason"}
-WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
-NATURAL = WHOLE - {"pos"}
-NUMBERS = {"score", "effect", "alpha_relative", "n", "score_mean", "score_lo", "score_hi"}
-NUMBERS |= {"refusal_rate", "rate_lo", "rate_hi", "p_value", "shift"}
-AXES = {"alpha", "strength"}  # of a figure that needs one, no row is without it
-
-CELL = ("direction", "seed", "layer", "site", "pos", "alpha", "subset", "split")
-SCORES = (*CELL, "prompt_id", "score")
-RATES = ("refusal_rate", "rate_lo", "rate_hi")
-SUMMARY = (*CELL, "n", "score_mean", "score_lo", "score_hi", *RATES, "p_value")
+LARGEST = 1e30  # as of a number on the command line
+PAIRS = ("model.name", "gap", "pairs.used", "pairs.matched", "pairs.excluded")
+"""Settings of a run of patching."""
 
 Kinds = Mapping[str, tuple[type, ...]]
-TEXT, LIST, OBJECT, NUMBER, NONE = (str,), (list,), (dict,), (int, float), (type(None),)
-CONFIG: Kinds = {"experiment": TEXT, "settings": OBJECT, "versions": OBJECT, "command": TEXT}
-SETTINGS: Kinds = {
-    "model": OBJECT,
-    "data": OBJECT,
-    "refusal_tokens": OBJECT,
-    "layer": (*LIST, int, *NONE),
-    "alphas": (*LIST, *NONE),
-    "threshold": (*NUMBER, *NONE),
-    "seed": (int,),
-    "n_random": (int,),
+TEXT, LIST, OBJECT, INT, NUMBER, NONE = (
+    (str,),
+    (list,),
+    (dict,),
+    (int,),
+    (int, float),
+    (type(None),),
+)
+CONFIG: Kinds = {
+    "experiment": TEXT,
+    "settings": OBJECT,
+    "versions": OBJECT,
+    "command": TEXT,
+    "settings.model": OBJECT,
+    "settings.model.name": TEXT,
+    "settings.model.n_layers": INT,
+    "settings.data": OBJECT,
+    "settings.judge": (*OBJECT, *TEXT),
+    "settings.refusal_tokens": OBJECT,
+    "settings.pairs": (*OBJECT, *TEXT),
+    "settings.pairs.used": INT,
+    "settings.pairs.matched": INT,
+    "settings.pairs.excluded": INT,
+    "settings.gap": NUMBER,
+    "settings.layer": (*LIST, *INT, *NONE),
+    "settings.site": (*TEXT, *NONE),
+    "settings.alphas": (*LIST, *NONE),
+    "settings.alpha_unit": (*TEXT, *NONE),
+    "settings.threshold": (*NUMBER, *NONE),
+    "settings.seed": INT,
+    "settings.n_random": INT,
 }
 VERDICT: Kinds = {
     "left_out": OBJECT,
+    "left_out.rows": INT,
+    "left_out.of": INT,
+    "left_out.reasons": OBJECT,
     "sha256": OBJECT,
     "threshold": (*NUMBER, *NONE),
     "judge": OBJECT,
+    "judge.measured[].two_way": NUMBER,
+    "judge.measured[].three_way": NUMBER,
+    "judge.disagrees_with_substring": (*NUMBER, *NONE),
+    "coherence[].tolerance": NUMBER,
+    "coherence[].holds_to": NUMBER,
+    "coherence[].breaks_at": (*NUMBER, *NONE),
+    "coherence[].coherence_there": (*NUMBER, *NONE),
 }
-LEFT_OUT: Kinds = {"rows": (int,), "of": (int,), "reasons": OBJECT}
 WORDS = {str: "text", list: "a list", dict: "an object", int: "a number", type(None): "null"}
 
 
-def check_config(path: Path, config: Any) -> dict[str, Any]:
-    """The parsed config.json, if it is one. Raises `DialError` where it is not."""
+def check_config(path: Path, config: Any, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The parsed config.json, if it is one and has the settings that are `needed` (`model.n_layers`
+    is the model's). Raises `DialError` where it is not."""
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
         raise DialError(f"{path} is not a run's config: it has no settings")
     if "experiment" not in config:
         raise DialError(f"{path} is not a run's config: it has no experiment")
     _check_kinds(path, config, CONFIG)
-    _check_kinds(path, config["settings"], SETTINGS, "settings.")
-    model = config["settings"].get("model", {"name": ""})
-    if not isinstance(model.get("name"), str):
+    if "name" not in config["settings"].get("model", {"name": ""}):
         raise DialError(f"{path}: settings.model has no name: expected an object with the model's")
+    for name in needed:
+        if _lacks(config["settings"], name):
+            raise DialError(
+                f"{path} has no setting {name!r}, which this needs: the run is of "
+                f"{config['experiment']}; --help names the experiments whose runs this takes"
+            )
     return config
 
 
-def check_verdict(path: Path, verdict: Any) -> dict[str, Any]:
-    """The parsed summary.json, if it is one. Raises `DialError` where it is not."""
+def check_verdict(path: Path, verdict: Any, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The parsed summary.json, if it is one and says what is `needed`. Raises `DialError` where it
+    is not."""
     if not isinstance(verdict, dict):
         raise DialError(f"{path} is no summary: expected an object, not {shown(verdict, 40)}")
     _check_kinds(path, verdict, VERDICT)
     if "left_out" in verdict:
-        for name in LEFT_OUT:
-            if name not in verdict["left_out"]:
-                raise DialError(f"{path}: left_out has no {name}")
-        _check_kinds(path, verdict["left_out"], LEFT_OUT, "left_out.")
+        needed = (*needed, *(name for name in VERDICT if name.startswith("left_out.")))
+    for name in needed:
+        if _lacks(verdict, name):
+            raise DialError(f"{path}: {name} is not there: it is damaged, or of another experiment")
     return verdict
 
 
-def check_columns(path: Path, experiment: str, frame: pd.DataFrame, needed: Sequence[str]) -> None:
-    """Raises `DialError` where a table lacks a column that is needed."""
-    for column in needed:
-        if column not in frame:
-            raise DialError(
-                f"{path} has no column {column!r}: it is of {experiment}, and this takes a run of "
-                "another experiment (see --help)"
-            )
-
-
-def check_table(
-    path: Path, columns: Sequence[str], frame: pd.DataFrame, needed: Sequence[str] = ()
-) -> None:
-    """Raises `DialError` where a table's columns or values are not what a run writes: a column
-    twice, no rows, letters or infinity for a number, a negative layer or seed, a row without the
-    alpha that is `needed`."""
+def check_header(path: Path, columns: Sequence[str]) -> None:
+    """Raises `DialError` where a table names a column twice."""
     twice = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
     if twice:
         raise DialError(f"{path} names the column {twice[0]!r} twice")
+
+
+def check_table(
+    path: Path, experiment: str, frame: pd.DataFrame, needed: Sequence[str] = ()
+) -> None:
+    """Raises `DialError` where a table's columns or values are not what a run writes: no rows,
+    letters or infinity for a number, a negative layer or seed. Of columns that are `needed` none
+    may be missing, and no row may lack its alpha or its number of prompts; with `direction` among
+    them, none but the baseline may be nowhere, and none may be there twice."""
+    for column in needed:
+        if column not in frame:
+            raise DialError(
+                f"{path} has no column {column!r}, which this needs: the run is of {experiment}; "
+                "--help names the experiments whose runs this takes"
+            )
     if frame.empty:
         raise DialError(f"{path} holds no rows: run the experiment to its end first")
-    for name in columns:
+    for name in frame.columns:
         if name in NATURAL and bool((frame[name] < 0).any()):
             raise DialError(f"{path}, column {name!r}: {frame[name].min()} is less than 0")
-        if name not in NUMBERS | AXES:
-            continue
-        if not pd.api.types.is_numeric_dtype(frame[name]):
-            odd = frame[name][pd.to_numeric(frame[name], errors="coerce").isna()].dropna()
-            said = repr(odd.iloc[0]) if len(odd) else f"{frame[name].dtype} values"
-            raise DialError(f"{path}, column {name!r}: expected numbers, not {said}")
-        values = frame[name].to_numpy(dtype=float, na_value=np.nan)
-        if np.isinf(values).any():
-            raise DialError(f"{path}, column {name!r}: a number is infinite")
-        if name in AXES.intersection(needed) and np.isnan(values).any():
-            raise DialError(f"{path}, column {name!r}: a row has no number")
+        if name in YES_OR_NO and name in needed and not pd.api.types.is_bool_dtype(frame[name]):
+            raise DialError(f"{path}, column {name!r}: expected True or False in every row")
+        if name in NUMBERS | AXES | COUNTS or (name in needed and _is_number(name)):
+            _check_numbers(f"{path}, column {name!r}", name, frame[name], name in needed)
+    if "direction" in needed:
+        _check_cells(path, frame, needed)
 
 
-def _check_kinds(path: Path, found: Mapping[str, Any], kinds: Kinds, inside: str = "") -> None:
+def _is_number(name: str) -> bool:
+    return name not in TEXTS | WHOLE | YES_OR_NO
+
+
+def _check_numbers(where: str, name: str, column: pd.Series[Any], needed: bool) -> None:
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        odd = column[pd.to_numeric(column.astype(str), errors="coerce").isna()].dropna()
+        said = shown(odd.iloc[0], 40) if len(odd) else f"{column.dtype} values"
+        raise DialError(f"{where}: expected numbers, not {said}")
+    values = column.to_numpy(dtype=float, na_value=np.nan)
+    if np.isinf(values).any() and name not in UNBOUNDED:
+        raise DialError(f"{where}: a number is infinite")
+    huge = values[np.isfinite(values) & (np.abs(values) >= LARGEST)]
+    if needed and len(huge):
+        raise DialError(f"{where}: {huge[0]:g} is more than any run measures")
+    if needed and name in AXES | COUNTS and np.isnan(values).any():
+        raise DialError(f"{where}: a row has no number")
+    if name in COUNTS and not (np.isnan(values) | ((values >= 0) & (values % 1 == 0))).all():
+        raise DialError(f"{where}: expected how many prompts there are, in every row")
+
+
+def _check_cells(path: Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+    steered = frame[frame["direction"] != "baseline"]
+    for name in {"layer", "pos"}.intersection(needed):
+        lost = steered["direction"][steered[name].isna()]
+        if len(lost):
+            raise DialError(
+                f"{path}, column {name!r}: a row of the {shown(lost.iloc[0], 40)} direction has "
+                "none, and only the baseline may"
+            )
+    columns = [str(name) for name in frame]
+    axes = AXES - {"alpha"} if "strength" in frame else AXES  # alpha is strength * step
+    floats = {name for name in columns if pd.api.types.is_float_dtype(frame[name])}
+    named = [name for name in columns if name in axes or name not in MEASURED | AXES | floats]
+    again = frame.duplicated(named)
+    if again.any():
+        cell = frame.loc[again, named].iloc[0]
+        told = [name for name in named if name in CELL and not pd.isna(cell[name])]
+        said = ", ".join(f"{name} {cell[name]}" for name in told if cell[name] != "")
+        raise DialError(
+            f"{path} holds {int(again.sum())} rows twice, the first at {shown(said)}: "
+            "run the experiment again into another folder"
+        )
+
+
+def _lacks(found: Any, name: str) -> bool:
+    """Whether there is nothing, or null, at a dotted name: `judge.version`, and `coherence[].layer`
+    in any of a list."""
+    first, _, rest = name.partition(".")
+    value = found.get(first.removesuffix("[]")) if isinstance(found, dict) else None
+    if first.endswith("[]"):
+        return not isinstance(value, list) or any(_lacks(one, rest) for one in value)
+    return value is None or (bool(rest) and _lacks(value, rest))
+
+
+def _there(found: Any, name: str) -> Iterator[Any]:
+    """What is at a dotted name, null too, and in each of a list."""
+    first, _, rest = name.partition(".")
+    key = first.removesuffix("[]")
+    if not isinstance(found, dict) or key not in found:
+        return
+    inside = found[key] if key != first and isinstance(found[key], list) else [found[key]]
+    for one in inside:
+        yield from _there(one, rest) if rest else [one]
+
+
+def _check_kinds(path: Path, found: Mapping[str, Any], kinds: Kinds) -> None:
     for name, allowed in kinds.items():
-        value = found.get(name)
-        if name in found and (not isinstance(value, allowed) or isinstance(value, bool)):
-            wanted = " or ".join(WORDS[kind] for kind in allowed if kind in WORDS)
-            raise DialError(f"{path}: {inside}{name} is {shown(value, 40)}: expected {wanted}")
+        for value in _there(found, name):
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                wanted = " or ".join(WORDS[kind] for kind in allowed if kind in WORDS)
+                raise DialError(f"{path}: {name} is {shown(value, 40)}: expected {wanted}")
+            if isinstance(value, int | float) and not abs(value) < LARGEST:
+                raise DialError(f"{path}: {name} is {shown(value, 40)}: expected a finite number")
+            if allowed == INT and isinstance(value, int) and value < 0:
+                raise DialError(f"{path}: {name} is {value}: expected a number from 0 up")

@@ -35,6 +35,13 @@ FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 LINES = "#D9D9D6"
 ALPHA = "alpha (residual-stream units)"
 SCORE = "refusal score (log-odds)"
+UNITS = {
+    "distance": "1 = distance of the class means",
+    "norm": "1 = norm of the raw difference",
+    "residual": "1 = mean norm of the activations",
+    "absolute": "residual-stream units",
+}
+"""What a dial is turned in, by a run's `alpha_unit`."""
 
 
 def colour_of(kind: str) -> str:
@@ -53,16 +60,27 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def title_of(config: Mapping[str, Any], question: str, rows: pd.DataFrame | None = None) -> str:
+def unit_label(dial: str, settings: Mapping[str, Any]) -> str:
+    """What the axis of a dial (`alpha`, `strength`) says: the unit that the run recorded."""
+    unit = settings.get("alpha_unit")
+    return f"{dial} ({UNITS.get(unit, unit)})" if unit else dial
+
+
+def title_of(
+    config: Mapping[str, Any], question: str, rows: pd.DataFrame | None = None, n: str = ""
+) -> str:
     """The question; then model, layer, site and position from a run's config; and the number of
-    prompts in `rows`, those that are drawn. Where only the unsteered model is drawn, layer, site
-    and position say nothing, and are left out."""
+    prompts (of openings, where the run had those) in `rows`, those that are drawn, or `n` in words.
+    Where only the unsteered model is drawn, layer, site and position say nothing, and are left
+    out."""
     settings = config["settings"]
     bare = rows is not None and "direction" in rows and set(rows["direction"]) == {"baseline"}
     layers = "" if bare else _layers(settings.get("layer"))
-    n = 0 if rows is None else prompts_in(rows)
+    counted = 0 if rows is None else prompts_in(rows)
+    if counted and not n:
+        n = f"{counted} {'openings' if 'openings' in settings else 'prompts'}"
     about = [", ".join(filter(None, [str(settings["model"]["name"]), layers]))]
-    about.append(f"n = {n} prompts" if n else "")
+    about.append(f"n = {n}" if n else "")
     if not bare:
         about.append(settings.get("site") or "")
         about.append(f"position {settings['pos']}" if settings.get("pos") is not None else "")

@@ -36,7 +36,8 @@ def trade_off(
     """One row per cell but the baseline: `gain`, `cost`, `kept`, `paid`, each with `_lo`, `_hi`.
 
     `scores` holds held-out prompts only. A share of an effect that always-on steering does not have
-    is NaN. Raises `DialError` if a subset or the baseline is missing.
+    is NaN. Raises `DialError` if a subset or the baseline is missing, or a prompt has two scores in
+    a cell.
     """
     shifts = {
         "gain": _shifts(scores, wanted, None),
@@ -71,7 +72,10 @@ def _shifts(scores: pd.DataFrame, subset: str, threshold: float | None) -> pd.Da
     if threshold is not None:
         value = (value > threshold).astype(float).mask(value.isna())
     key = [_key(cell) for cell in part[[*CELL, *PLACE]].itertuples(index=False)]
-    wide = part.assign(value=value, key=key).pivot(index="key", columns="prompt_id", values="value")
+    told = part.assign(value=value, key=key)
+    if told.duplicated(["key", "prompt_id"]).any():
+        raise DialError("the trade-off needs one score a prompt and cell, and there are more")
+    wide = told.pivot(index="key", columns="prompt_id", values="value")
     unsteered = part["direction"] == "baseline"
     if not unsteered.any():
         raise DialError("the trade-off needs the baseline's scores, and there are none")

@@ -22,17 +22,20 @@ class Flags:
 def main(flags: Flags) -> None:
     from refusal_dial import directions
     from refusal_dial.files import named, write_whole
-    from refusal_dial.replies.record import page
+    from refusal_dial.replies.record import COLUMNS, SETTINGS, VERDICT, page
     from refusal_dial.run import find_run, read_config, read_table, read_verdict
     from refusal_dial.types import DialError
 
     folder = find_run(flags.run)
-    config, verdict = read_config(folder, "model", "data"), read_verdict(folder)
-    if "judge" not in verdict:
+    config = read_config(folder)
+    if "judge" not in read_verdict(folder):
         raise DialError(f"{folder} is no run on replies: its experiment is {config['experiment']}")
+    config, verdict = read_config(folder, *SETTINGS), read_verdict(folder, *VERDICT)
     kept = [directions.load(path) for path in sorted(folder.glob("direction*.safetensors"))]
     norms = {one.provenance.layer: one.norm for one in kept}
-    text = page(config, verdict, read_table(folder, "summary"), dict(sorted(norms.items())))
+    text = page(
+        config, verdict, read_table(folder, "summary", *COLUMNS), dict(sorted(norms.items()))
+    )
     path = named(flags.out, ".md") if flags.out else folder / "experiment_log.md"
     print(f"log: {write_whole(path, text).resolve()}")
 

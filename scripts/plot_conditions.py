@@ -15,11 +15,12 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.replies.conditions import named
     from refusal_dial.replies.plots import condition_bars
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.run_columns import REPLIES
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    rows = named(read_table(folder, "summary", "strength", "system", "coherence"))
-    title = title_of(read_config(folder, "model"), "A system message, the dial, or both", rows)
+    rows = named(read_table(folder, "summary", *REPLIES))
+    title = title_of(read_config(folder, "model.name"), "A system message, the dial, or both", rows)
     figure = condition_bars(rows, title)
     for path in write_figures({"conditions": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

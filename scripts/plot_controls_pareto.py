@@ -14,15 +14,12 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.figure_files import write_figures
     from refusal_dial.plots import pareto, set_off
     from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_schema import SUMMARY
+    from refusal_dial.run_columns import SUMMARY
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    summary, question = (
-        read_table(folder, "summary", *SUMMARY),
-        "HARMFUL refusal against EDGE over-refusal",
-    )
-    title = title_of(read_config(folder, "model"), question, set_off(summary))
+    config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *SUMMARY)
+    title = title_of(config, "HARMFUL refusal against EDGE over-refusal", set_off(summary))
     figures = {"controls_pareto": pareto(summary, title)}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

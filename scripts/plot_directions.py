@@ -20,7 +20,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    config = read_config(folder, "model")
+    config = read_config(folder, "model.name")
     found = [load(path) for path in sorted(folder.glob("direction*.safetensors"))]
     by_layer = {one.provenance.layer: one for one in found}
     learned_from = pd.DataFrame({"prompt_id": [i for d in found for i in d.provenance.prompt_ids]})

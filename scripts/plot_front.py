@@ -11,13 +11,15 @@ from refusal_dial.flags import PlotFlags
 
 def main(flags: PlotFlags) -> None:
     from refusal_dial.figure_files import write_figures
-    from refusal_dial.objectives.shown import front_figure
+    from refusal_dial.objectives.shown import front_figure, measured_on
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.run_columns import FRONT
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    title = title_of(read_config(folder, "model"), "Toxicity down, refusal in its place")
-    figure = front_figure(read_table(folder, "summary", "front"), title)
+    config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *FRONT)
+    title = title_of(config, "Toxicity down, refusal in its place", n=measured_on(summary))
+    figure = front_figure(summary, title)
     for path in write_figures({"front": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

@@ -24,18 +24,16 @@ def main(flags: Flags) -> None:
     from refusal_dial.figure_files import write_figures
     from refusal_dial.plots import LABELS, alpha_curves
     from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_schema import SUMMARY
+    from refusal_dial.run_columns import SUMMARY
     from refusal_dial.theme import title_of
     from refusal_dial.types import one_of
 
     if flags.value not in LABELS:
         raise one_of(flags.value, LABELS, "value")
     folder = find_run(flags.run)
-    summary = read_table(folder, "summary", *SUMMARY)
-    question = "Refusal along the dial, learned against its controls"
-    figure = alpha_curves(
-        summary, title_of(read_config(folder, "model"), question, summary), flags.value
-    )
+    config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *SUMMARY)
+    title = title_of(config, "Refusal along the dial, learned against its controls", summary)
+    figure = alpha_curves(summary, title, flags.value)
     figures = {"holdout_random_controls": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

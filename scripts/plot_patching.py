@@ -24,14 +24,13 @@ def main(flags: Flags) -> None:
     from refusal_dial.figure_files import write_figures
     from refusal_dial.patching.plots import heatmaps, patching_title
     from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.types import DialError
+    from refusal_dial.run_columns import PATCHES
+    from refusal_dial.run_schema import PAIRS
 
     folder = find_run(flags.run)
-    config = read_config(folder, "model")
-    if not isinstance(config["settings"].get("pairs"), dict):
-        raise DialError(f"{folder} is a run of {config['experiment']}, which patched no pairs")
+    config, summary = read_config(folder, *PAIRS), read_table(folder, "summary", *PATCHES)
     title = patching_title(config, "Where patching moves refusal")
-    figures = {"patching": heatmaps(read_table(folder, "summary"), title, flags.axis)}
+    figures = {"patching": heatmaps(summary, title, flags.axis)}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

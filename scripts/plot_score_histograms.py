@@ -14,11 +14,11 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.figure_files import write_figures
     from refusal_dial.plots import score_histograms
     from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_schema import SCORES
+    from refusal_dial.run_columns import SCORES
     from refusal_dial.theme import title_of
 
     folder = find_run(flags.run)
-    config, scores = read_config(folder, "model"), read_table(folder, "scores", *SCORES)
+    config, scores = read_config(folder, "model.name"), read_table(folder, "scores", *SCORES)
     title = title_of(config, "How scores are spread", scores)
     figure = score_histograms(scores, title, config["settings"].get("threshold"))
     figures = {"score_histograms": figure}

@@ -21,13 +21,15 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.files import write_whole
     from refusal_dial.openings import CHALLENGING
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.run_columns import SAID, SAID_ROWS
     from refusal_dial.spreadsheets import to_show
-    from refusal_dial.theme import title_of
+    from refusal_dial.theme import title_of, unit_label
 
     folder = find_run(flags.run)
-    summary, scores = read_table(folder, "summary", "strength"), read_table(folder, "scores")
-    config = read_config(folder, "model")
-    alpha = plots.strength_label(config["settings"])
+    summary = read_table(folder, "summary", *SAID)
+    scores = read_table(folder, "scores", *SAID_ROWS)
+    config = read_config(folder, "model.name", "model.n_layers")
+    alpha = unit_label("alpha", config["settings"])
     whole, hostile = plots.whole(summary), summary[summary["subset"] == CHALLENGING]
 
     def title(question: str, rows: DataFrame) -> str:

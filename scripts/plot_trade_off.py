@@ -25,20 +25,22 @@ def main(flags: Flags) -> None:
     from refusal_dial.continuation.spared import as_trade_off
     from refusal_dial.figure_files import write_figures
     from refusal_dial.run import find_run, read_config, read_table
+    from refusal_dial.run_columns import SAID_ROWS, SCORES
     from refusal_dial.theme import SCORE, title_of
     from refusal_dial.trade_off import trade_off
     from refusal_dial.trade_off_plot import trade_off_curves
 
     folder = find_run(flags.run)
-    config, scores = read_config(folder, "model"), read_table(folder, "scores")
-    if "completion" in scores:
+    config, said = read_config(folder, "model.name"), "completion" in read_table(folder, "scores")
+    scores = read_table(folder, "scores", *(SAID_ROWS if said else SCORES))
+    if said:
         rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")
         units = "minus toxicity", "words changed"
     else:
         rows, about = scores[scores["split"] == "holdout"], ("HARMFUL", "EDGE")
         units = SCORE, "refused"
     wanted, spared = flags.wanted or about[0], flags.spared or about[1]
-    threshold = float(config["settings"].get("threshold", 0.0))
+    threshold = float(config["settings"].get("threshold") or 0)
     table = trade_off(rows, wanted=wanted, spared=spared, threshold=threshold)
     drawn = rows[rows["subset"].isin((wanted, spared))]
     title = title_of(config, "What steering buys, and what it costs", drawn)

@@ -18,13 +18,15 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.replies import plots
     from refusal_dial.replies.summary import summarise_replies
     from refusal_dial.run import find_run, read_config, read_table, read_verdict
+    from refusal_dial.run_columns import REPLY_ROWS
     from refusal_dial.spreadsheets import to_show
-    from refusal_dial.theme import title_of
+    from refusal_dial.theme import title_of, unit_label
 
     folder = find_run(flags.run)
-    config = read_config(folder, "model")
-    rows = read_table(folder, "scores", "label")
-    threshold, seed = read_verdict(folder)["threshold"], config["settings"]["seed"]
+    config = read_config(folder, "model.name", "seed")
+    rows = read_table(folder, "scores", *REPLY_ROWS)
+    threshold = read_verdict(folder, "threshold")["threshold"]
+    seed, strength = config["settings"]["seed"], unit_label("strength", config["settings"])
     held_out = rows[rows["split"] == "holdout"]
     summary = summarise_replies(held_out, threshold, seed)
     by_category = summarise_replies(held_out, threshold, seed, ("subset", "category"))
@@ -33,7 +35,7 @@ def main(flags: PlotFlags) -> None:
         return title_of(config, question, held_out)
 
     figures = {
-        "replies": plots.reply_curves(summary, title("What is said along the dial")),
+        "replies": plots.reply_curves(summary, title("What is said along the dial"), strength),
         "trade_off": plots.trade_off_curve(summary, title("Refusal and over-refusal")),
         "categories": plots.category_bars(by_category, title("Refusal by category")),
     }

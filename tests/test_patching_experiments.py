@@ -190,7 +190,9 @@ def test_a_plot_of_another_experiment(runs, tmp_path):
     del config["settings"]["pairs"]
     (other / "config.json").write_text(json.dumps(config))
     plot = load("plot_patching")
-    with pytest.raises(DialError, match="a run of patch_sites, which patched no pairs"):
+    with pytest.raises(
+        DialError, match=r"no setting 'pairs\.used', which .* the run is of patch_sites"
+    ):
         plot.main(plot.Flags(run=str(other)))
 
 

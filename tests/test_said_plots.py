@@ -9,15 +9,13 @@ import pytest
 
 from refusal_dial.continuation.flags import UNITS as KNOWN
 from refusal_dial.continuation.plots import (
-    UNITS,
     alpha_sweep,
     distributions,
     layer_heatmap,
-    strength_label,
     subset_heatmap,
 )
 from refusal_dial.continuation.summary import CONTROLS, summarise_said
-from refusal_dial.theme import subset_colour
+from refusal_dial.theme import UNITS, subset_colour, unit_label
 from refusal_dial.types import DialError
 
 GROUPS = (("CHALLENGING", "all"), ("BENIGN", "all"))
@@ -83,9 +81,9 @@ def test_a_heatmap_says_what_its_cells_are_of(summary):
 
 def test_every_unit_has_its_words_and_they_are_on_the_axis(rows, summary):
     assert set(UNITS) == set(KNOWN)
-    alpha = strength_label({"alpha_unit": "distance"})
+    alpha = unit_label("alpha", {"alpha_unit": "distance"})
     assert alpha == "alpha (1 = distance of the class means)"
-    assert strength_label({}) == "alpha"
+    assert unit_label("alpha", {}) == "alpha"
     for figure in (
         alpha_sweep(summary, "t", alpha),
         layer_heatmap(summary, "t", alpha, "BENIGN"),

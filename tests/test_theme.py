@@ -70,6 +70,13 @@ def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, s
     assert unsteered == "Question?<br><sup>me/&lt;b&gt;a&amp;b · n = 1 prompts</sup>"
 
 
+def test_a_study_of_openings_counts_openings_and_words_come_before_both():
+    settings = {"model": {"name": "m"}, "openings": "embedded"}
+    rows = pd.DataFrame({"direction": "learned", "prompt_id": ["a", "b"]})
+    assert title_of({"settings": settings}, "Q", rows) == "Q<br><sup>m · n = 2 openings</sup>"
+    assert title_of({"settings": settings}, "Q", n="3 of 4") == "Q<br><sup>m · n = 3 of 4</sup>"
+
+
 def test_prompts_are_counted_from_what_is_drawn():
     rows = frames.scores(frames.dial, groups=(("EDGE", "train"), *frames.GROUPS))
     assert prompts_in(rows) == prompts_in(summarise(rows)) == 12

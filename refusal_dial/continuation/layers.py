@@ -40,8 +40,8 @@ def by_layer(summary: pd.DataFrame, subset: str, n_layers: int) -> pd.DataFrame:
     """A row per layer and half at the highest alpha: the effect on `subset`, and `group`, the third
     of the model's `n_layers` that it is in; `p_holm` is corrected over the layers of a half.
 
-    Raises `DialError` if the run steered no layer with a learned direction, by no alpha over 0, or
-    has no halves.
+    Raises `DialError` if the run steered no layer with a learned direction, or one that the model
+    has not, by no alpha over 0, or has no halves.
     """
     rows = summary[(summary["direction"] == "learned") & (summary["subset"] == subset)]
     rows = rows[rows["split"].isin((CHOOSE, REPORT))]
@@ -56,6 +56,9 @@ def by_layer(summary: pd.DataFrame, subset: str, n_layers: int) -> pd.DataFrame:
             f"effectiveness is measured at the highest alpha, which must be over 0 and is "
             f"{highest:g}: run it with an alpha over 0"
         )
+    deepest = int(rows["layer"].max())
+    if deepest >= n_layers:
+        raise DialError(f"the run steered layer {deepest} of a model that has {n_layers}")
     rows = rows[rows["strength"] == highest].copy()
     rows["group"] = [GROUPS[len(GROUPS) * int(n) // n_layers] for n in rows["layer"]]
     rows["p_holm"] = np.nan

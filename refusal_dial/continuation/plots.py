@@ -19,20 +19,8 @@ from refusal_dial.theme import GREY, add_band, add_line, escaped, styled, subset
 from refusal_dial.types import DialError
 
 SCORE = "mean score of what is said"
-UNITS = {
-    "distance": "1 = distance of the class means",
-    "norm": "1 = norm of the pooled difference",
-    "residual": "1 = mean norm of the activations",
-    "absolute": "residual-stream units",
-}
 SYMBOLS = {"shuffled": "circle-open", "random": "x"}
 APART = 0.05  # of the step from one alpha to the next, between the columns of two controls
-
-
-def strength_label(settings: Mapping[str, Any]) -> str:
-    """What the axis of alpha says: the unit that the run recorded."""
-    unit = settings.get("alpha_unit")
-    return f"alpha ({UNITS.get(unit, unit)})" if unit else "alpha"
 
 
 def whole(summary: pd.DataFrame) -> pd.DataFrame:

@@ -21,11 +21,16 @@ KEYS = [*CELL, "subset", "split", "prompt_id"]
 def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and prompt, with the `score` that `trade_off` compares.
 
-    Raises `DialError` where the unsteered model's completions are missing.
+    Raises `DialError` where the unsteered model's completions are missing, or it said a sample
+    twice (under two system messages).
     """
     base = rows[rows["direction"] == "baseline"].set_index(["prompt_id", "sample"])["completion"]
     if base.empty:
         raise DialError("the trade-off needs what the unsteered model says, and it is missing")
+    if base.index.has_duplicates:
+        raise DialError(
+            "the trade-off needs one thing the unsteered model says, and there are more"
+        )
     own = base.reindex(pd.MultiIndex.from_frame(rows[["prompt_id", "sample"]])).to_numpy()
     wanted = rows["subset"] == CHALLENGING
     changed = (rows["completion"].to_numpy() != own).astype(float)

@@ -57,6 +57,15 @@ def _with(row: pd.Series[Any], name: str) -> str:
     return f"{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]"
 
 
+def measured_on(summary: pd.DataFrame) -> str:
+    """What the figure's three figures are of, and how many: the most that any cell has."""
+    n = {name: int(summary[f"{name}_n"].max()) for name in ("toxicity", "refused", "cost")}
+    return (
+        f"{n['toxicity']} {FIGURES['toxicity']} openings, {n['refused']} {FIGURES['refused']} and "
+        f"{n['cost']} {FIGURES['cost']} prompts"
+    )
+
+
 def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     """Toxicity against over-refusal, colour the share of HARMFUL refused; the front is drawn as a
     line, random directions as grey crosses. Down and left is wanted."""

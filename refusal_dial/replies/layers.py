@@ -65,11 +65,15 @@ def table(summary: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def best(summary: pd.DataFrame) -> Best:
     """The layer and strength of the largest improvement on the choosing half (the last, where
-    several are as good), with its improvement on the reporting half."""
+    several are as good), with its improvement on the reporting half. Raises `DialError` where the
+    halves have different cells, or nothing was steered."""
     choose, report = table(summary, CHOOSE), table(summary, REPORT)
-    row = choose[choose["strength"] != 0].sort_values("improvement", kind="stable").iloc[-1]
-    same = (report["layer"] == row["layer"]) & (report["strength"] == row["strength"])
-    other = float(report.loc[same, "improvement"].iloc[0])
+    turned = choose[choose["strength"] != 0].sort_values("improvement", kind="stable")
+    both = turned.merge(report, on=["layer", "strength"], suffixes=("", "_reported"))
+    if both.empty or len(both) < len(turned):
+        raise DialError("a layer is chosen among cells that both halves have, off strength 0")
+    row = both.iloc[-1]
+    other = float(row["improvement_reported"])
     return Best(int(row["layer"]), float(row["strength"]), float(row["improvement"]), other)
 
 

@@ -28,9 +28,10 @@ def _spread(rows: pd.DataFrame, name: str, stem: str) -> dict[str, object]:
     }
 
 
-def reply_curves(summary: pd.DataFrame, title: str) -> go.Figure:
+def reply_curves(summary: pd.DataFrame, title: str, strength: str = "strength") -> go.Figure:
     """Along the dial, a row per layer: refusal of every subset by judge (lines with intervals) and
-    by logit (dotted), the random directions as grey crosses; beside it, coherence."""
+    by logit (dotted), the random directions as grey crosses; beside it, coherence. `strength` is
+    what the axis says (`theme.unit_label`)."""
     learned = _learned(summary)
     layers = list(learned["layer"].unique())
     titles = [f"layer {n}: {what}" for n in layers for what in ("refused", "coherence")]
@@ -76,7 +77,7 @@ def reply_curves(summary: pd.DataFrame, title: str) -> go.Figure:
                 col=1,
                 **same,
             )
-    figure.update_xaxes(title_text="strength")
+    figure.update_xaxes(title_text=strength)
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share refused", col=1)
     return styled(figure, title, height=160 + 300 * len(layers), width=980)
@@ -136,7 +137,7 @@ def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
     return styled(figure, title, height=200 + 62 * len(base), width=820)
 
 
-def layer_strength(half: pd.DataFrame, title: str) -> go.Figure:
+def layer_strength(half: pd.DataFrame, title: str, strength: str = "strength") -> go.Figure:
     """Layer by strength: share of HARMFUL refused, and false positives on the other subsets.
     `half` is `layers.table` of one half of the prompts."""
     panels = {"HARMFUL refused": "harmful", "false positives": "false_positives"}
@@ -156,7 +157,7 @@ def layer_strength(half: pd.DataFrame, title: str) -> go.Figure:
             row=1,
             col=col,
         )
-    figure.update_xaxes(title_text="strength", type="category")
+    figure.update_xaxes(title_text=strength, type="category")
     figure.update_yaxes(type="category")
     figure.update_yaxes(title_text="layer", col=1)
     return styled(figure, title, height=max(380, 240 + 36 * len(wide)), width=900)
@@ -165,6 +166,8 @@ def layer_strength(half: pd.DataFrame, title: str) -> go.Figure:
 def condition_bars(rows: pd.DataFrame, title: str) -> go.Figure:
     """Refusal of every subset and coherence under every condition, with intervals. `rows` come from
     `conditions.named`."""
+    if rows.empty:
+        raise DialError("this run has neither the unsteered model nor a learned direction")
     subsets = list(dict.fromkeys(rows["subset"]))
     titles = ["share refused", "coherence"]
     figure = make_subplots(rows=2, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.12)

@@ -13,8 +13,20 @@ import pandas as pd
 
 from refusal_dial.replies.conditions import named, unshown
 from refusal_dial.replies.layers import CHOOSE, REPORT, best, inverted, table
+from refusal_dial.run_columns import REPLIES
 
 MARKS = "\\`*_{}[]<>|#"
+COLUMNS = (*REPLIES, "unclear", "unscored")
+SETTINGS = (
+    *("model.name", "model.revision", "model.device", "model.dtype"),
+    *("data.source", "data.hash", "seed", "judge.name", "judge.version"),
+)
+VERDICT = (
+    *("judge.judge", "judge.version", "judge.unscored"),
+    *(f"judge.measured[].{name}" for name in ("on", "n", "two_way", "three_way")),
+    *(f"coherence[].{name}" for name in ("layer", "toward", "tolerance", "holds_to")),
+)
+"""What the log is made of: columns of summary.csv, settings, and parts of summary.json."""
 
 
 def page(
@@ -40,11 +52,11 @@ def page(
 
 
 def _circumstances(config: Mapping[str, Any]) -> str:
-    settings, versions = config["settings"], config["versions"]
+    settings, versions = config["settings"], config.get("versions", {})
     who, data, judge = settings["model"], settings["data"], settings["judge"]
     lines = {
-        "command": config["command"],
-        "started": config["started"],
+        "command": config.get("command", ""),
+        "started": config.get("started", ""),
         "model": f"{who['name']}, revision {who['revision']}, {who['device']}, {who['dtype']}",
         "prompts": f"{data['source']}, hash {data['hash']}; seed {settings['seed']}",
         "judge": f"{judge['name']}, version {judge['version']}",
@@ -82,7 +94,7 @@ def _conditions(summary: pd.DataFrame) -> list[str]:
     body = []
     for condition, part in rows.groupby("condition", sort=False):
         by = part.set_index("subset")
-        values = by[["refusal_rate", "rate_lo", "rate_hi"]]
+        values = by[["refusal_rate", "rate_lo", "rate_hi"]].reindex(subsets)
         cells = ["{:.0%} [{:.0%}, {:.0%}]".format(*values.loc[s].astype(float)) for s in subsets]
         mean = (part["coherence"] * part["n"]).sum() / part["n"].sum()
         body.append((condition, *cells, f"{mean:.2f}"))
@@ -123,18 +135,19 @@ def _judge(verdict: Mapping[str, Any]) -> str:
         f"{m['three_way']:.3f} three-way"
         for m in told["measured"]
     ] or ["- its accuracy was not measured"]
-    apart = told["disagrees_with_substring"]
+    apart = told.get("disagrees_with_substring")
     lines = [
         f"- {plain(told['judge'])}, version {plain(told['version'])}; unscored {told['unscored']}; "
         f"disagrees with the phrase list on {'-' if apart is None else format(apart, '.1%')}",
         *known,
     ]
     for one in verdict["coherence"]:
-        beyond = one["breaks_at"]
+        beyond, there = one.get("breaks_at"), one.get("coherence_there")
+        broken = "unknown" if there is None else f"{there:.2f}"
         lines.append(
             f"- coherence at layer {one['layer']}, toward {one['toward']} refusal: within "
             f"{one['tolerance']:g} of unsteered to strength {one['holds_to']:g}"
-            + ("" if beyond is None else f", {one['coherence_there']:.2f} at {beyond:g}")
+            + ("" if beyond is None else f", {broken} at {beyond:g}")
         )
     return "\n".join(lines)
 

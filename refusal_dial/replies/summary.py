@@ -69,8 +69,11 @@ def summarise_replies(
 ) -> pd.DataFrame:
     """One row per cell and group of prompts (`by`), in order of first appearance.
 
-    Raises `DialError` if a cell lacks prompts that another has, or the baseline is missing.
+    Raises `DialError` if a cell lacks prompts that another has, or the baseline is missing, or
+    there are no replies.
     """
+    if rows.empty:
+        raise DialError("there are no replies to summarise: none is to a prompt that is held out")
     told = read(rows, threshold)
     tables = [
         _group(part, list(by), seed) for _, part in told.groupby(list(by), sort=False, dropna=False)

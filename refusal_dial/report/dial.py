@@ -38,16 +38,20 @@ def dials(readings: Sequence[Reading]) -> dict[str, Any]:
 
 def _unit(frames: Sequence[pd.DataFrame]) -> str:
     """Alpha where all series have the same alphas, else what makes layers and models comparable."""
-    if frames and all("strength" in frame for frame in frames):
-        return "strength"
     steered = [frame[frame["layer"].notna()] for frame in frames]
+    if frames and all(_told(frame, "strength") for frame in steered):
+        return "strength"
     grids = {
         tuple(sorted(part["alpha"].unique()))
         for frame in steered
         for _, part in frame.groupby("layer")
     }
-    related = all("alpha_relative" in frame for frame in frames)
+    related = all(_told(frame, "alpha_relative") for frame in steered)
     return "alpha_relative" if len(grids) > 1 and related else "alpha"
+
+
+def _told(frame: pd.DataFrame, name: str) -> bool:
+    return name in frame and bool(frame[name].notna().all())
 
 
 def _dial(reading: Reading, unit: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from refusal_dial.patching.plots import heatmaps, patching_title
 from refusal_dial.plots import alpha_curves, pareto, score_histograms, set_off
 from refusal_dial.replies import plots as replies
 from refusal_dial.report.reading import Reading
-from refusal_dial.theme import SCORE, title_of
+from refusal_dial.theme import SCORE, title_of, unit_label
 from refusal_dial.trade_off import trade_off
 from refusal_dial.trade_off_plot import trade_off_curves
 from refusal_dial.types import DialError
@@ -41,22 +41,23 @@ def _wanted(reading: Reading) -> dict[str, Draw]:
     def title(question: str, rows: pd.DataFrame = summary) -> str:
         return title_of(reading.config, question, rows)
 
-    threshold = reading.settings.get("threshold")
+    settings, threshold = reading.settings, reading.settings.get("threshold")
     if reading.kind == "other":
         return {}
     if reading.kind == "patching":
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}
     if reading.kind == "continuations":
-        asked, alpha = title("Score of what is said"), said.strength_label(reading.settings)
+        asked, alpha = title("Score of what is said"), unit_label("alpha", settings)
         every = title("Every completion's score")
         return {
             "curves": lambda: said.alpha_sweep(summary, asked, alpha),
             "distributions": lambda: said.distributions(scores, every, alpha),
         }
     if reading.kind == "replies":
+        asked, strength = title("What is said along the dial"), unit_label("strength", settings)
         return {
-            "curves": lambda: replies.reply_curves(summary, title("What is said along the dial")),
+            "curves": lambda: replies.reply_curves(summary, asked, strength),
             "trade_off": lambda: replies.trade_off_curve(summary, title("Over-refusal")),
             "histograms": lambda: score_histograms(scores, title("How scores are spread")),
         }

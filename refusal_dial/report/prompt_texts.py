@@ -34,7 +34,7 @@ def texts_of(settings: Mapping[str, Any], wanted: Sequence[str]) -> Texts:
             openings = load_openings(source, *sizes)
             return _same(openings.measure, str(data["measure"]), source, wanted)
         return _same(load_prompts(source), str(data.get("hash")), source, wanted)
-    except (DialError, KeyError, TypeError, ValueError, OSError) as error:
+    except (DialError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         said = str(error) if isinstance(error, DialError) else f"{type(error).__name__}: {error}"
         return Texts({}, f"the prompts of {source or 'this run'} cannot be read here ({said})")
 

@@ -15,7 +15,28 @@ import pandas as pd
 
 from refusal_dial.report.prompt_texts import Texts, texts_of
 from refusal_dial.run import find_run, read_config, read_table, read_verdict
-from refusal_dial.run_schema import SCORES, SUMMARY, check_columns
+from refusal_dial.run_columns import (
+    PATCH_ROWS,
+    PATCHES,
+    REPLIES,
+    REPLY_ROWS,
+    SAID,
+    SAID_ROWS,
+    SCORES,
+    SUMMARY,
+)
+from refusal_dial.run_schema import PAIRS, check_config, check_table
+
+KINDS = {
+    "patching": (PATCH_ROWS, PATCHES),
+    "replies": (REPLY_ROWS, REPLIES),
+    "continuations": (SAID_ROWS, SAID),
+    "scores": (SCORES, SUMMARY),
+}
+"""Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
+TELLING = {"patching": {"way"}, "replies": {"label", "logit_rate"}}
+TELLING |= {"continuations": {"completion", "reduction"}}
+"""Columns that tell a kind from those below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +59,12 @@ class Reading:
     def kind(self) -> str:
         """What was measured: `patching`, judged `replies`, `continuations`, `scores`, or something
         `other`, whose rows have no baseline or whose summary has no groups of prompts."""
-        if not {"subset", "split", "direction", "n", "score_mean"} <= set(self.summary):
+        if not {"subset", "split"} & set(self.summary):
             return "other"
-        if "way" in self.scores:
-            return "patching"
-        if "direction" not in self.scores or "baseline" not in set(self.scores["direction"]):
-            return "other"
-        if "label" in self.scores:
-            return "replies"
-        return "continuations" if "completion" in self.scores else "scores"
+        columns = {*self.scores, *self.summary}
+        kind = next((kind for kind, some in TELLING.items() if some & columns), "scores")
+        directions = set(self.scores.get("direction", ["baseline"]))
+        return kind if kind == "patching" or "baseline" in directions else "other"
 
 
 def read_run(where: str | Path) -> Reading:
@@ -55,7 +73,7 @@ def read_run(where: str | Path) -> Reading:
     Raises `DialError` for what is no run, or one that is not finished.
     """
     folder = find_run(where)
-    config, verdict = read_config(folder, "model"), read_verdict(folder)
+    config, verdict = read_config(folder, "model.name"), read_verdict(folder)
     scores, summary = read_table(folder, "scores", "prompt_id"), read_table(folder, "summary")
     files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -63,7 +81,9 @@ def read_run(where: str | Path) -> Reading:
     }
     texts = texts_of(config["settings"], list(dict.fromkeys(scores["prompt_id"])))
     found = Reading(folder.resolve().name, config, scores, summary, verdict, texts, files)
-    if found.kind == "scores":
-        check_columns(folder / "scores.csv", config["experiment"], scores, SCORES)
-        check_columns(folder / "summary.csv", config["experiment"], summary, SUMMARY)
+    if found.kind in KINDS:
+        for name, table, needed in zip(files, (scores, summary), KINDS[found.kind], strict=True):
+            check_table(folder / name, config["experiment"], table, needed)
+    if found.kind == "patching":
+        check_config(folder / "config.json", config, PAIRS)
     return found

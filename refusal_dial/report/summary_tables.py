@@ -36,7 +36,11 @@ CHOSEN = 12
 def summary_table(reading: Reading) -> dict[str, Any]:
     """`{caption, columns: [{name, kind}], rows}`; kind is text, number or interval."""
     frame = reading.summary
-    spans = {name: stem for name, stem in STEMS.items() if {name, f"{stem}_lo"} <= set(frame)}
+    spans = {
+        name: stem
+        for name, stem in STEMS.items()
+        if {name, f"{stem}_lo", f"{stem}_hi"} <= set(frame)
+    }
     ends = {f"{stem}_{end}" for stem in spans.values() for end in ("lo", "hi")}
     same = [c for c in frame if c in WHERE and frame.loc[frame[c] != "", c].nunique() == 1]
     about = [f"{c} {frame.loc[frame[c] != '', c].dropna().iloc[0]}" for c in same]

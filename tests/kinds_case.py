@@ -1,0 +1,206 @@
+"""A finished run of every kind that a script draws, made by formula and left by the run's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import frames
+import pandas as pd
+import report_case
+import torch
+from test_objectives import rows as over_two_dials
+from test_patching_summary import rows as patched
+
+from refusal_dial import directions
+from refusal_dial.continuation.summary import summarise_said
+from refusal_dial.directions import Direction, Provenance
+from refusal_dial.objectives.front import summarise_objectives
+from refusal_dial.patching.summary import summarise_patching
+from refusal_dial.replies import record
+from refusal_dial.replies.summary import coherent_range, summarise_replies
+from refusal_dial.run import append, finish, open_run
+from refusal_dial.run_columns import (
+    FRONT,
+    PATCH_ROWS,
+    PATCHES,
+    REPLIES,
+    REPLY_ROWS,
+    SAID,
+    SAID_ROWS,
+    SCORES,
+    SUMMARY,
+)
+from refusal_dial.run_schema import PAIRS
+from refusal_dial.summary import summarise
+
+Tables = tuple[pd.DataFrame, pd.DataFrame]
+Named = tuple[str, ...]
+NAME = ("model.name",)
+SHOWN: dict[tuple[str, str], tuple[Named, Named, Named]] = {
+    ("scores", "report"): (SCORES, SUMMARY, NAME),
+    ("scores", "plot_holdout_random_controls"): ((), SUMMARY, NAME),
+    ("scores", "plot_controls_pareto"): ((), SUMMARY, NAME),
+    ("replies", "report"): (REPLY_ROWS, REPLIES, NAME),
+    ("replies", "plot_xstest"): (REPLY_ROWS, (), (*NAME, "seed")),
+    ("contrast", "plot_layer_strength"): ((), REPLIES, NAME),
+    ("conditions", "plot_conditions"): ((), REPLIES, NAME),
+    ("contrast", "experiment_log"): ((), record.COLUMNS, record.SETTINGS),
+    ("conditions", "experiment_log"): ((), record.COLUMNS, record.SETTINGS),
+    ("continuations", "report"): (SAID_ROWS, SAID, NAME),
+    ("continuations", "plot_toxicity"): (SAID_ROWS, SAID, (*NAME, "model.n_layers")),
+    ("spared", "plot_trade_off"): (SAID_ROWS, (), NAME),
+    ("conditional", "report"): (SCORES, SUMMARY, NAME),
+    ("conditional", "plot_trade_off"): (SCORES, (), NAME),
+    ("conditional", "plot_score_histograms"): (SCORES, (), NAME),
+    ("patching", "report"): (PATCH_ROWS, PATCHES, PAIRS),
+    ("patching", "plot_patching"): ((), PATCHES, PAIRS),
+    ("front", "plot_front"): ((), FRONT, NAME),
+    ("directions", "plot_directions"): ((), (), NAME),
+}
+"""Which script shows which kind, and the columns of scores.csv and of summary.csv and the settings
+that it is made of."""
+HALVES = [(subset, half) for subset in ("HARMFUL", "EDGE") for half in ("choose", "report")]
+OPENINGS = [(subset, half) for subset in ("CHALLENGING", "BENIGN") for half in ("choose", "report")]
+SMALL: dict[str, Any] = {"alphas": (-1.0, 1.0), "n_random": 2, "n_prompts": 3}
+
+
+def _swept(**wanted: Any) -> pd.DataFrame:
+    return frames.scores(frames.dial, **SMALL | wanted)
+
+
+def _gated(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same steering behind a detector, and behind random ones."""
+    learned, random = (rows[rows["direction"] == name] for name in ("learned", "random"))
+    own = [learned.assign(direction="conditional"), random.assign(direction="random_detector")]
+    return pd.concat([rows, *own], ignore_index=True)
+
+
+def _said(**wanted: Any) -> pd.DataFrame:
+    rows = report_case.spoken(_swept(**wanted))
+    return (
+        rows.assign(category="kind")
+        .drop(columns=["alpha_relative"])
+        .assign(alpha_relative=rows["alpha"] / 10)
+    )
+
+
+def _scores() -> Tables:
+    rows = _swept()
+    return rows, summarise(rows)
+
+
+def _conditional() -> Tables:
+    rows = _gated(_swept())
+    return rows, summarise(rows)
+
+
+def _replies() -> Tables:
+    rows = _said()
+    return rows, summarise_replies(rows)
+
+
+def _contrast() -> Tables:
+    rows = _said(layers=(12, 20), groups=HALVES, n_random=0)
+    return rows, summarise_replies(rows)
+
+
+def _conditions() -> Tables:
+    rows = _said()
+    told = rows[rows["direction"].isin(("baseline", "learned"))].assign(system="instructed")
+    rows = pd.concat([rows, told], ignore_index=True)
+    return rows, summarise_replies(rows)
+
+
+def _continuations() -> Tables:
+    rows = _said(layers=(3, 7), groups=OPENINGS).drop(columns=["label", "system", "phrase"])
+    return rows, summarise_said(rows)
+
+
+def _spared() -> Tables:
+    rows = _gated(_said(groups=OPENINGS[1::2]).drop(columns=["label", "system", "phrase"]))
+    return rows, summarise_said(rows)
+
+
+def _patching() -> Tables:
+    kinds = ("patch", "same_class", "random")
+    cells = {(kind, layer, "attn_out", "denoise"): [0.1, 0.6] for kind in kinds for layer in (0, 1)}
+    rows = patched(cells)  # type: ignore[arg-type]
+    return rows, summarise_patching(rows)
+
+
+def _front() -> Tables:
+    cells = [over_two_dials("baseline", 0.0, 0.0, 0.8, 8, 4)]
+    cells += [over_two_dials("learned", s, 0.0, 0.8 - s / 2, 8, 4 + int(s)) for s in (0.0, 1.0)]
+    cells += [over_two_dials("random", 1.0, 0.0, 0.7, 8, 4, seed=0)]
+    rows = pd.concat(cells, ignore_index=True)
+    return rows, summarise_objectives(rows)
+
+
+MADE: dict[str, Callable[[], Tables]] = {
+    "scores": _scores,
+    "replies": _replies,
+    "contrast": _contrast,
+    "conditions": _conditions,
+    "continuations": _continuations,
+    "spared": _spared,
+    "conditional": _conditional,
+    "patching": _patching,
+    "front": _front,
+    "directions": _scores,
+}
+
+
+def leave(folder: Path, kind: str) -> Path:
+    """A finished run of the kind, without the hashes that a run of today ends with."""
+    rows, summary = MADE[kind]()
+    settings: dict[str, Any] = {
+        "model": {
+            "name": "made/up",
+            "revision": "r1",
+            "n_layers": 24,
+            "device": "cpu",
+            "dtype": "float32",
+        },
+        "data": {"source": "nowhere.jsonl", "hash": "0" * 16, "n_prompts": 6},
+        "threshold": 0.0,
+        **{"site": "resid_pre", "pos": -1, "seed": 0, "layer": [20], "alphas": [-1.0, 1.0]},
+    }
+    if kind == "patching":
+        settings |= {"gap": 1.0, "pairs": {"used": 2, "matched": 3, "excluded": 1}}
+    if "strength" in rows:
+        settings |= {"alpha_unit": "residual"}
+    verdict: dict[str, Any] = {"threshold": 0.0}
+    if "label" in rows:
+        settings["judge"] = {"name": "made", "version": "1"}
+        measured = {"on": "nothing", "n": 3, "two_way": 0.9, "three_way": 0.8}
+        verdict["judge"] = {"judge": "made", "version": "1", "unscored": 0, "measured": [measured]}
+        verdict["judge"]["disagrees_with_substring"] = 0.1
+        verdict["coherence"] = coherent_range(summary)
+    run = open_run(f"made_{kind}", settings, str(folder))
+    append(run, rows)
+    finish(run, summary, verdict)
+    if kind == "directions":
+        for layer in (12, 20):
+            directions.save(_direction(layer), folder / f"direction_layer{layer}.safetensors")
+    verdict = json.loads((folder / "summary.json").read_text())
+    del verdict["sha256"]
+    (folder / "summary.json").write_text(json.dumps(verdict))
+    return folder
+
+
+def _direction(layer: int) -> Direction:
+    unit = torch.nn.functional.normalize(torch.arange(1.0, 9.0).roll(layer), dim=0)
+    about = Provenance(
+        layer=layer,
+        site="resid_pre",
+        pos=-1,
+        model="made/up",
+        revision="r1",
+        seed=0,
+        prompt_ids=("a", "b"),
+        data_hash="0" * 16,
+    )
+    return Direction(unit, 2.0, about)
