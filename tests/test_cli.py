@@ -331,7 +331,7 @@ def test_a_run_folder_below_a_file_is_one_line(below, inside, tmp_path, monkeypa
     Path("file").write_text("x")
     code, _, err, _ = inside("RUN", work=lambda: open_run("e", {}, out=below))
     assert code == 2
-    assert err.startswith("error: cannot read or write file")
+    assert err == f"error: --out '{below}': file is a file: give a folder for the run\n"
     assert err.count("\n") == 1
 
 
