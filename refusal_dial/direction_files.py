@@ -23,8 +23,9 @@ from torch import Tensor
 
 from refusal_dial import directions
 from refusal_dial.control_vectors import read_control_vectors
-from refusal_dial.directions import Direction, Provenance, from_vector
+from refusal_dial.directions import FLOATS, Direction, Provenance, from_vector
 from refusal_dial.files import located
+from refusal_dial.provenance import FORMAT
 from refusal_dial.selection.layout import read_tensor
 from refusal_dial.types import DialError, one_of
 from refusal_dial.values import spelt
@@ -67,7 +68,10 @@ def read_direction(
 
 
 def _is_ours(file: Path) -> bool:
-    return "direction" in _header(file)[1]
+    """Whether `directions.save` wrote it, however damaged since: it is not to pass for another
+    tool's, which says less."""
+    about = _header(file)[1]
+    return "direction" in about or any(FORMAT in told for told in about.values())
 
 
 def _header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -118,8 +122,10 @@ def _chosen(path: str, found: Any, layer: int | None, pos: int) -> tuple[Tensor,
         if single is None:
             return _of_layers(path, tensors, layer)
         found = single
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise DialError(f"{path} holds no tensor of floats, and a direction is one")
+    if not isinstance(found, Tensor) or found.dtype not in FLOATS:
+        raise DialError(
+            f"{path} holds no tensor of floats of 16, 32 or 64 bits, and a direction is one"
+        )
     shape = tuple(found.shape)
     if found.ndim == 3 and -shape[0] <= pos < 0:
         found = found[pos]
@@ -154,7 +160,7 @@ def _of_layers(path: str, tensors: Mapping[Any, Tensor], layer: int | None) -> t
     if layer not in layers:
         raise DialError(f"{path} has no direction of layer {layer}: it has {_ranges(known)}")
     vector = layers[layer].squeeze()
-    if vector.ndim != 1 or not vector.is_floating_point():
+    if vector.ndim != 1 or vector.dtype not in FLOATS:
         raise DialError(f"{path}: what it has for layer {layer} is no vector of floats")
     return vector, layer
 

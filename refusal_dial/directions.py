@@ -15,10 +15,9 @@ not know whether a direction does anything: that takes a sweep and its controls.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,25 +26,13 @@ from torch import Tensor
 from refusal_dial.files import write_whole
 from refusal_dial.operations import TOLERANCE
 from refusal_dial.prompts import extremes
-from refusal_dial.types import SITES, DialError, shown
+from refusal_dial.provenance import LONGEST, Provenance, as_text, from_told
+from refusal_dial.types import DialError
 
-FORMAT = "refusal_dial direction 1"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a direction was read, and from what. `pool` tokens ending at `pos` were averaged."""
-
-    layer: int
-    site: str
-    pos: int
-    method: str = ""
-    model: str = ""
-    revision: str = ""
-    seed: int | None = None
-    prompt_ids: tuple[str, ...] = ()
-    data_hash: str = ""
-    pool: int = 1
+__all__ = ["Direction", "Provenance"]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ROUNDED = 0.01
+"""How far from 1 the norm of a unit vector may be that was rounded to 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +51,16 @@ class Direction:
 def from_vector(vector: Float[Tensor, " d_model"], provenance: Provenance) -> Direction:
     """`unit = v / |v|` in float32 on the CPU, `norm = |v|`; computed in float64.
 
-    Raises `DialError` for a vector that is zero or not finite.
+    Raises `DialError` for a vector that is zero or not finite, or 1e36 long or longer.
     """
     vector = vector.detach().cpu().double()
     norm = float(vector.norm())
     if not torch.isfinite(vector).all():
         raise DialError(f"the {provenance.method} direction holds NaN or infinite values")
+    if norm >= LONGEST:
+        raise DialError(
+            f"the {provenance.method} direction is {norm:.1e} long: expected under 1e36"
+        )
     if norm == 0:
         raise DialError(f"the {provenance.method} direction is zero: the two groups do not differ")
     return Direction((vector / norm).float(), norm, provenance)
@@ -204,16 +195,20 @@ def save(direction: Direction, path: str | Path) -> None:
     directions have equal bytes."""
     from safetensors.torch import save as serialise
 
-    about = {"format": FORMAT, "norm": direction.norm, **_plain(direction.provenance)}
-    metadata = {"direction": json.dumps(about, sort_keys=True)}  # one key: their order is random
-    write_whole(path, serialise({"unit": direction.unit.contiguous()}, metadata))
+    unit = direction.unit.contiguous()
+    told = as_text(direction.norm, direction.provenance, _bytes(unit))
+    write_whole(path, serialise({"unit": unit}, {"direction": told}))  # one key: order is random
+
+
+def _bytes(unit: Tensor) -> bytes:
+    return unit.detach().cpu().view(torch.uint8).numpy().tobytes()
 
 
 def load(path: str | Path) -> Direction:
     """Read a direction written by `save`.
 
-    Raises `DialError` for a file that is missing, is no safetensors, or holds no direction, and for
-    a vector that is not of norm 1.
+    Raises `DialError` for a file that is missing, is no safetensors, holds no direction, or was
+    altered since `save` wrote it, and for a vector that is not of norm 1.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -221,15 +216,13 @@ def load(path: str | Path) -> Direction:
         raise DialError(f"no direction file {str(path)!r}: expected a .safetensors file")
     try:
         with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("direction", "null"))
+            told = json.loads((file.metadata() or {}).get("direction", "null"))
             unit = file.get_tensor("unit") if "unit" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DialError(f"{path} is not a direction file: {error}") from error
-    if about is None or unit is None or unit.ndim != 1 or not unit.is_floating_point():
+    if told is None or unit is None or unit.ndim != 1 or unit.dtype not in FLOATS:
         raise DialError(f"{path} holds no direction: expected one vector 'unit' with its metadata")
-    if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
-        raise DialError(f"{path} has metadata of another version: expected {FORMAT!r}")
-    norm, provenance = _recorded(path, about)
+    norm, provenance = from_told(path, told, _bytes(unit) if unit.dtype == torch.float32 else None)
     if not bool(torch.isfinite(unit).all()):
         raise DialError(f"{path} holds NaN or infinite values: learn the direction again")
     length = float(unit.double().norm())
@@ -241,59 +234,3 @@ def load(path: str | Path) -> Direction:
             "written by hand (see `from_vector`)"
         )
     return Direction(unit, norm, provenance)
-
-
-def _recorded(path: str | Path, about: dict[str, Any]) -> tuple[float, Provenance]:
-    """What metadata says: norm and provenance. Raises `DialError` for a field that is missing,
-    unknown, or not of its kind."""
-    for name, (holds, expected) in RECORDED.items():
-        if name in NEEDED and name not in about:
-            raise DialError(f"{path} has metadata of another version: {name!r} is missing")
-        if name in about and not holds(about[name]):
-            raise DialError(
-                f"{path}: {name!r} of its metadata must be {expected}, not {shown(about[name], 60)}"
-            )
-    unknown = sorted(set(about) - set(RECORDED))
-    if unknown:
-        raise DialError(
-            f"{path} has metadata of another version: unknown field {shown(unknown[0], 60)}"
-        )
-    norm = float(about.pop("norm"))
-    return norm, Provenance(**{**about, "prompt_ids": tuple(about["prompt_ids"])})
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
-
-
-ROUNDED = 0.01
-NEEDED = ("norm", "layer", "site", "pos", "prompt_ids")
-RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "norm": (_is_length, "a finite number from 0 up"),
-    "layer": (lambda value: _is_whole(value) and value >= 0, "a whole number from 0 up"),
-    "site": (lambda value: value in SITES, f"one of {', '.join(SITES)}"),
-    "pos": (_is_whole, "a whole number"),
-    "method": (_is_text, "text"),
-    "model": (_is_text, "text"),
-    "revision": (_is_text, "text"),
-    "seed": (lambda value: value is None or _is_whole(value), "a whole number or null"),
-    "prompt_ids": (
-        lambda value: isinstance(value, list) and all(map(_is_text, value)),
-        "a list of texts",
-    ),
-    "data_hash": (_is_text, "text"),
-    "pool": (lambda value: _is_whole(value) and value >= 1, "a whole number from 1 up"),
-}
-"""What the metadata of a direction holds: whether a value will do, and what is expected."""
-
-
-def _plain(provenance: Provenance) -> dict[str, Any]:
-    return {f.name: getattr(provenance, f.name) for f in fields(provenance)}

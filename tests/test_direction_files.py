@@ -127,3 +127,12 @@ def test_a_number_too_long_for_a_layer_is_none(tmp_path):
     save_file({"v": VECTOR}, tmp_path / "a.safetensors", metadata={"layer": "9" * 5000})
     with pytest.raises(DialError, match="does not say which layer"):
         read_direction(tmp_path / "a.safetensors")
+
+
+def test_our_file_with_a_damaged_key_does_not_pass_for_another_tools(tmp_path):
+    path = tmp_path / "d.safetensors"
+    found = from_vector(torch.ones(4), Provenance(3, "z", -1, model="org/m"))
+    directions.save(found, path)
+    path.write_bytes(path.read_bytes().replace(b'"direction":', b'"dirextion":', 1))
+    with pytest.raises(DialError, match="holds no direction: expected one vector 'unit'"):
+        read_direction(path, 1)

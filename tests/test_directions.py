@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from unchecked import unchecked
 
 from refusal_dial.directions import (
-    FORMAT,
     Direction,
     Provenance,
     caa,
@@ -26,6 +25,7 @@ from refusal_dial.directions import (
     top_bottom,
 )
 from refusal_dial.operations import unit_of
+from refusal_dial.provenance import FORMAT, as_text
 from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
@@ -323,6 +323,36 @@ def test_the_same_direction_has_the_same_bytes(tmp_path):
         save(Direction(planted(), 2.0, FULL), tmp_path / str(i))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
     assert FORMAT.encode() in (tmp_path / "0").read_bytes()
+
+
+def test_any_bit_that_changed_since_is_found(tmp_path):
+    """In the vector, in what is told of it, or in the header; an older file has no digest."""
+    path = tmp_path / "d.safetensors"
+    save(Direction(planted(), 2.0, FULL), path)
+    data, whole = path.read_bytes(), load(path)
+    assert b"digest" in data
+    for at in range(0, len(data), 3):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        try:
+            found = load(path)
+        except DialError:
+            continue
+        assert torch.equal(found.unit, whole.unit)
+        assert (found.norm, found.provenance) == (whole.norm, whole.provenance)
+    for changes in ({"layer": 3}, {"norm": 3.0}, {"model": "other/model"}, {"digest": "0" * 32}):
+        told = json.loads(as_text(whole.norm, whole.provenance, b"")) | changes
+        save_file({"unit": whole.unit}, path, {"direction": json.dumps(told)})
+        with pytest.raises(DialError, match="was altered since it was written: learn the direct"):
+            load(path)
+    del told["digest"]
+    save_file({"unit": whole.unit}, path, {"direction": json.dumps(told)})
+    assert load(path).norm == 2.0
+
+
+def test_a_direction_too_long_to_be_saved_is_refused():
+    for vector in (torch.full((4,), 3e38), torch.full((4,), 1e300, dtype=torch.float64)):
+        with pytest.raises(DialError, match=r"the caa direction is .* long: expected under 1e36"):
+            from_vector(vector, replace(WHERE, method="caa"))
 
 
 def test_a_column_of_a_matrix_is_saved_as_itself(tmp_path):

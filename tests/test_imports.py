@@ -30,7 +30,7 @@ FLOORS = {
         replies.layers replies.tables replies.plots replies.record
         values recipes quality replies replies.flags replies.summary replies.conditions
         types files hub rows prompts missing run run_log journal spreadsheets summary plots tables
-        run_reading run_schema run_columns run_settings run_folder
+        run_reading run_schema run_columns run_settings run_folder provenance
         examples help_text command_line cli cluster readers flags agreement rated trade_off
         trade_off_plot openings theme control_tokens
         figure_files direction_plots

@@ -48,8 +48,11 @@ def read_tensor(path: str | Path) -> Any:
             "ever unpickled; save the tensor alone"
         ) from error
     for one in found.values() if isinstance(found, Mapping) else [found]:
-        if isinstance(one, Tensor) and (one.layout != torch.strided or one.is_meta):
-            kind = "numbers left out (meta)" if one.is_meta else f"the layout {one.layout}"
+        if isinstance(one, Tensor) and (
+            one.layout != torch.strided or one.is_meta or one.is_nested
+        ):
+            layout = "nested" if one.is_nested else one.layout
+            kind = "numbers left out (meta)" if one.is_meta else f"the layout {layout}"
             raise DialError(f"{path} holds a tensor with {kind}: save it dense, with its numbers")
     return found
 
