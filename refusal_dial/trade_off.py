@@ -36,8 +36,8 @@ def trade_off(
     """One row per cell but the baseline: `gain`, `cost`, `kept`, `paid`, each with `_lo`, `_hi`.
 
     `scores` holds held-out prompts only. A share of an effect that always-on steering does not have
-    is NaN. Raises `DialError` if a subset or the baseline is missing, or a prompt has two scores in
-    a cell.
+    is NaN. Raises `DialError` if a subset or the baseline is missing, a cell was not tried on both
+    subsets, or a prompt has two scores in a cell.
     """
     shifts = {
         "gain": _shifts(scores, wanted, None),
@@ -45,6 +45,9 @@ def trade_off(
     }
     rows = []
     cells = scores[scores["direction"] != "baseline"][[*CELL, *PLACE]].drop_duplicates()
+    held = set(shifts["gain"].index) & set(shifts["cost"].index)
+    if not {_key(cell) for cell in cells.itertuples(index=False)} <= held:
+        raise DialError(f"the trade-off needs every cell on {wanted} and on {spared} prompts")
     for cell in cells.itertuples(index=False):
         row = dict(zip(cells.columns, cell, strict=True))
         for name, share in (("gain", "kept"), ("cost", "paid")):

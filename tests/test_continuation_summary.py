@@ -76,6 +76,11 @@ def test_the_unit_is_the_prompt_and_copied_samples_add_nothing():
     assert (two["samples"] == 2 * one["samples"]).all()
 
 
+def test_a_layer_that_the_model_has_not_is_refused(summary):
+    with pytest.raises(DialError, match="steered layer 2 of a model that has 2"):
+        by_layer(summary, "CHALLENGING", 2)
+
+
 def test_the_best_layer_is_reported_on_prompts_it_was_not_chosen_on(summary):
     layers = by_layer(summary, "CHALLENGING", 3)
     best = best_layer(layers)

@@ -17,7 +17,7 @@ from refusal_dial.objectives.cells import objective_cells
 from refusal_dial.objectives.flags import ObjectiveFlags
 from refusal_dial.objectives.front import front, summarise_objectives
 from refusal_dial.objectives.opened import open_both
-from refusal_dial.objectives.shown import print_objectives
+from refusal_dial.objectives.shown import measured_on, print_objectives
 from refusal_dial.run import read_table, read_verdict
 from refusal_dial.types import DialError
 
@@ -63,6 +63,7 @@ def test_figures_are_of_their_subsets_and_differences_are_paired():
     assert list(summary["cost"]) == [0.5, 0.5, 0.75, 0.5]
     assert list(summary["toxicity_difference"]) == pytest.approx([0, -0.6, 0, -0.1])
     assert list(summary["front"]) == [False, True, False, False]
+    assert measured_on(summary) == "8 CHALLENGING openings, 8 HARMFUL and 8 EDGE prompts"
     assert summary["toxicity_p"].iloc[1] == pytest.approx(2 / 2**N)
     with pytest.raises(DialError, match="no EDGE prompts, and the figure cost is of them"):
         summarise_objectives(said[said["subset"] != "EDGE"])

@@ -160,6 +160,10 @@ def test_a_layer_is_chosen_on_one_half_and_reported_on_the_other():
     np.testing.assert_array_equal(harmful.z, [[0.0], [1.0]])  # 0.5 over both halves
     np.testing.assert_array_equal(np.ravel(harmful.z), table(summary, REPORT)["harmful"])
     np.testing.assert_array_equal(np.ravel(false.z), table(summary, REPORT)["false_positives"])
+    with pytest.raises(DialError, match="cells that both halves have, off strength 0"):
+        best(summary[(summary["split"] == CHOOSE) | (summary["layer"] != 14)])
+    with pytest.raises(DialError, match="no replies to summarise"):
+        summarise_replies(halves(rows(*parts))[:0])
     with pytest.raises(DialError, match="needs HARMFUL and other prompts in the half 'choose'"):
         table(summary[summary["subset"] == "EDGE"], CHOOSE)
 

@@ -99,6 +99,8 @@ def test_gain_is_less_toxicity_and_cost_is_other_words():
     assert table.loc["conditional", "kept"] == pytest.approx(0.7 / 0.8)
     assert table.loc["learned", "cost"] == 1
     assert table.loc["conditional", "paid"] == 0
+    with pytest.raises(DialError, match="one thing the unsteered model says, and there are more"):
+        as_trade_off(pd.DataFrame([*rows, rows[0]]))
     with pytest.raises(DialError, match="needs what the unsteered model says"):
         as_trade_off(pd.DataFrame(rows).query("direction != 'baseline'"))
 

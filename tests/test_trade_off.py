@@ -90,3 +90,12 @@ def test_the_figure_shows_both_ways_on_the_same_axes():
     assert figure.layout.xaxis.title.text == "rise of the share refused, S"
     with pytest.raises(DialError, match="expected directions learned, conditional"):
         trade_off_curves(table.assign(direction="other"), "title", "W", "S")
+
+
+def test_a_cell_on_one_subset_alone_or_with_two_scores_is_refused():
+    whole = scores()
+    lost = whole[(whole["direction"] != "conditional") | (whole["subset"] != "S")]
+    with pytest.raises(DialError, match="needs every cell on W and on S prompts"):
+        trade_off(lost, wanted="W", spared="S")
+    with pytest.raises(DialError, match="needs one score a prompt and cell, and there are more"):
+        trade_off(pd.concat([whole, whole[:1]]), wanted="W", spared="S")

@@ -41,7 +41,7 @@ def verdict_of(reading: Reading) -> list[Said]:
         return [Said(str(reading.config["experiment"]), "what it came to stands in the tables", "")]
     learned = summary[summary["direction"] == "learned"]
     if learned.empty:
-        return [_unsteered(row) for _, row in summary.iterrows()][:6]
+        return [_unsteered(row, *_value(summary)) for _, row in summary.iterrows()][:6]
     keys = ["layer", *GROUP]
     groups = [(key, part) for key, part in learned.groupby(keys, sort=False)]
     groups.sort(key=lambda group: _rank(str(group[0][1]), str(group[0][2])))
@@ -112,10 +112,9 @@ def _controls(controls: pd.DataFrame, value: str, base: float | None) -> str:
     return "; ".join(said)
 
 
-def _unsteered(row: pd.Series[Any]) -> Said:
-    value, stem = "refusal_rate", "rate"
+def _unsteered(row: pd.Series[Any], value: str, stem: str, name: str) -> Said:
     about = f"{row['subset']} {row['split']}, n = {row['n']}"
-    return Said(about, f"share refused {_with_interval(row, value, stem)}, unsteered", "")
+    return Said(about, f"{name} {_with_interval(row, value, stem)}, unsteered", "")
 
 
 def _patched(summary: pd.DataFrame) -> list[Said]:
