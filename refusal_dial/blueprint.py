@@ -1,6 +1,7 @@
 """What a model's config.json asks to be built, judged before anything is built of it.
 
     numbers >= vocab d + positions d + layers d (d_mlp + heads d_head)    d = the width
+                         (0 where positions are rotated)
 
 A slip of the pen, or malice, in one of these sizes would take the memory of the machine before
 transformers found that the weights do not fit. So each size has a limit that no released model
@@ -89,13 +90,15 @@ def _parts(found: Any) -> Iterator[dict[str, Any]]:
 
 
 def _numbers(part: dict[str, Any]) -> int:
-    """A lower bound of the parameters, of what any architecture has."""
+    """A lower bound of the parameters, of what any architecture has: embeddings and MLPs."""
 
     def most(keys: tuple[str, ...]) -> int:
         return max((int(part[key]) for key in keys if _is_whole(part.get(key))), default=0)
 
     a_layer = most(MLP_WIDTHS) + most(HEADS) * most(HEAD_WIDTHS)
-    return most(WIDTHS) * (most(VOCABULARIES) + max(most(POSITIONS), 0) + most(LAYERS) * a_layer)
+    rotated = any(key.startswith("rope") or "rotary" in key for key in part)
+    positions = 0 if rotated else max(most(POSITIONS), 0)
+    return most(WIDTHS) * (most(VOCABULARIES) + positions + most(LAYERS) * a_layer)
 
 
 def _sizes(part: dict[str, Any]) -> list[str]:

@@ -104,6 +104,17 @@ def test_models_that_there_are_pass(folder, shared, tmp_path):
         assert all(key == key.lower() for key in keys)
 
 
+def test_rotated_positions_take_no_numbers_and_learned_ones_do(tmp_path):
+    """A tiny model with a long context is no slip where nothing is stored of a position."""
+    config = tmp_path / "config.json"
+    tiny = {"hidden_size": 8, "vocab_size": 100, "max_position_embeddings": 131_072}
+    config.write_text(json.dumps(tiny | {"rope_theta": 10_000.0}))
+    check_blueprint(config, "x", held=10_000)
+    config.write_text(json.dumps(tiny))
+    with pytest.raises(DialError, match="max_position_embeddings 131072"):
+        check_blueprint(config, "x", held=10_000)
+
+
 # --- on the hub
 
 
