@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import checked  # noqa: F401  (before anything of the package is imported)
 import pytest
 import tiny
 import torch
