@@ -47,7 +47,7 @@ def host_and_port(address: Any) -> tuple[str, int]:
 def check_answers(address: str, known_as: str | None = None) -> None:
     """Raises `DialError` where nothing that could be a Ray head answers within `PATIENCE`."""
     where = host_and_port(address)
-    name = address if known_as in (address, None) else f"{known_as}, that is {address}"
+    name = address if known_as in (address, None) else f"{known_as} ({address})"
     try:
         with socket.create_connection(where, timeout=PATIENCE) as line:
             if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
@@ -56,7 +56,7 @@ def check_answers(address: str, known_as: str | None = None) -> None:
             frame = line.recv(HEAD)
     except OSError as error:
         raise DialError(
-            f"no Ray head answers at {name} ({error.strerror or error}): start one with "
+            f"no Ray head answers at {name}: {error.strerror or error}; start one with "
             "`ray start --head`, or leave --ray-address away to compute on this machine"
         ) from error
     if frame[3:4] != b"\x04":
@@ -153,8 +153,8 @@ def _asked(address: str) -> str:
         return services.canonicalize_bootstrap_address(address) or "local"
     except (OSError, ValueError, RuntimeError) as error:
         raise DialError(
-            f"--ray-address {address}: {one_line(error)}; start a head with `ray start --head`, or "
-            "leave --ray-address away to compute on this machine"
+            f"--ray-address {address}: {one_line(error).rstrip('.')}; start a head with "
+            "`ray start --head`, or leave --ray-address away to compute on this machine"
         ) from error
 
 

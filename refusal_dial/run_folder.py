@@ -99,6 +99,6 @@ def _check_place(folder: Path, out: str | None = None) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    for path in (folder / name for name in FILES):
+    for path in (*(folder / name for name in FILES), *folder.glob("*.safetensors")):
         if (path.exists() or path.is_symlink()) and not path.is_file():
             raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")

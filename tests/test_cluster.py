@@ -121,7 +121,7 @@ def test_one_who_never_answers_is_given_up_in_time(monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 0.2)
     start = time.monotonic()
     with listening(b"") as address:
-        with pytest.raises(DialError, match=f"no Ray head answers at {address} .timed out.: start"):
+        with pytest.raises(DialError, match=f"no Ray head answers at {address}: timed out; start"):
             check_answers(address)
         assert time.monotonic() - start < 2
 
@@ -138,7 +138,7 @@ def test_an_address_that_the_environment_names_is_asked_like_any_other(monkeypat
     with socket.socket() as bound:  # bound and not listening
         bound.bind(("", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"localhost:{bound.getsockname()[1]}")
-        with pytest.raises(DialError, match=r"no Ray head answers at auto, that is .*refused"):
+        with pytest.raises(DialError, match=r"answers at auto \(.*\): .*refused; start"):
             check_machines(replace(FLAGS, ray_address="auto"))
 
 
@@ -149,7 +149,9 @@ def test_without_a_cluster_auto_says_what_to_start(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(services, "find_gcs_addresses", finds_none)  # others may run on here
     monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
-    with pytest.raises(DialError, match=r"auto: Could not find .* `ray start --head`"):
+    with pytest.raises(
+        DialError, match=r"auto: Could not find .* variable; start a head with `ray"
+    ):
         check_machines(replace(FLAGS, ray_address="auto"))
 
 

@@ -69,3 +69,10 @@ def test_a_log_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(DialError, match=r"is not a run folder: it has no config\.json"):
         open_run("steer", {}, str(tmp_path))
     assert (tmp_path / "log.txt").read_text() == "dear diary"
+
+
+def test_a_folder_in_the_place_of_a_direction_is_named(tmp_path):
+    run = open_run("steer", {}, str(tmp_path / "run"))
+    (run.folder / "direction.safetensors").mkdir()
+    with pytest.raises(DialError, match=r"direction\.safetensors is no file \(a folder, "):
+        planned_run("steer", {}, str(run.folder))
