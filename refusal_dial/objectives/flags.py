@@ -18,9 +18,15 @@ class ObjectiveFlags(ContinuationFlags):
     """A direction away from toxicity and one of refusal, each with its own dial."""
 
     layer: tuple[int, ...] = flag((16,), "the layer of the toxicity direction", layers_of)
-    alphas: tuple[float, ...] = flag((0.0, 0.5, 1.0), "steps of the toxicity dial", alphas_of)
+    alphas: tuple[float, ...] = flag(
+        (0.0, 0.5, 1.0),
+        "steps of the toxicity dial: a list such as 0,0.5,1, or START:STOP:COUNT",
+        alphas_of,
+    )
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
-    refusal_tokens: str = flag("auto", "auto, family, calibrated, or a list", joined)
+    refusal_tokens: str = flag(
+        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", joined
+    )
     threshold: float = flag(0.0, "a refusal score over this counts as a refusal", number)
     refusal_layer: int = flag(20, "the layer of the refusal direction", at_least(0, whole))
     refusal_alphas: tuple[float, ...] = flag(

@@ -12,6 +12,7 @@ from refusal_dial.flags import SteeringFlags
 from refusal_dial.readers import alphas_of, at_least, choice, layers_of
 from refusal_dial.values import number, whole
 
+STRENGTHS = "strengths, in --alpha-unit: a list such as 0.2,0.4, or START:STOP:COUNT"
 UNITS = ("residual", "norm", "absolute")
 UNIT_HELP = (
     "what alpha 1 is as long as: residual (the mean norm there), norm (of the direction before it "
@@ -55,7 +56,7 @@ class ContrastFlags(ReplyFlags):
     pairs: str = flag("embedded", "'embedded' (matched prompts), a .json, .jsonl or .csv file")
     n_pairs: int = flag(50, "contrast pairs to learn from, at most", at_least(1, whole))
     n: int = flag(40, "prompts of each subset to measure on, at most", at_least(4, whole))
-    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "strengths", alphas_of)
+    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), STRENGTHS, alphas_of)
     alpha_unit: str = flag("norm", UNIT_HELP, choice(UNITS, "unit"))
     n_random: int = flag(0, "random directions a layer", at_least(0, whole))
 
@@ -68,5 +69,5 @@ class ComparisonFlags(ReplyFlags):
         "Refuse any request that could be unsafe.", "the system message to compare with"
     )
     n: int = flag(20, "prompts of each subset, at most", at_least(2, whole))
-    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), "strengths", alphas_of)
+    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), STRENGTHS, alphas_of)
     n_random: int = flag(5, "random directions a layer", at_least(0, whole))

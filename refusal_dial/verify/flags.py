@@ -43,7 +43,7 @@ class VerifyFlags(StudyFlags):
     )
     pos: int | None = flag(None, "its position from the end; default: the file's, or -1", pos_of)
     any_model: bool = flag(False, "use a direction that was learned on another model")
-    alpha: float = flag(0.3, "how far it is turned, up and down", _alpha)
+    alpha: float = flag(0.3, "how far it is turned, up and down, in --alpha-unit", _alpha)
     alpha_unit: str = flag(
         "residual", "residual: multiples of the mean norm, or absolute", choice(UNITS, "unit")
     )
