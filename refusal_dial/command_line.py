@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -135,7 +136,9 @@ def value_of(f: Field[Any], given: str | None) -> Any:
     kind = _kind(f)
     value = True if given is None else given
     if given is not None and not kind.startswith("str"):
-        value = DefaultParseValue(given)
+        with warnings.catch_warnings():  # Python's, of text that is nearly a number
+            warnings.simplefilter("ignore")
+            value = DefaultParseValue(given)
         try:
             repr(value)
         except ValueError:  # it holds an integer of more digits than Python writes out

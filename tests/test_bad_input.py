@@ -188,6 +188,15 @@ def test_a_direction_that_cannot_be_read(kind, run, tmp_path):
     assert str(file) in run(path, "--direction", str(file)).line
 
 
+@pytest.mark.parametrize("script", ["calibrate", "verify_direction"])
+def test_no_controls_are_refused_where_they_are_the_question(script, run):
+    path = ROOT / "experiments" / f"{script}.py"
+    for value in ("[]", "()", "none", "holdout", "random,folds"):
+        line = run(path, *required(path), "--controls", value).line
+        assert "--controls: " in line
+        assert "random, covariance, shuffled" in line
+
+
 @pytest.mark.parametrize("path", taking("direction"), **name)
 def test_an_empty_direction_is_not_the_same_as_none(path, run, qwen_folder):
     """`--direction "$FILE"` of a variable that is not set must not learn another direction."""

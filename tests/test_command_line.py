@@ -149,6 +149,17 @@ def test_types_that_are_not_text_annotations_are_read_too():
     assert (read_flags.n, read_flags.out, read_flags.on) == (3, "1e3", True)
 
 
+def given_typed(flag, typed):
+    return cli.parse(Flags, ["RUN", flag, typed], read)
+
+
+def test_text_that_is_nearly_a_number_is_refused_without_a_warning(recwarn):
+    for typed in ("1if 1else 2", "0x1for", "'\\d'"):
+        with pytest.raises(DialError, match="--k: expected a whole number, not "):
+            given_typed("--k", typed)
+    assert not recwarn.list
+
+
 # --- what is unknown
 
 FIELDS = {f.name: f for f in fields(Flags)}

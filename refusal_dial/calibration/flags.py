@@ -6,13 +6,26 @@ This module reads text into values. It does not know what they do, and imports n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from refusal_dial.cli import flag
 from refusal_dial.flags import UNITS, SteeringFlags
-from refusal_dial.readers import CONTROLS, alphas_of, at_least, choice, controls_of, layers_of
-from refusal_dial.values import whole
+from refusal_dial.readers import alphas_of, at_least, choice, layers_of
+from refusal_dial.types import DialError, shown
+from refusal_dial.values import listed, whole
 
+TESTED = ("random", "covariance", "shuffled", "flipped", "length")
 PARTS = ("null", "gaussian", "intervals", "contradiction")
+
+
+def _tested(value: Any) -> tuple[str, ...]:
+    kinds = [choice(TESTED, "control")(str(part).strip()) for part in listed(value)]
+    if not kinds:
+        raise DialError(
+            f"expected one or more of {', '.join(TESTED)}, whose p-values are counted; not "
+            f"{shown(value)}"
+        )
+    return tuple(kind for kind in TESTED if kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class CalibrationFlags(SteeringFlags):
         "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
     )
     controls: tuple[str, ...] = flag(
-        ("random", "covariance", "shuffled", "flipped", "length"),
-        f"a list of {', '.join(CONTROLS)}",
-        controls_of,
+        TESTED,
+        f"a list of {', '.join(TESTED)}",
+        _tested,
     )

@@ -22,6 +22,8 @@ LEAST_TESTED = 8
 
 def _nulls(value: Any) -> tuple[str, ...]:
     kinds = [choice(NULLS, "control")(str(part).strip()) for part in listed(value)]
+    if not kinds:
+        raise DialError(f"expected one or more of {', '.join(NULLS)}, not {shown(value)}")
     return tuple(kind for kind in NULLS if kind in kinds)
 
 
