@@ -197,6 +197,22 @@ def test_no_controls_are_refused_where_they_are_the_question(script, run):
         assert "random, covariance, shuffled" in line
 
 
+def test_a_level_that_nothing_or_everything_reaches_is_refused(run):
+    path = ROOT / "experiments" / "verify_direction.py"
+    for value in ("0", "-0", "1", "0.6", "1e-300"):
+        line = run(path, "nowhere", "--level", value).line
+        assert "--level: expected a level from 1e-06 to 0.25" in line
+
+
+def test_a_calibration_of_too_few_prompts_leaves_no_folder(run, qwen_folder, some_prompts):
+    path = ROOT / "experiments" / "calibrate.py"
+    typed = f"--model {qwen_folder} --device cpu --prompts {some_prompts} --refusal-tokens I"
+    typed += " --layer 1 --part null --out run"
+    assert "more than the" in run(path, *typed.split(), "--n-learn", "500").line
+    few = ["--n-learn", "6", "--n-report", "2", "--k", "4"]
+    assert "hold 3 each at most" in run(path, *typed.split(), *few).line
+
+
 @pytest.mark.parametrize("path", taking("direction"), **name)
 def test_an_empty_direction_is_not_the_same_as_none(path, run, qwen_folder):
     """`--direction "$FILE"` of a variable that is not set must not learn another direction."""

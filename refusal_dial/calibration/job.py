@@ -59,6 +59,7 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
 
 
 def _null(study: Study, flags: CalibrationFlags) -> Laid:
+    nulls.check_enough(study, flags)  # before a folder is made for it
     sizes = _sizes(flags.n_experiments, nulls.SIZE, len(nulls.kinds(flags)))
     n = Times(flags.n_experiments)
     return sizes, partial(nulls.null_batches, study=study, flags=flags, n=n), _uniform

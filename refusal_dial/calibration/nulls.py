@@ -43,6 +43,22 @@ def kinds(flags: CalibrationFlags) -> list[str]:
     return found + [kind for kind in SINGLE if kind in flags.controls]
 
 
+def check_enough(study: Study, flags: CalibrationFlags) -> None:
+    """Raises `DialError` where there are fewer EDGE prompts than the two parts take, or fewer in
+    the first than `--k` takes of its two ends."""
+    n = len(of_subset(study.prompts, "EDGE"))
+    if n < flags.n_learn + flags.n_report:
+        raise DialError(
+            f"{flags.n_learn} prompts to learn from and {flags.n_report} to report on are more "
+            f"than the {n} EDGE prompts"
+        )
+    if flags.k is not None and 2 * flags.k > flags.n_learn:
+        raise DialError(
+            f"--k {flags.k}: the top and the bottom of {flags.n_learn} prompts hold "
+            f"{flags.n_learn // 2} each at most"
+        )
+
+
 def null_batches(
     model: TransformerBridge, *, study: Study, flags: CalibrationFlags, n: int, skip: int = 0
 ) -> Iterator[pd.DataFrame]:
@@ -50,12 +66,8 @@ def null_batches(
 
     Raises `DialError` where there are fewer EDGE prompts than the two parts take.
     """
+    check_enough(study, flags)
     edge = of_subset(study.prompts, "EDGE")
-    if len(edge) < flags.n_learn + flags.n_report:
-        raise DialError(
-            f"{flags.n_learn} prompts to learn from and {flags.n_report} to report on are more "
-            f"than the {len(edge)} EDGE prompts"
-        )
     for start in range(skip * SIZE, n, SIZE):
         order = np.random.default_rng([flags.seed, start]).permutation(len(edge))
         train = [edge[i] for i in order[: flags.n_learn]]

@@ -27,6 +27,12 @@ def _nulls(value: Any) -> tuple[str, ...]:
     return tuple(kind for kind in NULLS if kind in kinds)
 
 
+def _level(value: Any) -> float:
+    if not 1e-6 <= number(value) <= 0.25:
+        raise DialError(f"expected a level from 1e-06 to 0.25, not {shown(value)}")
+    return number(value)
+
+
 def _alpha(value: Any) -> float:
     if number(value) <= 0:
         raise DialError(f"expected a number over 0 (both signs are taken), not {shown(value)}")
@@ -68,4 +74,4 @@ class VerifyFlags(StudyFlags):
     max_cost: float = flag(
         0.1, "most that harmless replies may become less likely, nats a token", at_least(0, number)
     )
-    level: float = flag(0.05, "corrected p-values up to this count as shown", proportion)
+    level: float = flag(0.05, "corrected p-values up to this count as shown", _level)
