@@ -288,6 +288,14 @@ def test_a_run_that_holds_what_no_run_writes_is_one_line(column, value, says, fo
     assert says in str(error.value)
 
 
+def test_rows_without_the_baseline_that_the_summary_has_are_one_line(folder, tmp_path):
+    path = older(folder, tmp_path / "old") / "scores.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows[rows["direction"] != "baseline"].to_csv(path, index=False)
+    with pytest.raises(DialError, match="no rows of the baseline, and the summary has"):
+        read_run(path.parent)
+
+
 def test_a_table_with_a_column_twice_or_no_rows_is_one_line(folder, tmp_path):
     path = older(folder, tmp_path / "old") / "summary.csv"
     header, rest = path.read_text().split("\n", 1)

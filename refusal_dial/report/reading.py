@@ -26,6 +26,7 @@ from refusal_dial.run_columns import (
     SUMMARY,
 )
 from refusal_dial.run_schema import PAIRS, check_config, check_table
+from refusal_dial.types import DialError
 
 KINDS = {
     "patching": (PATCH_ROWS, PATCHES),
@@ -70,11 +71,15 @@ class Reading:
 def read_run(where: str | Path) -> Reading:
     """The run in this folder, or the newest finished one of an experiment's folder.
 
-    Raises `DialError` for what is no run, or one that is not finished.
+    Raises `DialError` for what is no run, one that is not finished, or one whose rows lack the
+    baseline that its summary has.
     """
     folder = find_run(where)
     config, verdict = read_config(folder, "model.name"), read_verdict(folder)
     scores, summary = read_table(folder, "scores", "prompt_id"), read_table(folder, "summary")
+    kinds = [set(table.get("direction", ())) for table in (scores, summary)]
+    if kinds[0] and "baseline" in kinds[1] - kinds[0]:
+        raise DialError(f"{folder / 'scores.csv'} has no rows of the baseline, and the summary has")
     files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("scores.csv", "summary.csv")
