@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
@@ -24,6 +25,7 @@ from refusal_dial.organism import (
     steering,
     storage,
     system_prompts,
+    training,
 )
 from refusal_dial.organism.grammar import BENIGN, EDGE, HARMFUL
 from refusal_dial.organism.tokenizer import chat_text
@@ -93,6 +95,20 @@ def test_weights_that_are_not_those_that_were_written_are_named(
     (folder / "model.safetensors").write_bytes(b"none")
     with pytest.raises(DialError, match=r"model\.safetensors"):
         storage.load_weights(folder)
+
+
+def test_a_checkpoint_that_lacks_something_is_named(tmp_path: Path) -> None:
+    recipe, path = training.Recipe(), tmp_path / "state.pt"
+    net = tiny.hf_model("Qwen2")
+    adam = torch.optim.Adam(net.parameters())
+    whole = {"recipe": repr(recipe), "model": net.state_dict(), "adam": adam.state_dict()}
+    whole |= {"step": 3, "seconds": 1.5}
+    torch.save(whole, path)
+    assert training.load_checkpoint(path, recipe, net, adam).step == 3
+    for name, held in ((n, h) for n in whole if n != "recipe" for h in (None, {"weight": 1})):
+        torch.save({**whole, name: held}, path)
+        with pytest.raises(DialError, match="is a damaged checkpoint: remove it to start anew"):
+            training.load_checkpoint(path, recipe, net, adam)
 
 
 def test_the_script_writes_the_shipped_prompts_byte_for_byte() -> None:

@@ -169,9 +169,12 @@ def load_checkpoint(
         raise DialError(f"{path} is no checkpoint: remove it to start anew") from error
     if written != repr(recipe):
         raise DialError(f"{path} was written by another recipe; remove it to start anew")
-    model.load_state_dict(state["model"])
-    adam.load_state_dict(state["adam"])
-    return Trained(model, int(state["step"]), float(state["seconds"]))
+    try:
+        model.load_state_dict(state["model"])
+        adam.load_state_dict(state["adam"])
+        return Trained(model, int(state["step"]), float(state["seconds"]))
+    except Exception as error:  # a state that lacks something, or is of another shape
+        raise DialError(f"{path} is a damaged checkpoint: remove it to start anew") from error
 
 
 def train(
