@@ -32,6 +32,9 @@ HEAD = 9
 TRIES = "RAY_gcs_server_port_wait_time_s"
 """Ray's own setting: how often, once a second, it looks for a head at an address."""
 
+HINT = "; if `ray start --head` made a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to it"
+"""Of an address that is given, Ray asks without a token unless it is told to send one."""
+
 
 def host_and_port(address: Any) -> tuple[str, int]:
     """`10.0.0.1:6379`, `[::1]:6379` or `head:6379` in two. Raises `DialError` for anything else."""
@@ -82,9 +85,11 @@ def connected(address: str | None) -> Iterator[Any]:
         check_answers(where, address)
     with _few_tries(where != "local"):
         try:
-            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
         except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-            raise DialError(f"Ray at {where} cannot be used: {one_line(error)}") from error
+            hint = "" if where == "local" or os.environ.get("RAY_AUTH_MODE") == "token" else HINT
+            why = one_line(error).rstrip(".")
+            raise DialError(f"Ray at {where} cannot be used: {why}{hint}") from error
     try:
         yield ray
     finally:

@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from refusal_dial import executors, job
-from refusal_dial.cluster import connected
+from refusal_dial.cluster import connected, resources
 from refusal_dial.flags import SteeringFlags
 from refusal_dial.job import conduct
 from refusal_dial.run import read_table
@@ -195,6 +195,21 @@ def test_a_head_that_cannot_be_reached_is_refused(study, flags):
         there = replace(flags, executor="ray", ray_address=address)
         with pytest.raises(DialError, match=f"no Ray head answers at {address}"):
             list(executors.compute(study.model, nothing, 0, 1, there))
+
+
+def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with connected("auto") as ray:
+        assert [node["CPU"] for node in resources(ray)] == [1.0]
+
+
+def test_a_port_of_ray_that_is_no_head_is_refused_in_time(cluster, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    raylet = f"{cluster.head_node.node_ip_address}:{cluster.head_node.node_manager_port}"
+    start = time.monotonic()
+    with pytest.raises(DialError, match=f"Ray at {raylet} cannot be used: .*RAY_AUTH_MODE=token"):
+        connected(raylet).__enter__()
+    assert time.monotonic() - start < 10
 
 
 def test_devices_that_do_not_agree_are_refused(study, flags):
