@@ -73,6 +73,14 @@ def alphas_of(value: Any) -> tuple[float, ...]:
     return tuple(sorted(alphas))
 
 
+def turning_of(value: Any) -> tuple[float, ...]:
+    """`alphas_of`, one of them not 0: the question is which of them does most."""
+    alphas = alphas_of(value)
+    if not any(alphas):
+        raise DialError(f"expected a strength that is not 0 among them, not {shown(value)}")
+    return alphas
+
+
 def _evenly(value: str) -> tuple[float, ...]:
     try:
         start, stop, count = (float(part) for part in value.split(":"))

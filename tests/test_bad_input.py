@@ -213,6 +213,29 @@ def test_a_calibration_of_too_few_prompts_leaves_no_folder(run, qwen_folder, som
     assert "hold 3 each at most" in run(path, *typed.split(), *few).line
 
 
+def test_decoding_that_cannot_be_is_refused_before_a_run_is_opened(run, qwen_folder):
+    common = ["--model", str(qwen_folder), "--device", "cpu", "--layer", "1"]
+    said = [*common, "--refusal-tokens", "I", "--n-pairs", "6"]
+    path = ROOT / "experiments" / "caa_refusal.py"
+    assert "top_p must be over 0 and at most 1, not 16" in run(path, *said, "--top-p", "16").line
+    path = ROOT / "experiments" / "toxicity_steering.py"
+    assert "greedy decoding has one sample" in run(path, *common, "--temperature", "0").line
+
+
+def test_a_layer_is_chosen_among_strengths_and_prompts_that_there_are(run, qwen_folder, tmp_path):
+    path = ROOT / "experiments" / "caa_refusal.py"
+    assert "a strength that is not 0" in run(path, "--alphas", "0").line
+    rows = [{"text": f"say {i}", "subset": "EDGE", "pair_id": None} for i in range(9)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = tmp_path / "pairs.json"
+    reply = {"question": "q", "answer_matching_behavior": "(A)"}
+    pairs.write_text(json.dumps([reply | {"answer_not_matching_behavior": "(B)"}]))
+    typed = f"--model {qwen_folder} --device cpu --layer 1 --refusal-tokens I"
+    line = run(path, *typed.split(), "--prompts", str(prompts), "--pairs", str(pairs)).line
+    assert "0 HARMFUL and 4 others" in line or "0 HARMFUL and 5 others" in line
+
+
 @pytest.mark.parametrize("path", taking("direction"), **name)
 def test_an_empty_direction_is_not_the_same_as_none(path, run, qwen_folder):
     """`--direction "$FILE"` of a variable that is not set must not learn another direction."""

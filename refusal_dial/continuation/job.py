@@ -44,10 +44,10 @@ def conduct_continuations(
     """
     opened = open_continuations(flags)
     settings = continuation_settings(opened, flags)
-    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
     cells = lay_out(opened, flags)
     rows = prompt_rows(opened, flags.seed)
     decoding = decoding_of(flags)
+    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
     size = flags.batch_size
     batches = partial(
         spoken_batches,

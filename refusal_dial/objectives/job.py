@@ -31,7 +31,6 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
     """
     both = open_both(flags)
     learned = {"direction_toxicity": both.toxicity, "direction_refusal": both.refusal}
-    run = begin(experiment, objective_settings(both, flags), flags, learned)
     cells = objective_cells(both, flags)
     openings = prompt_rows(both.openings, flags.seed)
     prompts = pd.DataFrame(
@@ -42,6 +41,7 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
         }
     )
     decoding = decoding_of(flags)
+    run = begin(experiment, objective_settings(both, flags), flags, learned)
     size = flags.batch_size
     batches = partial(
         objective_batches,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -19,8 +20,9 @@ from refusal_dial.directions import Direction, Provenance, caa
 from refusal_dial.model import identity
 from refusal_dial.prompts import Prompt, holdout_split, of_subset, some_of_each
 from refusal_dial.replies.flags import ContrastFlags
-from refusal_dial.replies.layers import CHOOSE, REPORT
+from refusal_dial.replies.layers import CHOOSE, HARMFUL, REPORT
 from refusal_dial.study import Study
+from refusal_dial.types import DialError
 
 
 def contrast_pairs(study: Study, flags: ContrastFlags) -> tuple[list[ContrastPair], list[Prompt]]:
@@ -66,9 +68,21 @@ def contrast_vectors(
 
 
 def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], dict[str, str]]:
-    """(at most n prompts of each subset, the half that each is in, by id)."""
+    """(at most n prompts of each subset, the half that each is in, by id).
+
+    Raises `DialError` where a half would be without HARMFUL prompts, or without others.
+    """
     chosen = some_of_each(prompts, n, seed)
     report = set()
     for subset in dict.fromkeys(prompt.subset for prompt in chosen):
         report |= {p.id for p in holdout_split(of_subset(chosen, subset), seed)[1]}
-    return chosen, {p.id: REPORT if p.id in report else CHOOSE for p in chosen}
+    half = {p.id: REPORT if p.id in report else CHOOSE for p in chosen}
+    for name in (CHOOSE, REPORT):
+        harmful = Counter(p.subset == HARMFUL for p in chosen if half[p.id] == name)
+        if not (harmful[True] and harmful[False]):
+            raise DialError(
+                f"of {len(prompts)} prompts that no pair has, the half to {name} on has "
+                f"{harmful[True]} HARMFUL and {harmful[False]} others, and both are needed: give "
+                "fewer --n-pairs or more --prompts"
+            )
+    return chosen, half

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from refusal_dial.cli import flag
 from refusal_dial.flags import SteeringFlags
-from refusal_dial.readers import alphas_of, at_least, choice, layers_of
+from refusal_dial.readers import alphas_of, at_least, choice, layers_of, turning_of
 from refusal_dial.values import number, whole
 
 STRENGTHS = "strengths, in --alpha-unit: a list such as 0.2,0.4, or START:STOP:COUNT"
@@ -56,7 +56,7 @@ class ContrastFlags(ReplyFlags):
     pairs: str = flag("embedded", "'embedded' (matched prompts), a .json, .jsonl or .csv file")
     n_pairs: int = flag(50, "contrast pairs to learn from, at most", at_least(1, whole))
     n: int = flag(40, "prompts of each subset to measure on, at most", at_least(4, whole))
-    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), STRENGTHS, alphas_of)
+    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), STRENGTHS, turning_of)
     alpha_unit: str = flag("norm", UNIT_HELP, choice(UNITS, "unit"))
     n_random: int = flag(0, "random directions a layer", at_least(0, whole))
 

@@ -47,8 +47,8 @@ def conduct_replies(
 
     Raises `DialError` where the judge leaves more than the share `max_missing` unscored.
     """
-    run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
     decoding = decoding_of(flags)
+    run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     batches = partial(
         judged_batches,
