@@ -13,7 +13,7 @@ from refusal_dial.cli import CONFIG, argument, flag
 from refusal_dial.readers import (
     CONTROLS,
     address_of,
-    alphas_of,
+    alphas_or_auto,
     at_least,
     choice,
     controls_of,
@@ -100,7 +100,9 @@ class SteeringFlags(StudyFlags):
     site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     pos: int = flag(-1, "prompt position, from the end; -1 is the last token", pos_of)
     alphas: tuple[float, ...] = flag(
-        (), "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms", alphas_of
+        (),
+        "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms",
+        alphas_or_auto,
     )
     alpha_unit: str = flag(
         "absolute", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
@@ -137,7 +139,7 @@ class ConditionalFlags(SteeringFlags):
     alphas: tuple[float, ...] = flag(
         RISING_ALPHAS,
         "a list such as 0.1,0.3,0.5, or START:STOP:COUNT; auto: ±0.6 mean residual norms",
-        alphas_of,
+        alphas_or_auto,
     )
     alpha_unit: str = flag(
         "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")

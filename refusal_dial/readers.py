@@ -61,10 +61,13 @@ def alpha_of(value: Any) -> float:
     return number(value)
 
 
+def alphas_or_auto(value: Any) -> tuple[float, ...]:
+    """`alphas_of`; none stands for auto."""
+    return () if value == "auto" else alphas_of(value)
+
+
 def alphas_of(value: Any) -> tuple[float, ...]:
-    """Different finite numbers, rising: a list, or START:STOP:COUNT; none stands for auto."""
-    if value == "auto":
-        return ()
+    """Different finite numbers, rising: a list, or START:STOP:COUNT."""
     if isinstance(value, str) and value.count(":") == 2:
         return _evenly(value)
     alphas = tuple(alpha_of(part) + 0.0 for part in listed(value))  # 0.0 and not -0.0

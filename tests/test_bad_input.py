@@ -225,6 +225,7 @@ def test_decoding_that_cannot_be_is_refused_before_a_run_is_opened(run, qwen_fol
 def test_a_layer_is_chosen_among_strengths_and_prompts_that_there_are(run, qwen_folder, tmp_path):
     path = ROOT / "experiments" / "caa_refusal.py"
     assert "a strength that is not 0" in run(path, "--alphas", "0").line
+    assert "--alphas: expected a finite number, not 'auto'" in run(path, "--alphas", "auto").line
     rows = [{"text": f"say {i}", "subset": "EDGE", "pair_id": None} for i in range(9)]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
