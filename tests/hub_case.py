@@ -27,6 +27,8 @@ def use(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str | None = None
     monkeypatch.setattr("refusal_dial.hub.hub_reachable", lambda: address is not None)
     for module in ("model", "classifiers"):
         monkeypatch.setattr(f"refusal_dial.{module}.hub_reachable", lambda: address is not None)
+    # transformers keeps the client that it made first, with the address of an earlier hub
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     if address is not None:
         monkeypatch.setattr(constants, "ENDPOINT", address)
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
