@@ -203,13 +203,11 @@ def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
         assert [node["CPU"] for node in resources(ray)] == [1.0]
 
 
-def test_a_port_of_ray_that_is_no_head_is_refused_in_time(cluster, monkeypatch):
+def test_a_port_of_ray_that_is_no_head_is_refused(cluster, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     raylet = f"{cluster.head_node.node_ip_address}:{cluster.head_node.node_manager_port}"
-    start = time.monotonic()
     with pytest.raises(DialError, match=f"Ray at {raylet} cannot be used: .*RAY_AUTH_MODE=token"):
         connected(raylet).__enter__()
-    assert time.monotonic() - start < 10
 
 
 def test_devices_that_do_not_agree_are_refused(study, flags):
