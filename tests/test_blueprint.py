@@ -7,6 +7,7 @@ import shutil
 
 import hub_case
 import pytest
+from tiny import reconfigured
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.blueprint import LIMITS, check_blueprint, check_folder
@@ -19,13 +20,6 @@ HUGE = [0, -1, 1001, 10_000_000, pytest.param(10**400, id="googols")]
 @pytest.fixture
 def folder(qwen_folder, tmp_path):
     return shutil.copytree(qwen_folder, tmp_path / "model")
-
-
-def reconfigured(folder, **changes):
-    """The folder with other values in its config.json."""
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return folder
 
 
 def refused(name, says):

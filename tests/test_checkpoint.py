@@ -32,13 +32,6 @@ def folder(qwen_folder, tmp_path):
     return shutil.copytree(qwen_folder, tmp_path / "model")
 
 
-def reconfigured(folder, **changes):
-    """The folder with other values in its config.json."""
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return folder
-
-
 # --- which model it is
 
 
@@ -89,7 +82,7 @@ def test_files_that_stand_as_they_were_are_read_once(folder, monkeypatch):
 
 
 def test_weights_that_the_files_lack_are_an_error_and_no_random_numbers(folder):
-    reconfigured(folder, num_hidden_layers=5, layer_types=["full_attention"] * 5)
+    tiny.reconfigured(folder, num_hidden_layers=5, layer_types=["full_attention"] * 5)
     with pytest.raises(DialError, match=r"its files lack model\.layers\.\{3, 4\}.* random") as one:
         load_model(str(folder), device="cpu")
     assert "\n" not in str(one.value)
@@ -122,7 +115,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
     ("dtype", "held"), [("float32", None), ("float16", "float32"), (None, "float32")]
 )
 def test_every_tensor_is_of_the_numbers_that_config_json_says(dtype, held, folder):
-    reconfigured(folder, dtype=dtype)
+    tiny.reconfigured(folder, dtype=dtype)
     if held is None:
         check_numbers(folder, "m")
         weights = load_file(folder / "model.safetensors")

@@ -6,6 +6,7 @@ the same path as a real one.
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def folder(architecture: str, path: Path, template: str | None = CHAT) -> Path:
     hf_model(architecture).save_pretrained(path)
     tokenizer(template).save_pretrained(path)
     return path
+
+
+def reconfigured(folder: Path, **changes: Any) -> Path:
+    """The folder with other values in its config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
 
 
 def bridge(architecture: str) -> TransformerBridge:
