@@ -145,10 +145,10 @@ def test_a_driver_that_is_killed_loses_what_was_in_flight_and_the_rerun_ends_wit
     given += ["--executor=ray", f"--ray-address={cluster.address}"]
     with (tmp_path / "said").open("w") as said:
         driver = subprocess.Popen([sys.executable, str(SCRIPT), *given], stderr=said)
-    scores, deadline = out / "scores.csv", time.monotonic() + 90
+    scores, deadline = out / "scores.csv", time.monotonic() + 600
     while not (scores.is_file() and scores.stat().st_size > len(whole) / BATCHES):
         assert driver.poll() is None, (tmp_path / "said").read_text()
-        assert time.monotonic() < deadline, "no batch was written in 90 s"
+        assert time.monotonic() < deadline, "no batch was written in ten minutes"
         time.sleep(0.002)
     driver.kill()
     driver.wait()
