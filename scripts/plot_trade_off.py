@@ -26,13 +26,16 @@ def main(flags: Flags) -> None:
     from refusal_dial.figure_files import write_figures
     from refusal_dial.run import find_run, read_config, read_table
     from refusal_dial.run_columns import SAID_ROWS, SCORES
+    from refusal_dial.run_schema import check_table
     from refusal_dial.theme import SCORE, title_of
     from refusal_dial.trade_off import trade_off
     from refusal_dial.trade_off_plot import trade_off_curves
 
     folder = find_run(flags.run)
-    config, said = read_config(folder, "model.name"), "completion" in read_table(folder, "scores")
-    scores = read_table(folder, "scores", *(SAID_ROWS if said else SCORES))
+    config, scores = read_config(folder, "model.name"), read_table(folder, "scores")
+    said = "completion" in scores
+    needed = SAID_ROWS if said else SCORES
+    check_table(folder / "scores.csv", config["experiment"], scores, needed)
     if said:
         rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")
         units = "minus toxicity", "words changed"
