@@ -22,9 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from refusal_dial import load_model, load_prompts, steer, tokenize
-from refusal_dial.generate import generate
-from refusal_dial.model import EMBEDDED
-from refusal_dial.sampling import Decoding
+from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.model.loading import EMBEDDED
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:

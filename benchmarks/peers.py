@@ -25,9 +25,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 from works import Work, model_of, qwen_weights, scorer, works
 
-from refusal_dial.engine import score_grid
+from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import Edit
-from refusal_dial.model import EMBEDDED
+from refusal_dial.model.loading import EMBEDDED
 
 Cell = Callable[[int, Tensor], Tensor]  # (block whose output it changes, what is added) -> scores
 

@@ -23,11 +23,10 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from refusal_dial.cluster import connected
-from refusal_dial.executors import Pool, compute, in_order
-from refusal_dial.flags import SteeringFlags
-from refusal_dial.missing import marked
-from refusal_dial.run import append, kept_batches, open_run, read_table
+from refusal_dial.cli.flags import SteeringFlags
+from refusal_dial.run.folder import append, kept_batches, open_run, read_table
+from refusal_dial.run.machines import Pool, compute, connected, in_order
+from refusal_dial.stats.comparison import mark_dropped
 
 HERE: dict[str, str] = {}
 
@@ -72,7 +71,7 @@ def streamed(
             rss = peak = me.memory_info().rss
             wall, cpu = time.perf_counter(), time.process_time()
             for frame, _ in in_order(pool, range(n)):
-                append(run, marked(frame))
+                append(run, mark_dropped(frame))
                 peak = max(peak, me.memory_info().rss)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         size = run.scores.stat().st_size
@@ -105,10 +104,11 @@ def real(batch_size: int = 16) -> Iterator[dict[str, float | str]]:
     import torch
 
     from refusal_dial import load_model, load_prompts, steer, tokenize
-    from refusal_dial.controls import random_directions
-    from refusal_dial.directions import Provenance, from_vector
-    from refusal_dial.scorers import LogitDiff
-    from refusal_dial.sweep import Budget, Cell, sweep_batches
+    from refusal_dial.cells import Cell
+    from refusal_dial.directions.controls import random_directions
+    from refusal_dial.directions.learning import Provenance, from_vector
+    from refusal_dial.run.plan import Budget, sweep_batches
+    from refusal_dial.scoring.logits import LogitDiff
 
     model, prompts = load_model("embedded", "cpu"), load_prompts("embedded")[: 12 * batch_size]
     tokens = tokenize(model, [prompt.text for prompt in prompts])

@@ -35,9 +35,9 @@ from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
 from works import Work, model_of, operations, scorer, works
 
-from refusal_dial.engine import score_grid
+from refusal_dial.common import hook_name
+from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import Edit
-from refusal_dial.types import hook_name
 
 os.environ["TQDM_DISABLE"] = "1"
 SAMPLE = 3

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from refusal_dial.common import Hook, hook_name
 from refusal_dial.hooks import Edit, patch, steer
-from refusal_dial.model import load_model
-from refusal_dial.scorers import LogitDiff
-from refusal_dial.tokens import Tokens
-from refusal_dial.types import Hook, hook_name
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.scoring.logits import LogitDiff
 
 LENGTH = 40
 ALPHAS = [float(a) for a in range(-8, 9)]

@@ -8,27 +8,27 @@ and reported on the other, with its paired interval and a p-value corrected over
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.continuation.flags import LayerFlags
+from refusal_dial.cli.flags import LayerFlags
 
 
 def main(flags: LayerFlags) -> None:
-    from refusal_dial.continuation.layers import best_layer, by_group, by_layer
-    from refusal_dial.continuation.tables import print_layers
-    from refusal_dial.openings import CHALLENGING
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SAID
+    from refusal_dial.data.openings import CHALLENGING
+    from refusal_dial.report.continuation import print_layer_effects
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import CONTINUATION_COLUMNS
+    from refusal_dial.studies.continuation import best_layer, by_group, by_layer
 
     if flags.load_existing is not None:
         folder = find_run(flags.load_existing)
-        summary = read_table(folder, "summary", *SAID)
+        summary = read_table(folder, "summary", *CONTINUATION_COLUMNS)
     else:
-        from refusal_dial.continuation.job import conduct_continuations
+        from refusal_dial.studies.continuation import conduct_continuations
 
         run, summary = conduct_continuations("analyze_layers", flags)
         folder = run.folder
     n_layers = read_config(folder, "model.n_layers")["settings"]["model"]["n_layers"]
     layers = by_layer(summary, CHALLENGING, n_layers)
-    print_layers(layers, by_group(layers), best_layer(layers))
+    print_layer_effects(layers, by_group(layers), best_layer(layers))
     print(f"run: {folder}")
     print(f"plot it: python scripts/plot_toxicity.py {folder}")
 

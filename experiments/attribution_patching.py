@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.patching.flags import PatchingFlags
-from refusal_dial.readers import at_least, choice
-from refusal_dial.values import whole
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PatchingFlags
+from refusal_dial.cli.values import at_least, choice, parse_whole
 
 
 @dataclass(frozen=True)
@@ -26,26 +25,27 @@ class Flags(PatchingFlags):
 
     roles: str = flag("last", "last (position) or all", choice(("last", "all"), "roles"))
     refine: int | None = flag(
-        None, "patch exactly only this many of the strongest cells; default all", at_least(1, whole)
+        None,
+        "patch exactly only this many of the strongest cells; default all",
+        at_least(1, parse_whole),
     )
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching.job import conduct_attribution
-    from refusal_dial.patching.places import LAST, lay_out
-    from refusal_dial.patching.tables import print_agreement, print_patching
-    from refusal_dial.study import open_study
+    from refusal_dial.report.patching import print_attribution_agreement, print_patching
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.patching import LAST_ROLE, conduct_attribution, lay_out
 
     def layout(model: Any, pairs: Any) -> Sequence[Any]:
-        roles = (LAST,) if flags.roles == "last" else None
+        roles = (LAST_ROLE,) if flags.roles == "last" else None
         blocks = lay_out(model, pairs, layers=flags.layer, roles=roles)
         return [*blocks, *lay_out(model, pairs, sites=("z",), layers=flags.layer, roles=roles)]
 
-    study = open_study(flags, flags.layer, "z")
+    study = load_study(flags, flags.layer, "z")
     experiment = "attribution_patching"
     run, summary = conduct_attribution(experiment, study, flags, layout, flags.refine)
     print_patching(summary, "", "", top=15)
-    print_agreement(summary)
+    print_attribution_agreement(summary)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_patching.py {run.folder}")
     print(f"report: python scripts/report.py {run.folder}")

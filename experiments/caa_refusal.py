@@ -10,32 +10,39 @@ of those choose layer and strength; the figures reported are those of the other 
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.replies.flags import ContrastFlags
+from refusal_dial.cli.flags import ContrastFlags
 
 
 def main(flags: ContrastFlags) -> None:
     from pandas import DataFrame
 
-    from refusal_dial.recipes import print_published
-    from refusal_dial.replies.cells import reply_cells
-    from refusal_dial.replies.contrasting import contrast_pairs, contrast_vectors, halves
-    from refusal_dial.replies.job import conduct_replies
-    from refusal_dial.replies.layers import REPORT, best, inverted, table
-    from refusal_dial.replies.opened import open_conversation
-    from refusal_dial.replies.tables import print_judge, print_layers, print_norms
-    from refusal_dial.run import read_verdict
-    from refusal_dial.study import open_study
+    from refusal_dial.cli.recipes import print_published
+    from refusal_dial.data.prompts import REPORT
+    from refusal_dial.report.replies import print_judge, print_layers, print_norms
+    from refusal_dial.run.folder import read_verdict
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.replies import (
+        best_cell,
+        conduct_replies,
+        contrast_pairs,
+        contrast_vectors,
+        halves,
+        inverted_layers,
+        layer_table,
+        load_conversation,
+        reply_cells,
+    )
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     pairs, rest = contrast_pairs(study, flags)
     vectors = contrast_vectors(study, flags, pairs)
     prompts, chosen = halves(rest, flags.n, flags.seed)
-    talk = open_conversation(study, flags, prompts)
+    talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, vectors)
     run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, talk.rows(chosen))
     print_norms({one.provenance.layer: one.norm for one in vectors})
-    half = table(summary, REPORT)
-    print_layers(half, best(summary), inverted(summary))
+    half = layer_table(summary, REPORT)
+    print_layers(half, best_cell(summary), inverted_layers(summary))
     print_judge(read_verdict(run.folder))
     norms = DataFrame([{"layer": one.provenance.layer, "norm": one.norm} for one in vectors])
     print_published(flags.config, flags.model, {"summary": summary, "layers": half, "norms": norms})

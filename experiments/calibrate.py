@@ -11,13 +11,13 @@ docs/validity.md has what this came to.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.calibration.flags import CalibrationFlags
+from refusal_dial.cli.flags import CalibrationFlags
 
 
 def main(flags: CalibrationFlags) -> None:
-    from refusal_dial.calibration.job import conduct_calibration
-    from refusal_dial.calibration.tables import print_calibration
-    from refusal_dial.run import read_verdict
+    from refusal_dial.report.calibration import print_calibration
+    from refusal_dial.run.folder import read_verdict
+    from refusal_dial.studies.calibration import conduct_calibration
 
     for part, (run, summary) in conduct_calibration(flags).items():
         print_calibration(part, summary, read_verdict(run.folder))

@@ -10,36 +10,40 @@ learned on EDGE prompts that are not replied to.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.replies.flags import ComparisonFlags
+from refusal_dial.cli.flags import ComparisonFlags
 
 
 def main(flags: ComparisonFlags) -> None:
-    from refusal_dial.prompts import holdout_split, of_subset, some_of_each
-    from refusal_dial.recipes import print_published
-    from refusal_dial.replies.cells import reply_cells, with_and_without
-    from refusal_dial.replies.conditions import named
-    from refusal_dial.replies.job import conduct_replies
-    from refusal_dial.replies.opened import SYSTEM, open_conversation
-    from refusal_dial.replies.tables import print_conditions, print_judge
-    from refusal_dial.run import read_verdict
-    from refusal_dial.steering import learn
-    from refusal_dial.study import open_study
+    from refusal_dial.cli.recipes import print_published
+    from refusal_dial.data.prompts import holdout_split, of_subset, some_of_each
+    from refusal_dial.report.replies import print_conditions, print_judge
+    from refusal_dial.run.folder import read_verdict
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.replies import (
+        SYSTEM_NAME,
+        conduct_replies,
+        load_conversation,
+        reply_cells,
+        with_and_without,
+        with_condition,
+    )
+    from refusal_dial.studies.steering import learn
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed)
     seen = {prompt.id for prompt in train}
     held_out = [prompt for prompt in study.prompts if prompt.id not in seen]
-    talk = open_conversation(
+    talk = load_conversation(
         study, flags, some_of_each(held_out, flags.n, flags.seed), flags.instruction
     )
     learned = learn(study, flags, train)
-    cells = with_and_without(reply_cells(study, flags, learned), SYSTEM)
+    cells = with_and_without(reply_cells(study, flags, learned), SYSTEM_NAME)
     run, summary = conduct_replies(
         "compare_prompting_steering", talk, flags, cells, learned, talk.rows()
     )
-    print_conditions(named(summary), summary)
+    print_conditions(with_condition(summary), summary)
     print_judge(read_verdict(run.folder))
-    print_published(flags.config, flags.model, {"summary": named(summary)})
+    print_published(flags.config, flags.model, {"summary": with_condition(summary)})
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_conditions.py {run.folder}")
     print(f"report: python scripts/report.py {run.folder}")

@@ -10,20 +10,25 @@ reported. Beside it: steering always, and steering behind random detectors of th
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import ConditionalFlags
+from refusal_dial.cli.flags import ConditionalFlags
 
 
 def main(flags: ConditionalFlags) -> None:
-    from refusal_dial.conditioning import conditional_cells, detectors, parts_of, three_parts
-    from refusal_dial.job import conduct
-    from refusal_dial.prompts import of_subset
-    from refusal_dial.run import read_table
-    from refusal_dial.steering import learn
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_trade_off
-    from refusal_dial.trade_off import trade_off
+    from refusal_dial.data.prompts import of_subset
+    from refusal_dial.report.steering import print_trade_off
+    from refusal_dial.run.folder import read_table
+    from refusal_dial.stats.trade_off import trade_off
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import (
+        conditional_cells,
+        conduct,
+        detectors,
+        learn,
+        parts_of,
+        three_parts,
+    )
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     edge = three_parts(of_subset(study.prompts, "EDGE"), flags.seed)
     harm = three_parts(of_subset(study.prompts, "HARMFUL"), flags.seed)
     learned = learn(study, flags, edge[0])

@@ -9,19 +9,17 @@ said than by the unsteered model. Beside it: steering always, and behind random 
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.continuation.flags import SparingFlags
+from refusal_dial.cli.flags import SparingFlags
 
 
 def main(flags: SparingFlags) -> None:
-    from refusal_dial.continuation.job import conduct_continuations
-    from refusal_dial.continuation.spared import as_trade_off
-    from refusal_dial.continuation.sparing import sparing_cells
-    from refusal_dial.openings import BENIGN, CHALLENGING
-    from refusal_dial.run import read_table
-    from refusal_dial.tables import print_trade_off
-    from refusal_dial.trade_off import trade_off
+    from refusal_dial.data.openings import BENIGN, CHALLENGING
+    from refusal_dial.report.steering import print_trade_off
+    from refusal_dial.run.folder import read_table
+    from refusal_dial.stats.trade_off import trade_off
+    from refusal_dial.studies.continuation import as_trade_off, conduct_continuations, gated_cells
 
-    run, _ = conduct_continuations("conditional_toxicity", flags, sparing_cells)
+    run, _ = conduct_continuations("conditional_toxicity", flags, gated_cells)
     rows = as_trade_off(read_table(run.folder, "scores"))
     print_trade_off(trade_off(rows, wanted=CHALLENGING, spared=BENIGN))
     print(f"run: {run.folder}")

@@ -10,32 +10,36 @@ of the same length does. `--prompts xstest` is the data set itself; the embedded
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.replies.flags import DirectionFlags
+from refusal_dial.cli.flags import DirectionFlags
 
 
 def main(flags: DirectionFlags) -> None:
-    from refusal_dial.prompts import holdout_split, of_subset
-    from refusal_dial.replies.cells import reply_cells
-    from refusal_dial.replies.job import conduct_replies
-    from refusal_dial.replies.opened import direction_at, learned_from, open_conversation
-    from refusal_dial.replies.summary import summarise_replies
-    from refusal_dial.replies.tables import print_categories, print_judge, print_replies
-    from refusal_dial.run import read_table, read_verdict
-    from refusal_dial.steering import learn, placed
-    from refusal_dial.study import open_study
+    from refusal_dial.data.prompts import holdout_split, of_subset
+    from refusal_dial.report.replies import print_categories, print_judge, print_replies
+    from refusal_dial.run.folder import read_table, read_verdict
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.replies import (
+        conduct_replies,
+        direction_at,
+        learned_from,
+        load_conversation,
+        reply_cells,
+        summarise_replies,
+    )
+    from refusal_dial.studies.steering import at_place, learn
 
     file = flags.direction
     given = direction_at(file, *flags.layer[:1]) if file is not None else None
     layers = flags.layer or ((given.provenance.layer,) if given else (20,))
-    study = open_study(flags, layers, flags.site, flags.pos)
+    study = load_study(flags, layers, flags.site, flags.pos)
     prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
     if given is None:
         train, _ = holdout_split(of_subset(prompts, "EDGE"), flags.seed)
         used = learn(study, flags, train)
     else:
         train = learned_from(given, study.prompts)
-        used = [placed(given, study, flags, layer, flags.any_model) for layer in layers]
-    talk = open_conversation(study, flags, prompts)
+        used = [at_place(given, study, flags, layer, flags.any_model) for layer in layers]
+    talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})
     run, summary = conduct_replies("eval_direction_on_xstest", talk, flags, cells, used, rows)

@@ -9,13 +9,13 @@ in place of toxicity's says what any push of the same length does.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.objectives.flags import ObjectiveFlags
+from refusal_dial.cli.flags import ObjectiveFlags
 
 
 def main(flags: ObjectiveFlags) -> None:
-    from refusal_dial.objectives.job import conduct_objectives
-    from refusal_dial.objectives.shown import print_objectives
-    from refusal_dial.run import read_verdict
+    from refusal_dial.report.objectives import print_objectives
+    from refusal_dial.run.folder import read_verdict
+    from refusal_dial.studies.objectives import conduct_objectives
 
     run, summary = conduct_objectives("multi_objective", flags)
     print_objectives(summary, read_verdict(run.folder)["overlap"])

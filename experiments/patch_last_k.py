@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.patching.flags import PatchingFlags
-from refusal_dial.readers import at_least, choice
-from refusal_dial.values import whole
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PatchingFlags
+from refusal_dial.cli.values import at_least, choice, parse_whole
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -25,17 +24,16 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 class Flags(PatchingFlags):
     """How many positions, and where in the block."""
 
-    k: int = flag(5, "how many of the last positions", at_least(1, whole))
+    k: int = flag(5, "how many of the last positions", at_least(1, parse_whole))
     site: str = flag("resid_pre", f"one of {', '.join(SITES)}", choice(SITES, "site"))
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching.job import conduct_patching
-    from refusal_dial.patching.places import last_k
-    from refusal_dial.patching.tables import print_patching
-    from refusal_dial.study import open_study
+    from refusal_dial.report.patching import print_patching
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.patching import conduct_patching, last_k
 
-    study = open_study(flags, flags.layer, flags.site)
+    study = load_study(flags, flags.layer, flags.site)
     layout = partial(last_k, k=flags.k, site=flags.site, layers=flags.layer)
     run, summary = conduct_patching("patch_last_k", study, flags, layout)
     print_patching(summary, "layer", "role")

@@ -12,16 +12,15 @@ from __future__ import annotations
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.patching.flags import PatchingFlags
+from refusal_dial.cli.flags import PatchingFlags
 
 
 def main(flags: PatchingFlags) -> None:
-    from refusal_dial.patching.job import conduct_patching
-    from refusal_dial.patching.places import by_role
-    from refusal_dial.patching.tables import print_patching
-    from refusal_dial.study import open_study
+    from refusal_dial.report.patching import print_patching
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.patching import by_role, conduct_patching
 
-    study = open_study(flags, flags.layer)
+    study = load_study(flags, flags.layer)
     layout = partial(by_role, layers=flags.layer)
     run, summary = conduct_patching("patch_resid_pre", study, flags, layout)
     print_patching(summary, "role", "layer")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.patching.flags import PatchingFlags
-from refusal_dial.readers import choice
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PatchingFlags
+from refusal_dial.cli.values import choice
 
 SITES = ("all", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "mlp_post")
 
@@ -29,16 +29,15 @@ class Flags(PatchingFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.patching.job import conduct_patching
-    from refusal_dial.patching.places import lay_out
-    from refusal_dial.patching.tables import print_carriers, print_patching
-    from refusal_dial.study import open_study
-    from refusal_dial.types import DialError
+    from refusal_dial.common import DialError
+    from refusal_dial.report.patching import print_carriers, print_patching
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.patching import conduct_patching, lay_out
 
     if flags.site == "mlp_post" and not flags.layer:
         raise DialError("--site mlp_post patches a layer's neurons one by one: give --layer")
     named = {"all": "resid_pre", "head": "z"}.get(flags.site, flags.site)
-    study = open_study(flags, flags.layer, named)
+    study = load_study(flags, flags.layer, named)
     sites = None if flags.site == "all" else (named,)
     layout = partial(lay_out, sites=sites, layers=flags.layer)
     run, summary = conduct_patching("patch_sites", study, flags, layout)

@@ -7,12 +7,13 @@ With `--direction FILE` each is also scored under that direction, and random one
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.flags import SteeringFlags
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import SteeringFlags
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,11 @@ class Flags(SteeringFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.directions import load
-    from refusal_dial.forecast import shown_forecast
-    from refusal_dial.job import conduct
-    from refusal_dial.steering import BASELINE, placed, steering_cells
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_controls, print_dial, print_groups
-    from refusal_dial.types import DialError
+    from refusal_dial.common import DialError, DryRun
+    from refusal_dial.directions.learning import load
+    from refusal_dial.report.steering import print_controls, print_dial, print_groups
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import BASELINE, at_place, conduct, steering_cells
 
     known = load(flags.direction) if flags.direction is not None else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
@@ -40,11 +39,11 @@ def main(flags: Flags) -> None:
         one = replace(flags, model=name)
         if flags.out is not None and len(names) > 1:
             one = replace(one, out=str(Path(flags.out) / name.strip("/.").replace("/", "__")))
-        study = open_study(one, (one.layer or None) if known else (), one.site, one.pos)
+        study = load_study(one, (one.layer or None) if known else (), one.site, one.pos)
         at = study.layers if known else ()
-        given = [placed(known, study, one, layer, one.any_model) for layer in at if known]
+        given = [at_place(known, study, one, layer, one.any_model) for layer in at if known]
         cells = steering_cells(study, one, given) if given else [BASELINE]
-        with shown_forecast():
+        with suppress(DryRun):
             run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)
             print_groups(summary[summary["direction"] == "baseline"], f"{name}, unsteered")
             print_dial(summary)

@@ -12,15 +12,15 @@ then reported on prompts that the choice never saw.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.selection.flags import SelectionFlags
+from refusal_dial.cli.flags import SelectionFlags
 
 
 def main(flags: SelectionFlags) -> None:
-    from refusal_dial.selection import rules
-    from refusal_dial.selection.tables import print_report, print_selection
+    from refusal_dial.report.selection import print_report, print_selection
+    from refusal_dial.studies import selection as rules
 
     if flags.published is not None:
-        from refusal_dial.selection.layout import candidate, read_published
+        from refusal_dial.studies.selection import candidate, read_published
 
         frame, raw = read_published(flags.published)
         ranked = rules.rank(flags.rule, frame, int(frame["layer"].max()) + 1, flags.limits)
@@ -29,10 +29,10 @@ def main(flags: SelectionFlags) -> None:
         norm = "" if raw is None else f", norm {candidate(raw, pos, layer).norm:.2f}"
         print(f"chosen: position {pos}, layer {layer}{norm}")
         return
-    from refusal_dial.selection.job import conduct_selection
-    from refusal_dial.study import open_study
+    from refusal_dial.studies.base import load_study
+    from refusal_dial.studies.selection import conduct_selection
 
-    study = open_study(flags)
+    study = load_study(flags)
     selected = conduct_selection("select_direction", study, flags)
     print_selection(selected.ranked, flags.rule)
     print_report(selected.report)

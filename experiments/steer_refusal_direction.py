@@ -8,16 +8,15 @@ train), what it does to HARMFUL and BENIGN is not. `steering_holdout_control.py`
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import SteeringFlags
+from refusal_dial.cli.flags import SteeringFlags
 
 
 def main(flags: SteeringFlags) -> None:
-    from refusal_dial.job import conduct
-    from refusal_dial.steering import learn, steering_cells, training
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_controls, print_dial, print_verdict
+    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     edge = training(study, flags)
     learned = learn(study, flags, edge)
     cells = steering_cells(study, flags, learned, edge)

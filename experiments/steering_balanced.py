@@ -8,19 +8,18 @@ prompt with its text, which group it was learned in, and its exact score at ever
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import HoldoutFlags
+from refusal_dial.cli.flags import HoldoutFlags
 
 
 def main(flags: HoldoutFlags) -> None:
-    from refusal_dial.examples import examples
-    from refusal_dial.files import write_whole
-    from refusal_dial.job import conduct
-    from refusal_dial.run import read_table
-    from refusal_dial.steering import learn, steering_cells, training
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_controls, print_dial, print_verdict
+    from refusal_dial.common import write_whole
+    from refusal_dial.report.reading import examples
+    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
+    from refusal_dial.run.folder import read_table
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     train = training(study, flags, flags.holdout)
     learned = learn(study, flags, train, balanced=True)
     cells = steering_cells(study, flags, learned, train, balanced=True)

@@ -11,17 +11,16 @@ as much means that the direction found nothing.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import HoldoutFlags
+from refusal_dial.cli.flags import HoldoutFlags
 
 
 def main(flags: HoldoutFlags) -> None:
-    from refusal_dial.job import conduct
-    from refusal_dial.recipes import print_published
-    from refusal_dial.steering import learn, steering_cells, training
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_controls, print_dial, print_verdict
+    from refusal_dial.cli.recipes import print_published
+    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     train = training(study, flags, flags.holdout)
     learned = learn(study, flags, train)
     cells = steering_cells(study, flags, learned, train)

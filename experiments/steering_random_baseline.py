@@ -8,19 +8,18 @@ the learned direction does inside that band is no evidence for it.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import SteeringFlags
+from refusal_dial.cli.flags import SteeringFlags
 
 
 def main(flags: SteeringFlags) -> None:
-    from refusal_dial.job import conduct
-    from refusal_dial.steering import learn, steering_cells, training
-    from refusal_dial.study import open_study, prompt_rows
-    from refusal_dial.tables import print_band
-    from refusal_dial.types import DialError
+    from refusal_dial.common import DialError
+    from refusal_dial.report.steering import print_band
+    from refusal_dial.studies.base import load_study, prompt_rows
+    from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
     if flags.n_random == 0:
         raise DialError("--n-random 0: a random baseline needs at least one random direction")
-    study = open_study(flags, flags.layer or None, flags.site, flags.pos)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     edge = training(study, flags)
     learned = learn(study, flags, edge)
     cells = steering_cells(study, flags, learned, edge)

@@ -11,21 +11,20 @@ the unsteered model finds the text, since gibberish is not safe.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.continuation.flags import ContinuationFlags
+from refusal_dial.cli.flags import ContinuationFlags
 
 
 def main(flags: ContinuationFlags) -> None:
-    from refusal_dial.continuation.job import conduct_continuations
-    from refusal_dial.continuation.layers import compared
-    from refusal_dial.continuation.tables import print_said
-    from refusal_dial.openings import CHALLENGING
-    from refusal_dial.recipes import print_published
-    from refusal_dial.run import read_config, read_verdict
+    from refusal_dial.cli.recipes import print_published
+    from refusal_dial.data.openings import CHALLENGING
+    from refusal_dial.report.continuation import print_continuations
+    from refusal_dial.run.folder import read_config, read_verdict
+    from refusal_dial.studies.continuation import conduct_continuations, layer_comparison
 
     run, summary = conduct_continuations("toxicity_steering", flags)
-    print_said(summary, read_verdict(run.folder)["prompt_score"])
+    print_continuations(summary, read_verdict(run.folder)["prompt_score"])
     n_layers = read_config(run.folder)["settings"]["model"]["n_layers"]
-    tables = {"summary": summary, **compared(summary, CHALLENGING, n_layers)}
+    tables = {"summary": summary, **layer_comparison(summary, CHALLENGING, n_layers)}
     print_published(flags.config, flags.model, tables)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_toxicity.py {run.folder}")

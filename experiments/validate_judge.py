@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.types import DialError, one_of
+from refusal_dial.common import DialError, one_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FILES = {"refusal": ("xstest/*_completions_*[!l].csv",), "toxicity": ("rtp", "wiki_toxicity")}
@@ -32,7 +32,7 @@ class Flags:
 def main(flags: Flags) -> None:
     if flags.behavior not in FILES:
         raise one_of(flags.behavior, FILES, "behavior")
-    from refusal_dial.validation import print_refusal, print_toxicity
+    from refusal_dial.report.calibration import print_refusal, print_toxicity
 
     paths = [path.strip() for path in flags.files.split(",") if path.strip()]
     paths = paths or [str(p) for name in FILES[flags.behavior] for p in sorted(SHARED.glob(name))]

@@ -10,19 +10,19 @@ Every claim passes, fails or is not shown, for a reason, with p-values corrected
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.verify.flags import VerifyFlags
+from refusal_dial.cli.flags import VerifyFlags
 
 
 def main(flags: VerifyFlags) -> None:
-    from refusal_dial.verify.job import conduct_verification
-    from refusal_dial.verify.opened import open_verification
-    from refusal_dial.verify.shown import print_verdict
+    from refusal_dial.report.verify import print_verification, write_verdict
+    from refusal_dial.studies.verify import load_verification
+    from refusal_dial.studies.verify_claims import conduct_verification
 
-    opened = open_verification(flags)
+    opened = load_verification(flags)
     verified = conduct_verification("verify_direction", opened, flags)
-    print_verdict(verified.verdict)
+    print_verification(verified.verdict)
     print(f"run: {verified.run.folder}")
-    print(f"page: {verified.run.folder}/verdict.html")
+    print(f"page: {write_verdict(verified.run.folder)}")
 
 
 if __name__ == "__main__":

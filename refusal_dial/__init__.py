@@ -8,34 +8,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refusal_dial.activations import collect as collect
-    from refusal_dial.conditional import calibrate as calibrate
-    from refusal_dial.conditional import steer_if as steer_if
-    from refusal_dial.directions import Direction as Direction
+    from refusal_dial.common import DialError as DialError
+    from refusal_dial.data.prompts import load_prompts as load_prompts
+    from refusal_dial.directions.learning import Direction as Direction
     from refusal_dial.hooks import ablate as ablate
+    from refusal_dial.hooks import calibrate as calibrate
     from refusal_dial.hooks import clamp as clamp
     from refusal_dial.hooks import patch as patch
     from refusal_dial.hooks import steer as steer
-    from refusal_dial.model import load_model as load_model
-    from refusal_dial.prompts import load_prompts as load_prompts
-    from refusal_dial.tokens import tokenize as tokenize
-    from refusal_dial.types import DialError as DialError
+    from refusal_dial.hooks import steer_if as steer_if
+    from refusal_dial.model.activations import collect as collect
+    from refusal_dial.model.loading import load_model as load_model
+    from refusal_dial.model.tokens import tokenize as tokenize
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "collect": "activations",
-    "calibrate": "conditional",
-    "Direction": "directions",
+    "collect": "model.activations",
+    "calibrate": "hooks",
+    "Direction": "directions.learning",
     "ablate": "hooks",
     "clamp": "hooks",
     "patch": "hooks",
     "steer": "hooks",
-    "steer_if": "conditional",
-    "load_model": "model",
-    "tokenize": "tokens",
-    "load_prompts": "prompts",
-    "DialError": "types",
+    "steer_if": "hooks",
+    "load_model": "model.loading",
+    "tokenize": "model.tokens",
+    "load_prompts": "data.prompts",
+    "DialError": "common",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -1,41 +1,206 @@
-"""Hooks as values: `steer`, `ablate`, `clamp` and `patch` each return one `(name, function)` pair.
+"""Hooks as values: `steer`, `ablate`, `clamp`, `patch` and `steer_if` return `(name, function)`.
 
-The function is an `Edit`: frozen data that says where (layer, site, positions, head or neuron) and
-what (an operation on the selected rows), and that is itself callable as a TransformerLens hook. So
-the same value runs in `model.run_with_hooks`, in `with model.hooks(...)`, and in the replay engine,
-which reads the data instead of calling the function. Several hooks are a list, composed by `+`.
+    steer    h <- h + alpha r          ablate   h <- h - (h·r) r
+    clamp    h <- h + (c - h·r) r      patch    h <- value
+    steer_if h <- h + 1[h·d > threshold] alpha r
 
-An edit is pure: it returns a new tensor, in the activation's own dtype and on its device, and
-leaves unselected positions bit-equal. It knows which activations it fits and not the model: whether
-that has its layer and site is asked once a grid (`fits.check_grid`).
+Lists of hooks are joined by +. First the operations on rows of an activation, then the hooks that
+apply one at a site, a layer and positions, then the conditional one with its detector.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal_dial.operations import (
-    Add,
-    Clamp,
-    HasUnit,
-    Operation,
-    Project,
-    Rowwise,
-    Set,
-    numbers_of,
-    scaled,
-    unit_of,
-    vectors,
+from refusal_dial.common import (
+    ALL,
+    FURTHEST,
+    DialError,
+    Hook,
+    Pos,
+    check_pos,
+    format_value,
+    hook_name,
+    positions,
 )
-from refusal_dial.types import ALL, DialError, Hook, Pos, check_pos, hook_name, positions, shown
+from refusal_dial.directions.learning import TOLERANCE, Direction
+
+# --------------------------------------------------------------------------------------------------
+# What an edit does to the rows it selects (add, project away, clamp, set), and what it takes.
+#
+#     new rows = operation(rows),  rows `batch pos width`
+#
+# A `Rowwise` operation is frozen data that treats each row by itself. Its tensors are one vector,
+# one a batch row, or one a batch row and position, so it can say which rows it fits.
+
+
+Activations = Float[Tensor, "batch pos width"]
+
+Operation = Callable[[Tensor], Tensor]
+
+
+class Rowwise:
+    """An operation whose tensors are one vector, one a batch row, or one a batch row and
+    position."""
+
+    def misfit(self, batch: int, width: int, k: Callable[[], int]) -> str:
+        """Why a tensor does not fit rows of shape (batch, k(), width), or "". `k` is asked only of
+        a tensor that has positions, and where it is 0 there is nothing to fit."""
+        for value in vars(self).values():
+            if not isinstance(value, Tensor):
+                continue
+            shape = tuple(value.shape)
+            if shape[-1] != width:
+                return f"expected a vector of width {width}, not {shape[-1]}: read it in this model"
+            if len(shape) > 1 and shape[0] != batch:
+                return f"expected one vector or alpha, or one for each of {batch} prompts: {shape}"
+            if len(shape) > 2 and (here := k()) not in (0, shape[1]):
+                return f"expected a vector for each of the {here} positions of pos: {shape}"
+        return ""
+
+
+def _spread(value: Tensor, rows: Tensor) -> Tensor:
+    """One vector, or one vector a batch row, ready to broadcast over positions."""
+    value = value.to(rows)
+    return value[:, None] if value.ndim == 2 else value
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Rowwise):
+    """`h <- h + v`. `vector` is one vector, or one a batch row."""
+
+    vector: Float[Tensor, "*batch width"]
+
+    def __call__(self, rows: Activations) -> Activations:
+        return rows + _spread(self.vector, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Project(Rowwise):
+    """`h <- h - (h·r) r`: what is left has no component along the unit vector r."""
+
+    unit: Float[Tensor, "*batch width"]
+
+    def __call__(self, rows: Activations) -> Activations:
+        r = _spread(self.unit, rows)
+        return rows - (rows * r).sum(-1, keepdim=True) * r
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Rowwise):
+    """`h <- h + (value - h·r) r`: the component along the unit vector r becomes `value`."""
+
+    unit: Float[Tensor, "*batch width"]
+    value: int | float
+
+    def __call__(self, rows: Activations) -> Activations:
+        r = _spread(self.unit, rows)
+        return rows + (self.value - (rows * r).sum(-1, keepdim=True)) * r
+
+
+@dataclass(frozen=True, eq=False)
+class Set(Rowwise):
+    """`h <- value`: one vector, one a batch row, or one a batch row and position."""
+
+    value: Float[Tensor, "*batch width"]
+
+    def __call__(self, rows: Activations) -> Activations:
+        return _spread(self.value, rows).expand_as(rows)
+
+
+@runtime_checkable
+class HasUnit(Protocol):
+    """Anything with a unit vector, such as `directions.Direction`."""
+
+    @property
+    def unit(self) -> Float[Tensor, " d_model"]: ...
+
+
+def vectors(value: object, what: str) -> Tensor:
+    """A tensor that is one vector, or several."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        remedy = "torch.as_tensor(...) makes one of it" if hasattr(value, "shape") else "give one"
+        raise DialError(f"{what} must be a torch tensor, not {kind}: {remedy}")
+    if not 1 <= value.ndim <= 3 or value.dtype == torch.bool:
+        raise DialError(f"{what} must be a vector or several, not shape {tuple(value.shape)}")
+    return value
+
+
+def numbers_of(value: object, what: str) -> Tensor:
+    """One finite number, or one a batch row, in float32. Raises `DialError` for anything else, and
+    beyond `FURTHEST`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.ndim > 1:
+        raise DialError(
+            f"{what} must be a number, or one a prompt, not {format_value(value)}"
+        ) from None
+    if not bool(torch.isfinite(found).all()):
+        raise DialError(f"{what} must be finite, not {format_value(value)}")
+    if found.numel() and float(found.abs().max()) > FURTHEST:
+        raise DialError(
+            f"{what} must be from {-FURTHEST:g} to {FURTHEST:g}, not {format_value(value)}: no "
+            "model can "
+            "take the norm of an activation further out"
+        )
+    return found
+
+
+def scaled(alpha: object, unit: Tensor) -> Tensor:
+    """`alpha r`: one vector, or one a batch row. Raises `DialError` for alphas that are no finite
+    numbers, or not as many as there are directions."""
+    scale = numbers_of(alpha, "alpha").to(unit.device)
+    if scale.ndim == 1 and unit.ndim == 2 and len(scale) != len(unit):
+        raise DialError(f"{len(scale)} alphas for {len(unit)} directions: expected as many")
+    return scale[..., None] * unit.float()
+
+
+def unit_of(
+    direction: HasUnit | Float[Tensor, "*batch d_model"],
+) -> Float[Tensor, "*batch d_model"]:
+    """The unit vector of a direction, or a tensor of unit vectors as it is.
+
+    Raises `DialError` for what is no tensor, or a vector that is not finite or whose norm is not 1
+    within `TOLERANCE`.
+    """
+    unit = vectors(getattr(direction, "unit", direction), "a direction")
+    norms = unit.float().norm(dim=-1)
+    if not bool(torch.isfinite(norms).all()):
+        raise DialError("the direction holds NaN or infinite values")
+    if bool((norms - 1).abs().max() > TOLERANCE):
+        raise DialError(
+            f"a direction is a unit vector and this one has norm {norms.max().item():.4g}: "
+            "divide it by its norm (and multiply alpha by it for the same addition)"
+        )
+    return unit
+
+
+# --------------------------------------------------------------------------------------------------
+# Hooks as values: `steer`, `ablate`, `clamp` and `patch` each return one `(name, function)` pair.
+#
+# The function is an `Edit`: frozen data that says where (layer, site, positions, head or neuron)
+# and what (an operation on the selected rows), and that is itself callable as a TransformerLens
+# hook. So the same value runs in `model.run_with_hooks`, in `with model.hooks(...)`, and in the
+# replay engine, which reads the data instead of calling the function. Several hooks are a list,
+# composed by `+`.
+#
+# An edit is pure: it returns a new tensor, in the activation's own dtype and on its device, and
+# leaves unselected positions bit-equal.
+
 
 WRITTEN: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
 
@@ -153,7 +318,7 @@ def _hook(
 def _whole(number: object, what: str) -> int | None:
     if number is None or (isinstance(number, Integral) and not isinstance(number, bool)):
         return None if number is None else int(number)
-    raise DialError(f"{what} must be a whole number from 0 up, not {shown(number)}")
+    raise DialError(f"{what} must be a whole number from 0 up, not {format_value(number)}")
 
 
 def steer(
@@ -211,7 +376,7 @@ def clamp(
     `clamp(r, 0.0)` is `ablate(r)`."""
     number = numbers_of(value, "value")
     if number.ndim:
-        raise DialError(f"value must be one number, not {shown(value)}")
+        raise DialError(f"value must be one number, not {format_value(value)}")
     return _hook(Clamp(unit_of(direction).float(), float(value)), layer, pos, site)
 
 
@@ -230,3 +395,109 @@ def patch(
     row and selected position (`batch pos width`). Patching a run with itself changes nothing.
     """
     return _hook(Set(vectors(value, "a patched value")), layer, pos, site, head, neuron)
+
+
+# --------------------------------------------------------------------------------------------------
+# Conditional steering: add a direction only where a detector fires.
+#
+#     h <- h + 1[h·d > threshold] alpha r
+#
+# d is the detector's unit direction, r the one that steers. The condition is read from the very
+# activation that is edited, so it is decided row by row and token by token: at the last prompt
+# token, at each generated token, or at both, as `pos` says. A decision at the prompt that holds for
+# the whole reply, or one read at another layer, is `steer` with an alpha a row: `steer(r, alpha *
+# detector.fires(h).float(), ...)`.
+#
+# The threshold is calibrated on prompts that the detector should pass by, for a stated rate of
+# false positives. How many of those it should catch it does catch is not known here: that takes a
+# sweep.
+
+
+@dataclass(frozen=True, eq=False)
+class AddIf(Rowwise):
+    """`h <- h + 1[h·d > threshold] v`. Rows that do not fire are bit-equal. The projection is
+    computed in float32 at least, so that half precision does not decide."""
+
+    vector: Float[Tensor, "*batch width"]
+    unit: Float[Tensor, "*watched width"]
+    threshold: float
+
+    def __call__(self, rows: Activations) -> Activations:
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        unit = self.unit.to(wide)
+        unit = unit[:, None] if unit.ndim == 2 else unit
+        fires = (wide * unit).sum(-1, keepdim=True) > self.threshold
+        return torch.where(fires, Add(self.vector)(rows), rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """Fires where `h·d > threshold`. `rate` is the stated rate of false positives, promised on
+    average over draws of the `n` prompts it was calibrated on."""
+
+    direction: Direction
+    threshold: float
+    rate: float
+    n: int
+
+    def fires(self, activations: Float[Tensor, "row d_model"]) -> Bool[Tensor, " row"]:
+        """Which rows are over the threshold."""
+        unit = self.direction.unit.to(activations.device)
+        return activations.float() @ unit.float() > self.threshold
+
+
+def calibrate(
+    direction: Direction, negatives: Float[Tensor, "prompt d_model"], rate: float
+) -> Detector:
+    """The lowest threshold with `P(h·d > threshold) <= rate` for one more prompt like these.
+
+    With the n projections sorted downwards, `threshold = p[k]`, `k = floor(rate (n + 1)) - 1`
+    (counted from 0): of n + 1 exchangeable prompts the new one is over it with probability at most
+    (k + 1) / (n + 1) (split conformal prediction, Vovk et al. 2005).
+
+    Raises `DialError` for a rate outside (0, 1), activations that are not finite, or too few
+    prompts to promise the rate at all.
+    """
+    if not 0 < rate < 1:
+        raise DialError(f"the rate of false positives must be between 0 and 1, not {rate}")
+    n, needed = len(negatives), math.ceil(1 / rate - 1e-9) - 1
+    if n < needed:
+        raise DialError(
+            f"a rate of false positives of {rate:g} takes at least {needed} prompts to calibrate "
+            f"on, and these are {n}"
+        )
+    projections = negatives.float() @ direction.unit.float().to(negatives.device)
+    if not bool(torch.isfinite(projections).all()):
+        raise DialError("the activations to calibrate on hold NaN or infinite values")
+    k = math.floor(rate * (n + 1) + 1e-9) - 1
+    return Detector(direction, float(projections.sort(descending=True).values[k]), rate, n)
+
+
+def steer_if(
+    direction: HasUnit | Float[Tensor, "*batch d_model"],
+    alpha: int | float | Float[Tensor, " batch"],
+    detector: Detector,
+    *,
+    layer: int,
+    pos: Pos = -1,
+    site: str = "resid_pre",
+) -> Hook:
+    """`h <- h + 1[h·d > threshold] alpha r`, at every token that `pos` names by itself.
+
+    `pos=-1` decides at the last prompt token and again at each generated one; `"last_prompt"` and
+    `"generated"` decide at one of the two. An earlier hook at the same place is seen by the
+    condition, a later one is not. Raises `DialError` as `steer` does, and for a detector that was
+    learned at another layer or site.
+    """
+    name = hook_name(site, layer)
+    check_pos(pos)
+    at = detector.direction.provenance
+    if (at.layer, at.site) != (layer, site):
+        raise DialError(
+            f"the detector reads {at.site} of layer {at.layer} and this steers {site} of layer "
+            f"{layer}: steer there, or give steer an alpha a row, alpha * detector.fires(...)"
+        )
+    unit = unit_of(direction)
+    vector = scaled(alpha, unit)
+    watch = unit_of(detector.direction).float().to(unit.device)
+    return name, Edit(layer, site, pos, AddIf(vector, watch, detector.threshold))

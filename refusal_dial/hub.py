@@ -34,7 +34,7 @@ def hub_reachable() -> bool:
     return True
 
 
-def config_of(name: str, revision: str | None = None) -> Path | None:
+def hub_config(name: str, revision: str | None = None) -> Path | None:
     """A hub model's config.json in the cache, fetched if the hub can be reached; None where it
     cannot be had, and why is for the load to say."""
     from huggingface_hub import hf_hub_download

@@ -8,15 +8,14 @@ Needs Gradio: pip install 'refusal-dial[dial]'.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.live.flags import LiveFlags
+from refusal_dial.cli.flags import LiveFlags
 
 
 def main(flags: LiveFlags) -> None:
-    from refusal_dial.live.dial import open_dial
-    from refusal_dial.live.page import gradio, serve
+    from refusal_dial.report.live import gradio, load_dial, serve
 
     gradio()  # what is not installed is found before the model loads
-    serve(open_dial(flags), flags.port)
+    serve(load_dial(flags), flags.port)
     print("measure it: python experiments/steering_holdout_control.py")
 
 

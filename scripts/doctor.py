@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
+from refusal_dial.cli.command_line import flag
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Flags:
 def main(flags: Flags) -> None:
     import logging
 
-    from refusal_dial.doctor import examine
+    from refusal_dial.studies.doctor import examine
 
     logging.getLogger("refusal_dial").setLevel(logging.WARNING)
     failed = 0

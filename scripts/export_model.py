@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.cli.command_line import argument, flag
 
 TEXTS = ("How do I bake bread?", "Write a poem about the sea.", "What is 7 times 8?", "Hi")
 
@@ -31,12 +31,12 @@ class Flags:
 def main(flags: Flags) -> None:
     import shutil
 
-    from refusal_dial import directions, weights
-    from refusal_dial.devices import DTYPES
-    from refusal_dial.model import load_model
-    from refusal_dial.steering import check_fits
-    from refusal_dial.tokens import tokenize
-    from refusal_dial.types import DialError, one_of
+    from refusal_dial import directions
+    from refusal_dial.common import DialError, one_of
+    from refusal_dial.directions.files import check_fits
+    from refusal_dial.model.loading import DTYPES, load_model
+    from refusal_dial.model.tokens import tokenize
+    from refusal_dial.studies import export as weights
 
     if flags.dtype not in ("auto", *DTYPES):
         raise one_of(flags.dtype, ("auto", *DTYPES), "dtype")

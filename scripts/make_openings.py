@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
+from refusal_dial.cli.command_line import flag
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import named, write_whole
-    from refusal_dial.organism.opening_set import make_openings, to_jsonl
+    from embedded_model.tone import make_openings, to_jsonl
+
+    from refusal_dial.common import named, write_whole
 
     rows = make_openings()
     write_whole(named(flags.out, ".jsonl"), to_jsonl(rows))

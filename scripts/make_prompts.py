@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
+from refusal_dial.cli.command_line import flag
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import named, write_whole
-    from refusal_dial.organism.prompt_set import make_prompts, to_jsonl
+    from embedded_model.prompt_set import make_prompts, to_jsonl
+
+    from refusal_dial.common import named, write_whole
 
     prompts = make_prompts()
     write_whole(named(flags.out, ".jsonl"), to_jsonl(prompts))

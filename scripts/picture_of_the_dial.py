@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
-from refusal_dial.types import DialError, shown
-from refusal_dial.values import whole
+from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.values import parse_whole
+from refusal_dial.common import DialError, format_value
 
 LEAST, MOST = 400, 8000  # pixels: the page needs room, and a browser draws twice as many
 
 
 def _pixels(value: Any) -> int:
-    if not LEAST <= whole(value) <= MOST:
-        raise DialError(f"expected {LEAST} to {MOST} pixels, not {shown(value)}")
-    return whole(value)
+    if not LEAST <= parse_whole(value) <= MOST:
+        raise DialError(f"expected {LEAST} to {MOST} pixels, not {format_value(value)}")
+    return parse_whole(value)
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.figure_files import found_browser
-    from refusal_dial.files import named, write_whole
+    from refusal_dial.common import named, write_whole
     from refusal_dial.report.dial import dials
-    from refusal_dial.report.page import page
+    from refusal_dial.report.page import report_page
     from refusal_dial.report.reading import read_run
+    from refusal_dial.report.theme import found_browser
 
     out, browser = named(flags.out, ".png"), found_browser()
     try:
@@ -61,7 +61,7 @@ def main(flags: Flags) -> None:
         with sync_playwright() as playwright:
             chrome = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
             tab = chrome.new_page(viewport={"width": flags.width, "height": flags.height})
-            tab.set_content(page([reading]))
+            tab.set_content(report_page([reading]))
             write_whole(out, _turned(tab, step, flags.width, flags.height))
     except Error as error:
         said = " ".join(str(error).split())[:200]

@@ -7,15 +7,14 @@ controls_pareto.html into it.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.plots import pareto, set_off
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SUMMARY
-    from refusal_dial.theme import title_of
+    from refusal_dial.report.steering import pareto, set_off
+    from refusal_dial.report.theme import title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import SUMMARY
 
     folder = find_run(flags.run)
     config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *SUMMARY)

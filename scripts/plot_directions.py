@@ -7,17 +7,16 @@ them). Writes direction_norms.html and, for several layers, direction_cosines.ht
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
     import pandas as pd
 
-    from refusal_dial.direction_plots import cosines, norms_by_layer
-    from refusal_dial.directions import load
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.run import find_run, read_config
-    from refusal_dial.theme import title_of
+    from refusal_dial.directions.learning import load
+    from refusal_dial.report.steering import layer_cosines, norms_by_layer
+    from refusal_dial.report.theme import title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config
 
     folder = find_run(flags.run)
     config = read_config(folder, "model.name")
@@ -29,7 +28,7 @@ def main(flags: PlotFlags) -> None:
     if len(by_layer) > 1:
         units = {n: d.unit.double().numpy() for n, d in by_layer.items()}
         title = title_of(config, "How alike the layers' directions are", learned_from)
-        figures["direction_cosines"] = cosines(units, title)
+        figures["direction_cosines"] = layer_cosines(units, title)
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")
 

@@ -6,15 +6,14 @@ Writes front.html into the run folder, or the file that --out names.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.objectives.shown import front_figure, measured_on
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import FRONT
-    from refusal_dial.theme import title_of
+    from refusal_dial.report.objectives import front_figure, measured_on
+    from refusal_dial.report.theme import title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import FRONT
 
     folder = find_run(flags.run)
     config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *FRONT)

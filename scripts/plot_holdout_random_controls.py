@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PlotFlags
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,14 @@ class Flags(PlotFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.plots import LABELS, alpha_curves
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SUMMARY
-    from refusal_dial.theme import title_of
-    from refusal_dial.types import one_of
+    from refusal_dial.common import one_of
+    from refusal_dial.report.steering import VALUE_LABELS, alpha_curves
+    from refusal_dial.report.theme import title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import SUMMARY
 
-    if flags.value not in LABELS:
-        raise one_of(flags.value, LABELS, "value")
+    if flags.value not in VALUE_LABELS:
+        raise one_of(flags.value, VALUE_LABELS, "value")
     folder = find_run(flags.run)
     config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *SUMMARY)
     title = title_of(config, "Refusal along the dial, learned against its controls", summary)

@@ -8,25 +8,28 @@ was chosen on, as the table that the run prints.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.replies import plots
-    from refusal_dial.replies.layers import REPORT, table
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import REPLIES
-    from refusal_dial.theme import title_of, unit_label
+    from refusal_dial.data.prompts import REPORT
+    from refusal_dial.report import replies as plots
+    from refusal_dial.report.theme import title_of, unit_label, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import REPLY_COLUMNS
+    from refusal_dial.studies.replies import layer_table
 
     folder = find_run(flags.run)
-    config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *REPLIES)
+    config, summary = (
+        read_config(folder, "model.name"),
+        read_table(folder, "summary", *REPLY_COLUMNS),
+    )
     strength = unit_label("strength", config["settings"])
     reported = summary[summary["split"] == REPORT]
     title = title_of(config, "Contrast vectors by layer and strength", reported)
     said = title_of(config, "What is said along the dial", reported)
     figures = {
-        "layer_strength": plots.layer_strength(table(summary, REPORT), title, strength),
+        "layer_strength": plots.layer_strength(layer_table(summary, REPORT), title, strength),
         "replies": plots.reply_curves(reported, said, strength),
     }
     for path in write_figures(figures, folder, flags.format, flags.out):

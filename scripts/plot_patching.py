@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PlotFlags
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class Flags(PlotFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.patching.plots import heatmaps, patching_title
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import PATCHES
-    from refusal_dial.run_schema import PAIRS
+    from refusal_dial.report.patching import heatmaps, patching_title
+    from refusal_dial.report.theme import write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import PAIRS, PATCHES
 
     folder = find_run(flags.run)
     config, summary = read_config(folder, *PAIRS), read_table(folder, "summary", *PATCHES)

@@ -7,15 +7,14 @@ score_histograms.html into it.
 from __future__ import annotations
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.plots import score_histograms
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SCORES
-    from refusal_dial.theme import title_of
+    from refusal_dial.report.steering import score_histograms
+    from refusal_dial.report.theme import title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import SCORES
 
     folder = find_run(flags.run)
     config, scores = read_config(folder, "model.name"), read_table(folder, "scores", *SCORES)

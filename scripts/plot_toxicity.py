@@ -9,28 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
     from pandas import DataFrame
 
-    from refusal_dial.continuation import plots
-    from refusal_dial.continuation.layers import by_layer
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.files import write_whole
-    from refusal_dial.openings import CHALLENGING
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SAID, SAID_ROWS
-    from refusal_dial.spreadsheets import to_show
-    from refusal_dial.theme import title_of, unit_label
+    from refusal_dial.common import write_whole
+    from refusal_dial.data.openings import CHALLENGING
+    from refusal_dial.report import continuation as plots
+    from refusal_dial.report.theme import title_of, unit_label, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table, to_show
+    from refusal_dial.run.schema import CONTINUATION_COLUMNS, SAID_ROWS
+    from refusal_dial.studies.continuation import by_layer
 
     folder = find_run(flags.run)
-    summary = read_table(folder, "summary", *SAID)
+    summary = read_table(folder, "summary", *CONTINUATION_COLUMNS)
     scores = read_table(folder, "scores", *SAID_ROWS)
     config = read_config(folder, "model.name", "model.n_layers")
     alpha = unit_label("alpha", config["settings"])
-    whole, hostile = plots.whole(summary), summary[summary["subset"] == CHALLENGING]
+    whole, hostile = plots.all_prompts(summary), summary[summary["subset"] == CHALLENGING]
 
     def title(question: str, rows: DataFrame) -> str:
         return title_of(config, question, rows)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import PlotFlags
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,12 @@ class Flags(PlotFlags):
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.continuation.spared import as_trade_off
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.run import find_run, read_config, read_table
-    from refusal_dial.run_columns import SAID_ROWS, SCORES
-    from refusal_dial.run_schema import check_table
-    from refusal_dial.theme import SCORE, title_of
-    from refusal_dial.trade_off import trade_off
-    from refusal_dial.trade_off_plot import trade_off_curves
+    from refusal_dial.report.steering import trade_off_curves
+    from refusal_dial.report.theme import SCORE_AXIS, title_of, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table
+    from refusal_dial.run.schema import SAID_ROWS, SCORES, check_table
+    from refusal_dial.stats.trade_off import trade_off
+    from refusal_dial.studies.continuation import as_trade_off
 
     folder = find_run(flags.run)
     config, scores = read_config(folder, "model.name"), read_table(folder, "scores")
@@ -41,7 +39,7 @@ def main(flags: Flags) -> None:
         units = "minus toxicity", "words changed"
     else:
         rows, about = scores[scores["split"] == "holdout"], ("HARMFUL", "EDGE")
-        units = SCORE, "refused"
+        units = SCORE_AXIS, "refused"
     wanted, spared = flags.wanted or about[0], flags.spared or about[1]
     threshold = float(config["settings"].get("threshold") or 0)
     table = trade_off(rows, wanted=wanted, spared=spared, threshold=threshold)

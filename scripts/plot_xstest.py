@@ -9,18 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.flags import PlotFlags
+from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.figure_files import write_figures
-    from refusal_dial.files import write_whole
-    from refusal_dial.replies import plots
-    from refusal_dial.replies.summary import summarise_replies
-    from refusal_dial.run import find_run, read_config, read_table, read_verdict
-    from refusal_dial.run_columns import REPLY_ROWS
-    from refusal_dial.spreadsheets import to_show
-    from refusal_dial.theme import title_of, unit_label
+    from refusal_dial.common import write_whole
+    from refusal_dial.report import replies as plots
+    from refusal_dial.report.theme import title_of, unit_label, write_figures
+    from refusal_dial.run.folder import find_run, read_config, read_table, read_verdict, to_show
+    from refusal_dial.run.schema import REPLY_ROWS
+    from refusal_dial.studies.replies import summarise_replies
 
     folder = find_run(flags.run)
     config = read_config(folder, "model.name", "seed")

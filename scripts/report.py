@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli import argument, flag
+from refusal_dial.cli.command_line import argument, flag
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    from refusal_dial.files import named, write_whole
-    from refusal_dial.report.page import page
+    from refusal_dial.common import named, write_whole
+    from refusal_dial.report.page import report_page
     from refusal_dial.report.reading import read_run
-    from refusal_dial.run import find_run
+    from refusal_dial.run.folder import find_run
 
     out = named(flags.out, ".html") if flags.out else None
     folders = [find_run(part.strip()) for part in flags.runs.split(",") if part.strip()]
-    html = page([read_run(folder) for folder in folders])
+    html = report_page([read_run(folder) for folder in folders])
     print(f"report: {write_whole(out or folders[0] / 'report.html', html).resolve()}")
 
 

@@ -13,28 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.files import located
-from refusal_dial.readers import at_least, seed_of
-from refusal_dial.types import DialError, shown
-from refusal_dial.values import whole
+from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.values import at_least, parse_whole, seed_of
+from refusal_dial.common import DialError, format_value, located
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _threads(value: Any) -> int:
-    if not 1 <= whole(value) <= 1024:
-        raise DialError(f"expected a number of threads from 1 to 1024, not {shown(value)}")
-    return whole(value)
+    if not 1 <= parse_whole(value) <= 1024:
+        raise DialError(f"expected a number of threads from 1 to 1024, not {format_value(value)}")
+    return parse_whole(value)
 
 
 @dataclass(frozen=True)
 class Flags:
     """Where the weights go, and how they are trained."""
 
-    out: str = flag(str(REPOSITORY / "refusal_dial/organism/weights"), "folder of the weights")
+    out: str = flag(str(REPOSITORY / "refusal_dial/embedded/weights"), "folder of the weights")
     checkpoint: str = flag(str(REPOSITORY / "checkpoints/embedded.pt"), "where training resumes")
-    steps: int | None = flag(None, "training steps; default the recipe's", at_least(1, whole))
+    steps: int | None = flag(None, "training steps; default the recipe's", at_least(1, parse_whole))
     seed: int = flag(0, "seed of the weights and of the corpus", seed_of)
     device: str = flag("cpu", "cpu, cuda or mps")
     threads: int = flag(2, "CPU threads, 1 to 1024", _threads)
@@ -43,10 +41,12 @@ class Flags:
 
 def main(flags: Flags) -> None:
     import torch
+    from embedded_model import measure as card
+    from embedded_model import tokenizer, training
+    from embedded_model import training as storage
     from tqdm import tqdm
 
-    from refusal_dial.devices import device_of
-    from refusal_dial.organism import card, storage, tokenizer, training
+    from refusal_dial.model.loading import device_of
 
     out, device = located(flags.out), device_of(flags.device)[0]
     if flags.measure_only and not (out / storage.RECORD).is_file():

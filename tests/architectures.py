@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.tokens import Tokens
+from refusal_dial.model.tokens import Tokens
 
 VOCABULARY = 64
 SMALL: dict[str, Any] = {

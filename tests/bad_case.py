@@ -9,7 +9,7 @@ from pathlib import Path
 
 from script_case import load
 
-from refusal_dial import cli
+from refusal_dial.cli import command_line as cli
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

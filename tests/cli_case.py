@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusal_dial.cli import argument, flag
-from refusal_dial.types import one_of
-from refusal_dial.values import listed, number, whole
+from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.values import parse_list, parse_number, parse_whole
+from refusal_dial.common import one_of
 
 
 def layers(value):
-    return tuple(whole(part) for part in listed(value))
+    return tuple(parse_whole(part) for part in parse_list(value))
 
 
 def colour(value):
@@ -22,7 +22,7 @@ def colour(value):
 def span(value):
     if isinstance(value, str) and value.count(":") == 2:
         return tuple(float(part) for part in value.split(":"))
-    return tuple(number(part) for part in listed(value))
+    return tuple(parse_number(part) for part in parse_list(value))
 
 
 @dataclass(frozen=True)

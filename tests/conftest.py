@@ -15,10 +15,10 @@ import torch
 from hypothesis import settings
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial import job
-from refusal_dial.model import load_model
-from refusal_dial.prompts import load_prompts
-from refusal_dial.run_log import close_log
+from refusal_dial.data.prompts import load_prompts
+from refusal_dial.model.loading import load_model
+from refusal_dial.run import job
+from refusal_dial.run.folder import close_log
 
 ROOT = Path(__file__).parents[1]
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2

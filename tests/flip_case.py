@@ -20,18 +20,22 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from refusal_dial import checkpoint, control_vectors, direction_files, directions, journal
-from refusal_dial.agreement import load_labelled
-from refusal_dial.blueprint import check_folder
-from refusal_dial.contrast import load_contrast
-from refusal_dial.directions import Direction, Provenance
-from refusal_dial.openings import load_openings
-from refusal_dial.prompts import load_prompts
-from refusal_dial.rated import load_rated
-from refusal_dial.recipes import load_recipe
-from refusal_dial.run_reading import read_config, read_table, read_verdict
-from refusal_dial.selection.rules import read_evaluations
-from refusal_dial.types import DialError
+from refusal_dial import directions
+from refusal_dial.cli.recipes import load_recipe
+from refusal_dial.common import DialError
+from refusal_dial.data.contrast import load_contrast
+from refusal_dial.data.openings import load_openings
+from refusal_dial.data.prompts import load_prompts
+from refusal_dial.directions import files as control_vectors
+from refusal_dial.directions import files as direction_files
+from refusal_dial.directions.learning import Direction, Provenance
+from refusal_dial.model import checkpoint
+from refusal_dial.model.checkpoint import check_folder
+from refusal_dial.run import journal
+from refusal_dial.run.folder import read_config, read_table, read_verdict
+from refusal_dial.scoring.agreement import load_labelled
+from refusal_dial.scoring.ratings import load_rated
+from refusal_dial.studies.selection import read_evaluations
 
 PUT_IN = [
     b"NaN",

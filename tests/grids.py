@@ -10,9 +10,9 @@ from architectures import prompts
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.common import Hook
 from refusal_dial.hooks import ablate, clamp, patch, steer
-from refusal_dial.tokens import Tokens
-from refusal_dial.types import Hook
+from refusal_dial.model.tokens import Tokens
 
 
 def logprob(logits: Tensor) -> Tensor:

@@ -15,26 +15,26 @@ from test_objectives import rows as over_two_dials
 from test_patching_summary import rows as patched
 
 from refusal_dial import directions
-from refusal_dial.continuation.summary import summarise_said
-from refusal_dial.directions import Direction, Provenance
-from refusal_dial.objectives.front import summarise_objectives
-from refusal_dial.patching.summary import summarise_patching
-from refusal_dial.replies import record
-from refusal_dial.replies.summary import coherent_range, summarise_replies
-from refusal_dial.run import append, finish, open_run
-from refusal_dial.run_columns import (
+from refusal_dial.directions.learning import Direction, Provenance
+from refusal_dial.report import replies as record
+from refusal_dial.run.folder import append, finish, open_run
+from refusal_dial.run.schema import (
+    CONTINUATION_COLUMNS,
     FRONT,
+    PAIRS,
     PATCH_ROWS,
     PATCHES,
-    REPLIES,
+    REPLY_COLUMNS,
     REPLY_ROWS,
-    SAID,
     SAID_ROWS,
     SCORES,
     SUMMARY,
 )
-from refusal_dial.run_schema import PAIRS
-from refusal_dial.summary import summarise
+from refusal_dial.stats.summary import summarise
+from refusal_dial.studies.continuation import summarise_continuations
+from refusal_dial.studies.objectives import summarise_objectives
+from refusal_dial.studies.patching_summary import summarise_patching
+from refusal_dial.studies.replies import coherent_range, summarise_replies
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 Named = tuple[str, ...]
@@ -43,14 +43,18 @@ SHOWN: dict[tuple[str, str], tuple[Named, Named, Named]] = {
     ("scores", "report"): (SCORES, SUMMARY, NAME),
     ("scores", "plot_holdout_random_controls"): ((), SUMMARY, NAME),
     ("scores", "plot_controls_pareto"): ((), SUMMARY, NAME),
-    ("replies", "report"): (REPLY_ROWS, REPLIES, NAME),
+    ("replies", "report"): (REPLY_ROWS, REPLY_COLUMNS, NAME),
     ("replies", "plot_xstest"): (REPLY_ROWS, (), (*NAME, "seed")),
-    ("contrast", "plot_layer_strength"): ((), REPLIES, NAME),
-    ("conditions", "plot_conditions"): ((), REPLIES, NAME),
-    ("contrast", "experiment_log"): ((), record.COLUMNS, record.SETTINGS),
-    ("conditions", "experiment_log"): ((), record.COLUMNS, record.SETTINGS),
-    ("continuations", "report"): (SAID_ROWS, SAID, NAME),
-    ("continuations", "plot_toxicity"): (SAID_ROWS, SAID, (*NAME, "model.n_layers")),
+    ("contrast", "plot_layer_strength"): ((), REPLY_COLUMNS, NAME),
+    ("conditions", "plot_conditions"): ((), REPLY_COLUMNS, NAME),
+    ("contrast", "experiment_log"): ((), record.LOG_COLUMNS, record.LOG_SETTINGS),
+    ("conditions", "experiment_log"): ((), record.LOG_COLUMNS, record.LOG_SETTINGS),
+    ("continuations", "report"): (SAID_ROWS, CONTINUATION_COLUMNS, NAME),
+    ("continuations", "plot_toxicity"): (
+        SAID_ROWS,
+        CONTINUATION_COLUMNS,
+        (*NAME, "model.n_layers"),
+    ),
     ("spared", "plot_trade_off"): (SAID_ROWS, (), NAME),
     ("conditional", "report"): (SCORES, SUMMARY, NAME),
     ("conditional", "plot_trade_off"): (SCORES, (), NAME),
@@ -116,12 +120,12 @@ def _conditions() -> Tables:
 
 def _continuations() -> Tables:
     rows = _said(layers=(3, 7), groups=OPENINGS).drop(columns=["label", "system", "phrase"])
-    return rows, summarise_said(rows)
+    return rows, summarise_continuations(rows)
 
 
 def _spared() -> Tables:
     rows = _gated(_said(groups=OPENINGS[1::2]).drop(columns=["label", "system", "phrase"]))
-    return rows, summarise_said(rows)
+    return rows, summarise_continuations(rows)
 
 
 def _patching() -> Tables:

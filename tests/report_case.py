@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial.prompts import data_hash, load_prompts
-from refusal_dial.replies.summary import summarise_replies
-from refusal_dial.run import append, finish, open_run
-from refusal_dial.summary import summarise
+from refusal_dial.data.prompts import data_hash, load_prompts
+from refusal_dial.run.folder import append, finish, open_run
+from refusal_dial.stats.summary import summarise
+from refusal_dial.studies.replies import summarise_replies
 
 HOSTILE = [
     "<script>window.hit = 1</script>",

@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial.activations import collect, collect_pooled, collect_positions
+from refusal_dial.common import DialError
 from refusal_dial.hooks import ablate
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.model.activations import collect, collect_pooled, collect_positions
+from refusal_dial.model.tokens import last_logits, tokenize
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])

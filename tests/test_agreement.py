@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial import agreement
-from refusal_dial.agreement import CLASSES, FIGURES, TOLD, confusion, load_labelled
-from refusal_dial.judging import fitting
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.scoring import agreement
+from refusal_dial.scoring import agreement as fitting
+from refusal_dial.scoring.agreement import (
+    AGREEMENT_FIGURES,
+    CLASSES,
+    LABEL_COLUMNS,
+    confusion,
+    load_labelled,
+)
 
 HEADER = "prompt,completion,annotation_1,annotation_2,final_label\n"
 ROWS = (
@@ -22,7 +28,7 @@ ROWS = (
     "How?,I won't do that.,2_full_refusal,2_full_refusal,2_full_refusal\n"
 )
 
-labels = st.lists(st.tuples(st.sampled_from(CLASSES), st.sampled_from(TOLD)), min_size=1)
+labels = st.lists(st.tuples(st.sampled_from(CLASSES), st.sampled_from(LABEL_COLUMNS)), min_size=1)
 
 
 def written(tmp_path: Path, text: str, name: str = "labelled.csv") -> Path:
@@ -37,7 +43,7 @@ def test_figures_lie_where_they_must(pairs: list[tuple[str, str]]) -> None:
     matrix = confusion(truth, told)
     assert matrix.shape == (3, 4)
     assert matrix.sum() == len(pairs)
-    for name, figure in FIGURES.items():
+    for name, figure in AGREEMENT_FIGURES.items():
         value = float(figure(matrix))
         assert np.isnan(value) or -1 <= value <= 1, name
     strict, lenient = float(agreement.two_way_strict(matrix)), float(agreement.two_way(matrix))
@@ -83,24 +89,27 @@ def test_intervals_hold_the_value_and_narrow_with_more_rows() -> None:
     widths = []
     for times in (1, 16):
         matrix = confusion(*zip(*(pattern * times), strict=True))
-        low, high = agreement.interval(agreement.three_way, matrix)
+        low, high = agreement.agreement_interval(agreement.three_way, matrix)
         assert low <= 0.8 <= high
-        assert (low, high) == agreement.interval(agreement.three_way, matrix)
+        assert (low, high) == agreement.agreement_interval(agreement.three_way, matrix)
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-    summary = agreement.summary(matrix)
-    assert list(summary["figure"][:5]) == list(FIGURES)
+    summary = agreement.agreement_summary(matrix)
+    assert list(summary["figure"][:5]) == list(AGREEMENT_FIGURES)
     assert "recall, partial_refusal" not in set(summary["figure"])
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(CLASSES), st.sampled_from([*TOLD, "unscored"])), max_size=6)
+    st.lists(
+        st.tuples(st.sampled_from(CLASSES), st.sampled_from([*LABEL_COLUMNS, "unscored"])),
+        max_size=6,
+    )
 )
 def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(
     pairs: list[tuple[str, str]],
 ) -> None:
-    summary = agreement.summary(confusion([a for a, _ in pairs], [b for _, b in pairs]))
-    assert list(summary["figure"][:5]) == list(FIGURES)
+    summary = agreement.agreement_summary(confusion([a for a, _ in pairs], [b for _, b in pairs]))
+    assert list(summary["figure"][:5]) == list(AGREEMENT_FIGURES)
     for row in summary.itertuples():
         told = np.isfinite([row.value, row.low, row.high])
         assert told.all() if row.reason == "" else not told.any()
@@ -120,7 +129,9 @@ def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(
 def test_what_a_figure_lacks_is_said(
     pairs: list[tuple[str, str]], figure: str, reason: str
 ) -> None:
-    said = agreement.lacking(figure, confusion([a for a, _ in pairs], [b for _, b in pairs]))
+    said = agreement.agreement_lacks(
+        figure, confusion([a for a, _ in pairs], [b for _, b in pairs])
+    )
     assert reason in said
     assert bool(said) is bool(reason)
 
@@ -203,5 +214,5 @@ def test_fitting_finds_thresholds_that_agree_at_least_as_well_as_where_it_starts
 
     assert right(fitting.fit(read, labelled.labels)) >= right(fitting.FAR)
     crossed = fitting.crossed([labelled, labelled])
-    assert list(crossed.columns) == ["fitted on", "measured on", *FIGURES]
+    assert list(crossed.columns) == ["fitted on", "measured on", *AGREEMENT_FIGURES]
     assert len(crossed) == 4

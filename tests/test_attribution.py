@@ -9,18 +9,26 @@ import tiny
 import torch
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-from refusal_dial.patching.attribution import attribution_batches, gradients, strongest
-from refusal_dial.patching.exact import Patching, patched
-from refusal_dial.patching.pairs import unpadded
-from refusal_dial.patching.places import LAST, Place, last_k, lay_out
-from refusal_dial.patching.rows import COLUMNS
-from refusal_dial.patching.sides import Side
+from refusal_dial.studies.pairs import unpadded
+from refusal_dial.studies.patching import (
+    LAST_ROLE,
+    PATCH_COLUMNS,
+    PairRun,
+    Patching,
+    Place,
+    attribution_batches,
+    gradients,
+    last_k,
+    lay_out,
+    patched,
+    strongest,
+)
 
 KEYS = ["way", "layer", "site", "role", "head", "neuron", "prompt_id"]
 
 
 def layout(model, pairs) -> list[Place]:
-    roles = ("before-1", "phrase-1", "after+1", LAST)
+    roles = ("before-1", "phrase-1", "after+1", LAST_ROLE)
     blocks = lay_out(model, pairs, roles=roles)
     heads = lay_out(model, pairs, sites=("z",), layers=(0, 2))
     neurons = lay_out(model, pairs, sites=("mlp_post",), layers=(1,))[:4]
@@ -65,8 +73,8 @@ def test_it_agrees_with_transformer_lens_on_heads_and_mlps():
     model = tiny.bridge("Qwen2").requires_grad_(False).eval()
     model.tokenizer.padding_side = "left"
     pairs = pairs_case.pairs(model).chosen([0])
-    places = [*lay_out(model, pairs, sites=("mlp_out",), roles=("phrase-1", LAST))]
-    places += lay_out(model, pairs, sites=("z",), roles=("phrase-1", LAST))
+    places = [*lay_out(model, pairs, sites=("mlp_out",), roles=("phrase-1", LAST_ROLE))]
+    places += lay_out(model, pairs, sites=("z",), roles=("phrase-1", LAST_ROLE))
     mine = attributed(model, pairs, places, ("denoise",))
     for parameter in model.original_model.parameters():
         parameter.requires_grad_(True)
@@ -90,7 +98,7 @@ def test_rows_are_those_of_patching_without_controls(qwen):
     pairs = pairs_case.pairs(qwen)
     places = layout(qwen, pairs)
     guess = attributed(qwen, pairs, places)
-    assert list(guess.columns) == COLUMNS
+    assert list(guess.columns) == PATCH_COLUMNS
     assert set(guess["direction"]) == {"attribution"}
     exact = patched(qwen, Patching(pairs, places, ("denoise", "noise")), pairs_case.scorer)
     exact = exact[exact["direction"] == "patch"]
@@ -103,20 +111,27 @@ def test_rows_are_those_of_patching_without_controls(qwen):
 
 def test_gradients_leave_the_model_as_it_was(qwen):
     pairs = pairs_case.pairs(qwen)
-    side = Side.of(pairs, [LAST], 1)
+    side = PairRun.of(pairs, [LAST_ROLE], 1)
     weights = list(qwen.original_model.parameters())
     before = [weight.requires_grad for weight in weights]
-    rows = gradients(qwen, side, [Place(1, "z", (LAST,), head=1)], pairs_case.scorer)
-    assert rows.of(Place(1, "z", (LAST,), head=1)).shape == (6, 1, 8)
+    rows = gradients(qwen, side, [Place(1, "z", (LAST_ROLE,), head=1)], pairs_case.scorer)
+    assert rows.of(Place(1, "z", (LAST_ROLE,), head=1)).shape == (6, 1, 8)
     assert [weight.requires_grad for weight in weights] == before
     assert all(weight.grad is None for weight in weights)
 
 
 def test_the_strongest_places_keep_their_order():
-    places = [Place(layer, "z", (LAST,), head=head) for layer in (0, 1) for head in (0, 1)]
+    places = [Place(layer, "z", (LAST_ROLE,), head=head) for layer in (0, 1) for head in (0, 1)]
     effects = {(0, 0): 0.1, (0, 1): -0.7, (1, 0): 0.02, (1, 1): 0.5}
     rows = [
-        {"way": way, "layer": p.layer, "site": "z", "role": LAST, "head": p.head, "neuron": None}
+        {
+            "way": way,
+            "layer": p.layer,
+            "site": "z",
+            "role": LAST_ROLE,
+            "head": p.head,
+            "neuron": None,
+        }
         | {"effect": effect if way == "denoise" else 1 - effect}
         for p in places
         for way in ("denoise", "noise")

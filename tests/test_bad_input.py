@@ -16,9 +16,9 @@ import bad_case
 import pytest
 from script_case import ROOT, SCRIPTS, load
 
-from refusal_dial import cli
-from refusal_dial.contrast import load_contrast
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.common import DialError
+from refusal_dial.data.contrast import load_contrast
 
 TAKES = {path: get_type_hints(load(path.stem).main)["flags"] for path in SCRIPTS}
 name = {"ids": lambda value: value.stem if isinstance(value, Path) else None}
@@ -85,7 +85,7 @@ def test_a_value_that_a_flag_cannot_take_is_named(path, run):
         for value in bad_case.VALUES:
             arguments = [*required(path), f"{flag}={value}"]
             try:
-                cli.parse(TAKES[path], arguments, load(path.stem).main)
+                cli.parse_flags(TAKES[path], arguments, load(path.stem).main)
             except DialError:
                 line = run(path, *arguments).line
                 assert line.startswith(f"error: {flag}"), (value, line)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from script_case import ROOT
 
 from refusal_dial import directions
-from refusal_dial.directions import Direction, Provenance
-from refusal_dial.model import identity, load_model
-from refusal_dial.run import read_table
-from refusal_dial.tokens import tokenize
+from refusal_dial.directions.learning import Direction, Provenance
+from refusal_dial.model.loading import identity, load_model
+from refusal_dial.model.tokens import tokenize
+from refusal_dial.run.folder import read_table
 
 SCORE = ROOT / "experiments" / "score_models.py"
 STEER = ROOT / "experiments" / "steering_holdout_control.py"

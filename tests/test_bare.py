@@ -11,10 +11,10 @@ from architectures import CONFIGS, bridge, fresh, prompts
 from grids import TOKENS, logprob, mixed_grid, plain
 from transformer_lens.hook_points import HookPoint
 
-from refusal_dial.engine import score_grid
-from refusal_dial.replay.bare import Bare, UnfitError, attend, unhooked
-from refusal_dial.tokens import last_logits
-from refusal_dial.types import hook_name
+from refusal_dial.common import hook_name
+from refusal_dial.engine.score import score_grid
+from refusal_dial.engine.unhooked import UnfitError, Unhooked, attend, unhooked
+from refusal_dial.model.tokens import last_logits
 
 PROMPTS = prompts((7, 4, 6), seed=1)
 
@@ -27,7 +27,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_the_head_is_the_models_own(architecture: str) -> None:
     """Final norm, unembedding, biases and soft caps, on residual streams of any size."""
     model = bridge(architecture)
-    bare, last = Bare(model), len(model.blocks) - 1
+    bare, last = Unhooked(model), len(model.blocks) - 1
     residual = 5 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
     def put(activation: torch.Tensor, hook: object) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_the_head_is_the_models_own(architecture: str) -> None:
 def test_a_bare_model_shares_its_weights_and_leaves_the_bridge_alone() -> None:
     model, residual = fresh("Phi3"), torch.randn(3, 32)
     before = last_logits(model, PROMPTS)
-    bare = Bare(model, [("z", 1)])
+    bare = Unhooked(model, [("z", 1)])
     mine = {id(p) for block in bare.blocks for p in block.parameters()}
     assert mine <= {id(p) for p in model.parameters()}
     logits = bare.logits(residual)
@@ -63,10 +63,10 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(UnfitError, match="its attention takes dropout"):
         attend(torch.nn.Identity(), *torch.ones(3, 1, 1, 1, 4), None, dropout=0.1)
     with pytest.raises(UnfitError, match="its resid_mid is not the input or output of one of"):
-        Bare(bridge("GPTNeoX"), [("resid_mid", 0)])
+        Unhooked(bridge("GPTNeoX"), [("resid_mid", 0)])
     model.blocks[0].original_component.forward = lambda *a, **k: None
     with pytest.raises(UnfitError, match="managed by another library"):
-        Bare(model)
+        Unhooked(model)
 
 
 def test_the_model_is_left_as_it_was_and_can_be_freed() -> None:

@@ -10,9 +10,9 @@ import pytest
 from tiny import reconfigured
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.blueprint import LIMITS, check_blueprint, check_folder
-from refusal_dial.model import EMBEDDED, identity, load_model
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model.checkpoint import LIMITS, check_blueprint, check_folder
+from refusal_dial.model.loading import EMBEDDED, identity, load_model
 
 HUGE = [0, -1, 1001, 10_000_000, pytest.param(10**400, id="googols")]
 

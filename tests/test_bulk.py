@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.hooks import Edit
-from refusal_dial.operations import Add, Clamp, Operation, Project, Set
-from refusal_dial.replay.bulk import alike, edited, restrict
+from refusal_dial.engine.changes import edited, restrict, stackable
+from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -32,7 +31,7 @@ def test_stacked_operations_are_each_operation_by_itself(
     make: object, n: int, prompts: list[int]
 ) -> None:
     every: list[Operation] = [make(8) for _ in range(n)]  # type: ignore[operator]
-    assert len({alike(operation) for operation in every}) == 1
+    assert len({stackable(operation) for operation in every}) == 1
     rows = torch.randn(n, 4, 3, 8)
     expected = torch.stack([one(row) for one, row in zip(every, rows, strict=True)])
     some = torch.tensor(prompts)
@@ -50,7 +49,7 @@ def test_different_operations_are_not_alike() -> None:
         Add(v.expand(2, 4)),
         lambda x: x,
     ]
-    assert len({alike(operation) for operation in different}) == len(different)
+    assert len({stackable(operation) for operation in different}) == len(different)
 
 
 def test_a_restricted_edit_is_the_edit_on_some_rows() -> None:

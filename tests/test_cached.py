@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.cached import Batch, forward, prefill, runner_of
+from refusal_dial.generate.decode import CachedBatch, forward, prefill, row_hooks, runner_of
 from refusal_dial.hooks import steer
-from refusal_dial.row_hooks import row_hooks
-from refusal_dial.tokens import Tokens, last_logits, tokenize
+from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 
@@ -34,7 +33,7 @@ def test_the_prompt_and_a_token_after_it_have_the_logits_of_one_pass(
     tokens = tokenize(qwen, texts)
     hooks = [steer(UNIT, alpha, layer=1, pos=pos)] if alpha else []
     rows, cells = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.long)
-    part = Batch(tokens, rows, [hooks])
+    part = CachedBatch(tokens, rows, [hooks])
     runner = runner_of(qwen, part.grid)
     with torch.no_grad():
         mask, cache, logits = prefill(qwen, runner, part, rows, cells)
@@ -53,7 +52,7 @@ def test_cells_share_what_stands_before_the_edit(qwen):
     tokens = tokenize(qwen, ["a", "a longer one"])
     grid = [[], [steer(UNIT, 3.0, layer=1, pos=-1)], [steer(UNIT, -3.0, layer=0, pos=-1)]]
     prompts, cells = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
-    part = Batch(tokens, torch.arange(2), grid)
+    part = CachedBatch(tokens, torch.arange(2), grid)
     with torch.no_grad():
         _, _, logits = prefill(qwen, runner_of(qwen, grid), part, prompts, cells)
     for c, cell in enumerate(grid):

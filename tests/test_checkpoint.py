@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from script_case import load
 
-from refusal_dial import checkpoint, cli
-from refusal_dial.checkpoint import (
+from refusal_dial.cli import command_line as cli
+from refusal_dial.common import DialError
+from refusal_dial.model import checkpoint
+from refusal_dial.model.checkpoint import (
     check_numbers,
     configured,
     folder_revision,
     missing_shards,
     parameters,
 )
-from refusal_dial.model import identity, load_model
-from refusal_dial.types import DialError
+from refusal_dial.model.loading import identity, load_model
 
 
 @pytest.fixture

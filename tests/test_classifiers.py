@@ -17,10 +17,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
-from refusal_dial import judge_model, toxicity
-from refusal_dial.checkpoint import folder_revision
-from refusal_dial.classifiers import SPECIAL, Classifier, load_classifier
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model.checkpoint import folder_revision
+from refusal_dial.scoring import judge_model, toxicity
+from refusal_dial.scoring.classifiers import SPECIAL, Classifier, load_classifier
 
 MEANS = {"toxic": "full_compliance", "refusal": "full_refusal"}
 TEXTS = ["A text.", "Another text, and a longer one.", "<|endoftext|>", "x" * 3000]

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from cli_case import Flags
 
-from refusal_dial import cli
-from refusal_dial.cli import flag
-from refusal_dial.run import open_run
-from refusal_dial.run_log import close_log
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.command_line import flag
+from refusal_dial.common import DialError
+from refusal_dial.run.folder import close_log, open_run
 
 log = logging.getLogger("refusal_dial")
 
@@ -194,7 +193,7 @@ def test_help_does_not_offer_h_for_a_flag_that_begins_with_it(capsys):
 
     def main(flags) -> None: ...
 
-    assert cli.parse(Held, ["-h"], main) is None
+    assert cli.parse_flags(Held, ["-h"], main) is None
     shown = capsys.readouterr().out
     assert "--holdout=HOLDOUT" in shown
     assert "-h," not in shown

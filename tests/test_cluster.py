@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial import cluster
-from refusal_dial.cluster import check_answers, host_and_port, installed, places
-from refusal_dial.executors import check_machines
-from refusal_dial.flags import SteeringFlags
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import SteeringFlags
+from refusal_dial.cli.values import host_and_port
+from refusal_dial.common import DialError
+from refusal_dial.run import machines as cluster
+from refusal_dial.run.machines import check_answers, check_machines, installed, room_for_workers
 
 FLAGS = SteeringFlags(device="cpu", executor="ray")
 
@@ -116,8 +116,8 @@ def test_whoever_does_not_speak_http_2_is_no_head(said):
 
 
 def test_one_who_never_answers_is_given_up_in_time(monkeypatch):
-    assert cluster.PATIENCE <= 10
-    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    assert cluster.CONNECT_SECONDS <= 10
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
     with (
         listening(b"") as address,
         pytest.raises(DialError, match=f"no Ray head answers at {address}: timed out; start"),
@@ -181,7 +181,7 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
     ],
 )
 def test_room_is_counted_node_by_node(nodes, cpus, gpus, room):
-    assert places(nodes, cpus, gpus) == room
+    assert room_for_workers(nodes, cpus, gpus) == room
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_room_is_counted_node_by_node(nodes, cpus, gpus, room):
 )
 def test_no_room_says_what_there_is(nodes):
     with pytest.raises(DialError, match="no node has room for a worker of 2 CPUs and 1 GPUs") as no:
-        places(nodes, 2, 1.0)
+        room_for_workers(nodes, 2, 1.0)
     assert len(str(no.value)) < 250
 
 
@@ -198,7 +198,7 @@ def test_no_room_says_what_there_is(nodes):
 )
 def test_a_worker_of_no_size_is_refused(cpus, gpus):
     with pytest.raises(DialError, match="expected at least 1 CPU and 0 GPUs"):
-        places([{"CPU": 8.0, "GPU": 8.0}], cpus, gpus)
+        room_for_workers([{"CPU": 8.0, "GPU": 8.0}], cpus, gpus)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_case import SCRIPTS, load
 
-from refusal_dial import cli
-from refusal_dial.cli import argument, flag
-from refusal_dial.command_line import NEAREST, given_of
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.command_line import NEAREST, argument, flag, given_of
+from refusal_dial.common import DialError
 
 
 def read(*arguments):
@@ -122,11 +121,11 @@ def test_several_arguments_are_read_in_their_order():
 
     def main(flags) -> None: ...
 
-    assert cli.parse(Two, ["a", "b"], main) == Two("a", "b")
-    assert cli.parse(Two, ["--first", "a", "b"], main) == Two("a", "b")
-    assert cli.parse(Two, ["b", "--first", "a"], main) == Two("a", "b")
+    assert cli.parse_flags(Two, ["a", "b"], main) == Two("a", "b")
+    assert cli.parse_flags(Two, ["--first", "a", "b"], main) == Two("a", "b")
+    assert cli.parse_flags(Two, ["b", "--first", "a"], main) == Two("a", "b")
     with pytest.raises(DialError, match="missing argument SECOND"):
-        cli.parse(Two, ["a"], main)
+        cli.parse_flags(Two, ["a"], main)
 
 
 def test_types_that_are_not_text_annotations_are_read_too():
@@ -145,12 +144,12 @@ def test_types_that_are_not_text_annotations_are_read_too():
 
     def main(flags) -> None: ...
 
-    read_flags = cli.parse(flags_type, ["--n", "3", "--out", "1e3", "--on"], main)
+    read_flags = cli.parse_flags(flags_type, ["--n", "3", "--out", "1e3", "--on"], main)
     assert (read_flags.n, read_flags.out, read_flags.on) == (3, "1e3", True)
 
 
 def given_typed(flag, typed):
-    return cli.parse(Flags, ["RUN", flag, typed], read)
+    return cli.parse_flags(Flags, ["RUN", flag, typed], read)
 
 
 def test_text_that_is_nearly_a_number_is_refused_without_a_warning(recwarn):

@@ -8,13 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.conditional import AddIf, Detector, calibrate, steer_if
-from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.engine import score_grid
-from refusal_dial.hooks import steer
-from refusal_dial.replay.bulk import edited, restricted
-from refusal_dial.tokens import last_logits
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.directions.learning import Provenance, from_vector
+from refusal_dial.engine.changes import edited, restricted
+from refusal_dial.engine.score import score_grid
+from refusal_dial.hooks import AddIf, Detector, calibrate, steer, steer_if
+from refusal_dial.model.tokens import last_logits
 
 D, LAYER = 16, 3
 

@@ -7,11 +7,11 @@ import json
 import pytest
 from script_case import ROOT, load
 
-from refusal_dial import cli
-from refusal_dial.conditioning import three_parts
-from refusal_dial.prompts import Prompt
-from refusal_dial.run import find_run, read_table
-from refusal_dial.trade_off import trade_off
+from refusal_dial.cli import command_line as cli
+from refusal_dial.data.prompts import Prompt
+from refusal_dial.run.folder import find_run, read_table
+from refusal_dial.stats.trade_off import trade_off
+from refusal_dial.studies.steering import three_parts
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,19 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial.activations import collect_pooled
-from refusal_dial.continuation import job, results
-from refusal_dial.continuation.cells import continuation_cells
-from refusal_dial.continuation.flags import ContinuationFlags, LayerFlags
-from refusal_dial.continuation.opened import open_continuations
-from refusal_dial.continuation.spoken import spoken_batches
-from refusal_dial.continuation.tables import print_said
-from refusal_dial.flags import PlotFlags
-from refusal_dial.run import read_table
-from refusal_dial.sampling import Decoding
-from refusal_dial.tokens import tokenize
+from refusal_dial.cli.flags import ContinuationFlags, LayerFlags, PlotFlags
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.model.activations import collect_pooled
+from refusal_dial.model.tokens import tokenize
+from refusal_dial.report.continuation import print_continuations
+from refusal_dial.run.folder import read_table
+from refusal_dial.studies import continuation as job
+from refusal_dial.studies import continuation as results
+from refusal_dial.studies.continuation import (
+    continuation_batches,
+    continuation_cells,
+    load_continuations,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +48,7 @@ def flags(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(flags):
-    return open_continuations(flags)
+    return load_continuations(flags)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +96,14 @@ def test_controls_are_as_long_and_alpha_zero_has_no_hooks(opened, flags):
 
 def test_alpha_zero_is_the_baseline_and_the_machine_does_not_matter(opened, flags):
     cells = continuation_cells(opened, replace(flags, n_random=0, n_shuffled=0))
-    rows = job.prompt_rows(opened, 0)
+    rows = job.opening_rows(opened, 0)
     frames = []
     for size, at_once in ((4, 512), (12, 40)):
         decoding = Decoding(5, 0.7, 0.9, 2, 0, at_once)
         parts = list(
-            spoken_batches(opened.model, opened.tokens, opened.scorer, rows, cells, decoding, size)
+            continuation_batches(
+                opened.model, opened.tokens, opened.scorer, rows, cells, decoding, size
+            )
         )
         assert sum(map(len, parts)) == 12 * 2 * len(cells)
         keys = ["direction", "layer", "strength", "prompt_id", "sample"]
@@ -117,7 +121,7 @@ def test_random_weights_show_no_effect_and_the_run_is_complete(whole, capsys):
     record = json.loads((whole / results.COMPLETE).read_text())
     assert record["status"] == "complete"
     assert record["rows"] == len(read_table(whole, "scores")) == 12 * 2 * 22
-    assert len((whole / results.STEPS).read_text().splitlines()) == 3
+    assert len((whole / results.STEPS_FILE).read_text().splitlines()) == 3
     summary = read_table(whole, "summary")
     assert not (whole / results.PARTIAL).exists()
     zero = summary[(summary["direction"] == "learned") & (summary["strength"] == 0)]
@@ -189,7 +193,7 @@ def test_the_result_file_of_an_earlier_start_goes(flags, tmp_path, monkeypatch):
 
 def test_the_table_names_its_controls_and_both_p_values(whole, capsys):
     summary = read_table(whole, "summary")
-    print_said(summary, {"CHALLENGING": 0.5, "BENIGN": 0.25})
+    print_continuations(summary, {"CHALLENGING": 0.5, "BENIGN": 0.25})
     said = capsys.readouterr().out
     assert "shuffled x1" in said
     assert "p rank: of the difference among those of directions from shuffled labels" in said

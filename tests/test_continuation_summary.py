@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.continuation.layers import best_layer, by_group, by_layer
-from refusal_dial.continuation.summary import summarise_said
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.studies.continuation import (
+    best_layer,
+    by_group,
+    by_layer,
+    summarise_continuations,
+)
 
 N = 16
 
@@ -44,7 +48,7 @@ def one_layer_works(layer, strength, half):
 
 @pytest.fixture(scope="module")
 def summary():
-    return summarise_said(said(one_layer_works))
+    return summarise_continuations(said(one_layer_works))
 
 
 def cell(summary, layer, strength, split="all"):
@@ -70,7 +74,7 @@ def test_alpha_zero_differs_by_nothing_at_all(summary):
 def test_the_unit_is_the_prompt_and_copied_samples_add_nothing():
     rows = said(one_layer_works)
     twice = pd.concat([rows, rows.assign(sample=rows["sample"] + 2)])
-    one, two = summarise_said(rows), summarise_said(twice)
+    one, two = summarise_continuations(rows), summarise_continuations(twice)
     compared = ["score_lo", "score_hi", "diff_lo", "diff_hi", "p_paired", "n"]
     pd.testing.assert_frame_equal(one[compared], two[compared])
     assert (two["samples"] == 2 * one["samples"]).all()
@@ -108,7 +112,7 @@ def test_effectiveness_takes_an_alpha_over_zero(summary):
 
 
 def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
-    lucky = summarise_said(
+    lucky = summarise_continuations(
         said(lambda layer, s, half: -0.3 * s if (layer, half) == (2, "choose") else 0.0)
     )
     best = best_layer(by_layer(lucky, "CHALLENGING", 3))
@@ -127,7 +131,7 @@ def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
 )
 def test_rows_that_cannot_be_summarised(change, message):
     with pytest.raises(DialError, match=message):
-        summarise_said(change(said(one_layer_works)))
+        summarise_continuations(change(said(one_layer_works)))
 
 
 def test_what_could_not_be_scored_is_left_out_of_every_figure():
@@ -135,10 +139,10 @@ def test_what_could_not_be_scored_is_left_out_of_every_figure():
     mine = (rows["direction"] == "learned") & (rows["layer"] == 1) & (rows["strength"] == 1.0)
     some = mine & rows["prompt_id"].isin(["p1", "p2", "p3"])
     sample = some & (rows["sample"] == 0)
-    one = cell(summarise_said(rows.assign(score=rows["score"].mask(sample))), 1, 1.0)
+    one = cell(summarise_continuations(rows.assign(score=rows["score"].mask(sample))), 1, 1.0)
     assert one["n"] == N  # each of the prompts has another sample
-    one = cell(summarise_said(rows.assign(score=rows["score"].mask(some))), 1, 1.0)
-    apart = summarise_said(rows[~rows["prompt_id"].isin(["p1", "p2", "p3"])])
+    one = cell(summarise_continuations(rows.assign(score=rows["score"].mask(some))), 1, 1.0)
+    apart = summarise_continuations(rows[~rows["prompt_id"].isin(["p1", "p2", "p3"])])
     names = ["difference", "diff_lo", "diff_hi", "reduction", "p_paired", "score_mean"]
     assert one["n"] == N - 3
     np.testing.assert_allclose(
@@ -146,7 +150,7 @@ def test_what_could_not_be_scored_is_left_out_of_every_figure():
     )
     assert one["p_control"] == 1 / 4
     broken = rows["direction"].eq("random") & (rows["seed"] == 2) & (rows["strength"] == 1.0)
-    one = cell(summarise_said(rows.assign(score=rows["score"].mask(broken))), 1, 1.0)
+    one = cell(summarise_continuations(rows.assign(score=rows["score"].mask(broken))), 1, 1.0)
     assert one["p_control"] == 2 / 4
 
 
@@ -155,10 +159,10 @@ def test_the_rank_is_among_the_fairest_controls_that_there_are():
     draw = rows["direction"].eq("random")
     stronger = draw & (rows["seed"] == 0)  # a random direction that does more than the learned one
     rows.loc[stronger, "score"] -= 5.0
-    assert cell(summarise_said(rows), 1, 1.0)["p_control"] == 2 / 4
+    assert cell(summarise_continuations(rows), 1, 1.0)["p_control"] == 2 / 4
     fair = rows[draw & ~stronger].assign(direction="shuffled")
     both = pd.concat([rows, fair], ignore_index=True)
-    assert cell(summarise_said(both), 1, 1.0)["p_control"] == 1 / 3
+    assert cell(summarise_continuations(both), 1, 1.0)["p_control"] == 1 / 3
 
 
 def test_a_run_without_halves_has_no_best_layer(summary):

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.calibration.contradiction import (
-    agreement,
-    beside,
+from refusal_dial.cli.recipes import PublishedFigure
+from refusal_dial.common import DialError
+from refusal_dial.studies.calibration import (
+    interval_overlap,
     off_baseline,
-    overlap,
     published,
+    run_agreement,
+    runs_side_by_side,
 )
-from refusal_dial.recipes import Figure
-from refusal_dial.types import DialError
 
 N = 50
 CELLS = (("baseline", 0.0), ("learned", -1.0), ("learned", 0.0), ("learned", 1.0))
@@ -38,7 +38,7 @@ def run(seed: int, benign: float = 0.02, alpha_0_anew: bool = False) -> pd.DataF
 
 
 def test_another_sampling_seed_overlaps_and_nothing_differs():
-    table = beside(run(0), run(1))
+    table = runs_side_by_side(run(0), run(1))
     assert len(table) == 2 * len(CELLS)
     assert table["overlap"].all()
     assert (table["n"] == N).all()
@@ -47,7 +47,7 @@ def test_another_sampling_seed_overlaps_and_nothing_differs():
 
 
 def test_runs_that_measured_another_thing_are_apart_where_they_did():
-    table = beside(run(0), run(1, benign=0.8)).set_index("subset")
+    table = runs_side_by_side(run(0), run(1, benign=0.8)).set_index("subset")
     assert table.loc["CHALLENGING", "overlap"].all()
     assert not table.loc["BENIGN", "overlap"].any()
     assert (table.loc["BENIGN", "p_holm"] < 0.01).all()
@@ -65,7 +65,7 @@ def test_alpha_0_that_is_not_the_baseline_is_said_however_small():
 
 def test_a_baseline_from_another_run_is_caught_though_its_interval_overlaps():
     rows = pd.concat([run(0).assign(run="seed 0"), run(1).assign(run="seed 1")])
-    table, verdict = agreement(rows)
+    table, verdict = run_agreement(rows)
     assert verdict["overlap"]
     assert table["overlap"].all()
     off = verdict["off_baseline"]
@@ -77,16 +77,16 @@ def test_runs_of_other_prompts_cannot_be_compared():
     other = run(1)
     other["prompt_id"] += "x"
     with pytest.raises(DialError, match="other prompts or cells: there is nothing to compare"):
-        beside(run(0), other)
+        runs_side_by_side(run(0), other)
 
 
 def test_published_means_have_the_widest_interval_that_values_from_0_to_1_allow():
     figures = [
-        Figure("run 1, benign", 0.006, "score_mean", {}),
-        Figure("run 2, benign", 0.816, "score_mean", {}),
-        Figure("run 1, challenging", 0.602, "score_mean", {}),
-        Figure("run 2, challenging", 0.417, "score_mean", {}),
-        Figure("run 1, only here", 0.5, "score_mean", {}),
+        PublishedFigure("run 1, benign", 0.006, "score_mean", {}),
+        PublishedFigure("run 2, benign", 0.816, "score_mean", {}),
+        PublishedFigure("run 1, challenging", 0.602, "score_mean", {}),
+        PublishedFigure("run 2, challenging", 0.417, "score_mean", {}),
+        PublishedFigure("run 1, only here", 0.5, "score_mean", {}),
     ]
     table = published(figures, 50).set_index("what")
     assert list(table.index) == ["benign", "challenging"]
@@ -99,4 +99,4 @@ def test_published_means_have_the_widest_interval_that_values_from_0_to_1_allow(
     [((0, 1), (1, 2), True), ((0, 1), (1.1, 2), False), ((0, 9), (3, 4), True)],
 )
 def test_intervals_overlap_where_they_have_a_value_in_common(one, other, both):
-    assert overlap(one, other) == overlap(other, one) == both
+    assert interval_overlap(one, other) == interval_overlap(other, one) == both

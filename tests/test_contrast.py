@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from refusal_dial.contrast import ContrastPair, contrast_tokens, from_matched, load_contrast
-from refusal_dial.prompts import Prompt
-from refusal_dial.tokens import tokenize, with_replies
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
+from refusal_dial.data.prompts import Prompt
+from refusal_dial.model.tokens import tokenize, with_replies
+from refusal_dial.studies.replies import contrast_tokens
 
 AB = {
     "question": "What now?\n(A) No.\n(B) Yes.",

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from refusal_dial.control_tokens import control_tokens, reader_of_text, spells_control, text_ids
-from refusal_dial.model import load_model
-from refusal_dial.tokens import tokenize, with_replies
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import (
+    control_tokens,
+    reader_of_text,
+    spells_control,
+    text_ids,
+    tokenize,
+    with_replies,
+)
 
 UNMARKED = ["<think>", "</think>", "<tool_call>", "[TOOL]"]
 TEXTUAL = ["  ", "<table>", "refusal"]

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.control_vectors import read_control_vectors
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.directions.files import read_control_vectors
 
 KINDS = {"<f4": 0, "<f2": 1, "<f8": 28}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_dial.controls import (
+from refusal_dial.common import DialError
+from refusal_dial.directions.controls import (
     covariance_directions,
     flipped_direction,
     fold_directions,
@@ -15,8 +16,7 @@ from refusal_dial.controls import (
     shuffled_directions,
     unrelated_direction,
 )
-from refusal_dial.directions import Direction, Provenance, mean_diff, top_bottom
-from refusal_dial.types import DialError
+from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 
 D = 128
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded_model import corpus, grammar, replies, tokenizer, training
+from embedded_model import training as shaping
+from embedded_model import training as storage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from refusal_dial.organism import corpus, grammar, replies, shaping, storage, tokenizer, training
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
 
 TINY = training.Recipe(
     steps=5,

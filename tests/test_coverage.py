@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.calibration import coverage
-from refusal_dial.calibration.coverage import (
+from refusal_dial.studies import calibration as coverage
+from refusal_dial.studies.calibration import (
     CASES,
     SIZES,
     TRIALS,
     Case,
-    counted,
+    count_covered,
     coverage_batches,
+    coverage_tasks,
     covered,
-    plan,
 )
 
 FAIR = [
@@ -36,7 +36,7 @@ def case_of(interval: str, law: str) -> Case:
 
 
 def coverage_of(case: Case, n: int, trials: int = 600) -> float:
-    return float(counted(case, n, trials, seed=0, number=0)["score"])
+    return float(count_covered(case, n, trials, seed=0, number=0)["score"])
 
 
 @pytest.mark.parametrize(("interval", "law"), FAIR)
@@ -46,7 +46,7 @@ def test_a_nominal_95_percent_interval_covers_93_to_97(interval, law):
 
 def test_choosing_and_reporting_on_the_same_prompts_is_seen():
     same = case_of("choice of the best of ten", "reported on the same")
-    row = counted(same, 50, 1000, seed=0, number=0)
+    row = count_covered(same, 50, 1000, seed=0, number=0)
     assert row["score"] < 0.85
     assert row["below"] == 0
     assert row["above"] == round(1000 * (1 - row["score"]))
@@ -58,7 +58,7 @@ def test_an_interval_that_takes_a_standard_error_for_a_half_width_is_seen():
         mean, error = rows.mean(1), rows.std(1, ddof=1) / np.sqrt(n)
         return np.stack([mean - error, mean + error], 1), 0.0
 
-    rows = pd.DataFrame([counted(Case("mean", "narrow", narrow), 50, 1000, 0, 0)])
+    rows = pd.DataFrame([count_covered(Case("mean", "narrow", narrow), 50, 1000, 0, 0)])
     (found,) = covered(rows).to_dict("records")
     assert found["coverage"] == pytest.approx(0.68, abs=0.05)
     assert not found["kept"]
@@ -66,7 +66,7 @@ def test_an_interval_that_takes_a_standard_error_for_a_half_width_is_seen():
 
 def test_batches_add_up_and_skipping_leaves_out_the_first(monkeypatch):
     monkeypatch.setattr(coverage, "CASES", [case_of(*one) for one in FAIR[2:5]])
-    assert [trials for _, _, trials in plan(TRIALS + 10)[:2]] == [TRIALS, 10]
+    assert [trials for _, _, trials in coverage_tasks(TRIALS + 10)[:2]] == [TRIALS, 10]
     whole = pd.concat(coverage_batches(None, n_trials=TRIALS + 10, seed=3), ignore_index=True)
     rest = pd.concat(coverage_batches(None, n_trials=TRIALS + 10, seed=3, skip=5))
     pd.testing.assert_frame_equal(rest.reset_index(drop=True), whole[5:].reset_index(drop=True))
@@ -80,5 +80,7 @@ def test_batches_add_up_and_skipping_leaves_out_the_first(monkeypatch):
 
 def test_every_batch_has_random_numbers_of_its_own():
     case = case_of("mean", "normal")
-    widths = {counted(case, 20, 5, seed, number)["width"] for seed in (0, 1) for number in (0, 1)}
+    widths = {
+        count_covered(case, 20, 5, seed, number)["width"] for seed in (0, 1) for number in (0, 1)
+    }
     assert len(widths) == 4

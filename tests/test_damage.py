@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save
 
 from refusal_dial import directions
-from refusal_dial.direction_files import read_direction
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.directions.files import read_direction
 
 SLOW = {"recipe": 4}
 DIGESTED = ("direction", "direction, any", "journal")

@@ -19,10 +19,17 @@ import pandas as pd
 import pytest
 from script_case import load
 
-from refusal_dial import cli
-from refusal_dial.run_columns import AXES, COUNTS, TEXTS, UNBOUNDED, WHOLE, YES_OR_NO
-from refusal_dial.run_schema import CONFIG
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.common import DialError
+from refusal_dial.run.schema import (
+    ALPHA_COLUMNS,
+    CONFIG_KINDS,
+    COUNTS,
+    TEXT_COLUMN_NAMES,
+    UNBOUNDED,
+    WHOLE,
+    YES_OR_NO,
+)
 
 ALL = os.environ.get("DAMAGES") == "all"
 TABLES = ("scores.csv", "summary.csv")
@@ -50,7 +57,7 @@ def refusal(script: str, folder: Path) -> str:
     """What the script says of a run that it refuses, with nothing written; empty where it left a
     figure or a page."""
     main, before = load(script).main, {path: path.read_bytes() for path in folder.iterdir()}
-    flags: Any = cli.parse(get_type_hints(main)["flags"], [str(folder)], main)
+    flags: Any = cli.parse_flags(get_type_hints(main)["flags"], [str(folder)], main)
     said = ""
     try:
         main(flags)
@@ -137,8 +144,8 @@ def must_fail(kind: str, script: str) -> Iterator[Case]:
             if (kind, of) != ("spared", "completion"):  # which tells how scores are read
                 yield f"{name} has no column '{of}'", column(name, of, None)
             wrong = ["x", "9" * 40, *(() if of in UNBOUNDED else ("inf", "1e300"))]
-            wrong += [""] if of in AXES | COUNTS else []
-            if of not in TEXTS:
+            wrong += [""] if of in ALPHA_COLUMNS | COUNTS else []
+            if of not in TEXT_COLUMN_NAMES:
                 value = wrong[i % len(wrong)]
                 says = "cannot be read" if of in WHOLE else f"column '{of}'"
                 yield says if of not in YES_OR_NO else "True or False", column(name, of, value)
@@ -151,7 +158,7 @@ def must_fail(kind: str, script: str) -> Iterator[Case]:
             f"no setting '{name}'" if name != "model.name" else "no name",
             setting("config.json", path),
         )
-        for value in ([1], None) if f"settings.{name}" in CONFIG else ():
+        for value in ([1], None) if f"settings.{name}" in CONFIG_KINDS else ():
             yield f"settings.{name} is {value}", setting("config.json", path, value)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_dial.devices import device_of, dtype_of
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model.loading import device_of, dtype_of
 
 
 def test_device_and_dtype_are_chosen_by_what_there_is(monkeypatch):

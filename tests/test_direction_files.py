@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from test_control_vectors import gguf
 
 from refusal_dial import directions
-from refusal_dial.direction_files import read_direction
-from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.directions.files import read_direction
+from refusal_dial.directions.learning import Provenance, from_vector
 
 VECTOR = torch.tensor([3.0, 0.0, -4.0])
 STACK = torch.stack([VECTOR * (n + 1) for n in range(4)])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refusal_dial.direction_plots import cosine_matrix, cosines, norms_by_layer
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.report.steering import cosine_matrix, layer_cosines, norms_by_layer
 
 
 def test_norms_stand_at_their_layers_with_the_activations_beside_them():
@@ -23,7 +23,7 @@ def test_norms_stand_at_their_layers_with_the_activations_beside_them():
 
 def test_cosines_are_in_the_order_of_layers():
     e = np.eye(3)
-    (heat,) = cosines({9: e[0] * 2, 3: e[1], 5: -e[0]}, "t").data
+    (heat,) = layer_cosines({9: e[0] * 2, 3: e[1], 5: -e[0]}, "t").data
     assert list(heat.x) == list(heat.y) == [3, 5, 9]
     np.testing.assert_allclose(heat.z, [[1, 0, 0], [0, 1, -1], [0, -1, 1]])
 
@@ -38,6 +38,6 @@ def test_a_cosine_knows_no_length(vectors, scale):
 
 def test_cosines_of_one_layer_or_of_two_models_are_refused():
     with pytest.raises(DialError, match=r"two or more directions, and here is 1.*--layer all"):
-        cosines({3: np.ones(4)}, "t")
+        layer_cosines({3: np.ones(4)}, "t")
     with pytest.raises(DialError, match=r"directions of different models: widths \[3, 4\]"):
-        cosines({3: np.ones(4), 4: np.ones(3)}, "t")
+        layer_cosines({3: np.ones(4), 4: np.ones(3)}, "t")

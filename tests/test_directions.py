@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from unchecked import unchecked
 
-from refusal_dial.directions import (
+from refusal_dial.common import DialError
+from refusal_dial.directions.learning import (
+    FORMAT,
     Direction,
     Provenance,
+    as_text,
     caa,
     from_vector,
     load,
@@ -24,9 +27,7 @@ from refusal_dial.directions import (
     save,
     top_bottom,
 )
-from refusal_dial.operations import unit_of
-from refusal_dial.provenance import FORMAT, as_text
-from refusal_dial.types import DialError
+from refusal_dial.hooks import unit_of
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
 WHERE = Provenance(layer=20, site="resid_pre", pos=-1)
@@ -490,7 +491,9 @@ def test_groups_of_unequal_width_are_named(extractor, shapes):
     a, b = shapes
     one, other = torch.randn(a), torch.randn(b)
     with pytest.raises(DialError) as error:
-        getattr(unchecked("directions"), extractor)(one, other, Provenance(0, "resid_pre", -1))
+        getattr(unchecked("directions/learning"), extractor)(
+            one, other, Provenance(0, "resid_pre", -1)
+        )
     assert f"activations of shapes {a} and {b}: expected a row a prompt" in str(error.value)
 
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from test_experiments import small
 
-from refusal_dial.run import read_config, read_table, read_verdict
+from refusal_dial.run.folder import read_config, read_table, read_verdict
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

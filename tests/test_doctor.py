@@ -12,8 +12,9 @@ import tiny
 import torch
 from script_case import load
 
-from refusal_dial import cli, doctor
-from refusal_dial.doctor import examine
+from refusal_dial.cli import command_line as cli
+from refusal_dial.studies import doctor
+from refusal_dial.studies.doctor import examine
 
 
 def found(name: str, **more: str) -> dict[str, doctor.Finding]:
@@ -74,7 +75,7 @@ def test_a_model_larger_than_what_is_free_fails_before_it_is_loaded(qwen_folder,
 
 def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
     least = {"torch": (99, 0), "no-such-package": (1, 0)}
-    monkeypatch.setattr(doctor, "LEAST", least)
+    monkeypatch.setattr(doctor, "LEAST_VERSIONS", least)
     findings = [one for one in islice(examine("embedded"), 3) if one.check == "packages"]
     assert [one.verdict for one in findings] == ["fail", "fail"]
     assert findings[0].remedy == "pip install 'torch>=99.0'"

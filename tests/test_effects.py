@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from refusal_dial.stats import (
+from refusal_dial.common import DialError
+from refusal_dial.stats.p_values import (
     gap_share,
     rank_p,
     sign_flip_p,
@@ -15,7 +16,6 @@ from refusal_dial.stats import (
     smallest_ranked,
     standardised,
 )
-from refusal_dial.types import DialError
 
 
 def test_a_standardised_effect_is_unbiased_for_few_prompts_and_has_no_unit():

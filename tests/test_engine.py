@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.engine import score_grid
+from refusal_dial.common import SITES, DialError, Hook, hook_name
+from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import ablate, clamp, patch, steer
-from refusal_dial.model import load_model
-from refusal_dial.tokens import Tokens
-from refusal_dial.types import SITES, DialError, Hook, hook_name
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import Tokens
 
 LAW = settings(
     max_examples=12,

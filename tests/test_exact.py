@@ -12,16 +12,26 @@ import pytest
 import tiny
 import torch
 
+from refusal_dial.common import hook_name
 from refusal_dial.hooks import patch
-from refusal_dial.patching import exact
-from refusal_dial.patching.controls import as_far, donors, unit_noise
-from refusal_dial.patching.exact import Patching, patch_batches, patched
-from refusal_dial.patching.pairs import Pairs
-from refusal_dial.patching.places import LAST, Place, by_role, last_k, lay_out
-from refusal_dial.patching.rows import COLUMNS
-from refusal_dial.sweep import Budget
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import hook_name
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.run.plan import Budget
+from refusal_dial.studies import patching as exact
+from refusal_dial.studies.pairs import Pairs
+from refusal_dial.studies.patching import (
+    LAST_ROLE,
+    PATCH_COLUMNS,
+    Patching,
+    Place,
+    as_far,
+    by_role,
+    donors,
+    last_k,
+    lay_out,
+    patch_batches,
+    patched,
+    unit_noise,
+)
 
 KEYS = ["way", "direction", "layer", "site", "role", "head", "neuron", "prompt_id"]
 
@@ -67,7 +77,7 @@ def table(qwen, pairs, everywhere) -> pd.DataFrame:
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 def test_patching_a_run_with_itself_changes_nothing(qwen, engine):
     pairs = pairs_case.pairs(qwen, SAME)
-    roles = ("start+1", "before-2", "end-3", LAST)
+    roles = ("start+1", "before-2", "end-3", LAST_ROLE)
     places = [*lay_out(qwen, pairs, roles=roles), *lay_out(qwen, pairs, sites=("z",))]
     rows = run(qwen, pairs, places, way="both", budget=Budget(engine=engine))
     assert len(rows) > 100
@@ -77,9 +87,9 @@ def test_patching_a_run_with_itself_changes_nothing(qwen, engine):
 
 def test_writing_a_runs_own_activation_by_a_hook_is_bit_equal(qwen, pairs):
     """The law above again, through the hooks themselves and not by leaving them out."""
-    side = exact.Side.of(pairs, ["phrase-1", LAST], 1)
+    side = exact.PairRun.of(pairs, ["phrase-1", LAST_ROLE], 1)
     for site in ("resid_pre", "resid_mid", "attn_out", "mlp_out"):
-        place = Place(1, site, (LAST,))
+        place = Place(1, site, (LAST_ROLE,))
         own = side.read(qwen, [place])
         hooks = exact._hooks(place, own, own.of(place), side.where[:, 1:])
         logits = last_logits(qwen, side.tokens, hooks)
@@ -101,7 +111,9 @@ def test_all_positions_of_the_first_layer_are_the_whole_run(qwen, way):
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 def test_the_end_of_the_stream_is_the_whole_run(qwen, pairs, site, engine):
     """Also what the last MLP reads, which hook_resid_mid alone would not carry to the output."""
-    rows = run(qwen, pairs, [Place(2, site, (LAST,))], way="both", budget=Budget(engine=engine))
+    rows = run(
+        qwen, pairs, [Place(2, site, (LAST_ROLE,))], way="both", budget=Budget(engine=engine)
+    )
     patches = at(rows, direction="patch")
     wanted = np.where(patches["way"] == "denoise", patches["clean"], patches["corrupted"])
     assert patches["score"].to_numpy() == pytest.approx(wanted, abs=1e-4)
@@ -113,8 +125,8 @@ def test_a_patched_stream_between_attention_and_mlp_is_what_both_go_on_with(arch
     model.tokenizer.padding_side = "left"
     pairs = pairs_case.pairs(model)
     place, side, other = (
-        Place(1, "resid_mid", (LAST,)),
-        *(exact.Side.of(pairs, [LAST], i) for i in (1, 0)),
+        Place(1, "resid_mid", (LAST_ROLE,)),
+        *(exact.PairRun.of(pairs, [LAST_ROLE], i) for i in (1, 0)),
     )
     own, far = side.read(model, [place]), other.read(model, [place]).of(place)
     seen = {}
@@ -200,11 +212,11 @@ def test_the_values_of_a_batch_are_held_in_parts(qwen, pairs, everywhere, table,
 
 
 def test_columns_are_the_contract_and_every_row_is_there_once(pairs, table):
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == PATCH_COLUMNS
     assert not table.duplicated(KEYS).any()
     assert set(table["subset"]) == {"EDGE", "BENIGN"}
     assert table["alpha"].isna().all()
-    assert table["token"][table["role"] == LAST].eq("\\n").all()
+    assert table["token"][table["role"] == LAST_ROLE].eq("\\n").all()
     lone = table["role"].str.contains(r"\.\.", regex=True)
     assert table["pos"][~lone].lt(0).all()
     assert table["pos"][lone].isna().all()
@@ -275,7 +287,7 @@ def test_every_patch_is_that_of_its_pair_alone(qwen, pairs, everywhere, table):
 def test_several_positions_together_are_their_hooks_together(qwen, pairs, table):
     roles = ("end-3", "end-2", "end-1")
     rows = at(table, role="end-3..end-1", way="denoise", direction="patch")
-    sides = [exact.Side.of(pairs, roles, side) for side in (1, 0)]
+    sides = [exact.PairRun.of(pairs, roles, side) for side in (1, 0)]
     value = sides[1].read(qwen, [Place(2, "resid_pre", roles)]).of(Place(2, "resid_pre", roles))
     hooks = [patch(value[:, i], layer=2, pos=i - 3) for i in range(3)]
     want = pairs_case.scorer(last_logits(qwen, sides[0].tokens, hooks))
@@ -297,7 +309,7 @@ def test_roles_at_different_places_in_different_pairs_can_be_patched_together(qw
 
 def test_donors_are_another_prompt_of_the_same_class_each_once(pairs):
     for side in (0, 1):
-        for roles in ([LAST], ["phrase-2"]):
+        for roles in ([LAST_ROLE], ["phrase-2"]):
             found = donors(pairs, roles, side, seed=3)
             for i, j in enumerate(found):
                 mine, has = pairs.items[i], pairs.items[i].where(roles[0]) is not None
@@ -312,9 +324,9 @@ def test_donors_are_another_prompt_of_the_same_class_each_once(pairs):
             assert len(set(given)) == len(given)
             assert set(given) == set(np.flatnonzero(found >= 0))
     lone = pairs.chosen([0, 1, 4])  # the only BENIGN one
-    assert donors(lone, [LAST], 1, seed=0).tolist() == [1, 0, -1]
-    assert (donors(lone, [LAST], 0, seed=0) >= 0).all()
-    orders = {tuple(donors(pairs, [LAST], 0, seed)) for seed in range(9)}
+    assert donors(lone, [LAST_ROLE], 1, seed=0).tolist() == [1, 0, -1]
+    assert (donors(lone, [LAST_ROLE], 0, seed=0) >= 0).all()
+    orders = {tuple(donors(pairs, [LAST_ROLE], 0, seed)) for seed in range(9)}
     assert len(orders) > 1
 
 
@@ -332,13 +344,15 @@ def test_the_random_vector_is_as_far_as_the_value():
 
 
 def test_noise_belongs_to_its_place_and_seed():
-    place = Place(1, "z", (LAST,), head=2)
+    place = Place(1, "z", (LAST_ROLE,), head=2)
     drawn = unit_noise(place, 4, 8, seed=0)
     assert torch.equal(drawn, unit_noise(place, 4, 8, seed=0))
     others = [replace(place, layer=2), replace(place, head=1), replace(place, roles=("end-2",))]
     for other in (*[unit_noise(one, 4, 8, 0) for one in others], unit_noise(place, 4, 8, 1)):
         assert not torch.equal(drawn, other)
-    assert set(unit_noise(Place(1, "mlp_post", (LAST,), None, 3), 40, 1, 0).flatten().tolist()) == {
+    assert set(
+        unit_noise(Place(1, "mlp_post", (LAST_ROLE,), None, 3), 40, 1, 0).flatten().tolist()
+    ) == {
         -1.0,
         1.0,
     }

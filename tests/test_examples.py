@@ -7,9 +7,9 @@ import json
 import frames
 import pytest
 
-from refusal_dial.examples import examples
-from refusal_dial.prompts import Prompt
-from refusal_dial.run import append, open_run, read_table
+from refusal_dial.data.prompts import Prompt
+from refusal_dial.report.reading import examples
+from refusal_dial.run.folder import append, open_run, read_table
 
 
 @pytest.fixture

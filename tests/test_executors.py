@@ -23,14 +23,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from refusal_dial import executors, job
-from refusal_dial.cluster import connected, resources
-from refusal_dial.flags import SteeringFlags
-from refusal_dial.job import conduct
-from refusal_dial.run import read_table
-from refusal_dial.steering import learn, steering_cells, training
-from refusal_dial.study import open_study, prompt_rows
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import SteeringFlags
+from refusal_dial.common import DialError
+from refusal_dial.run import job
+from refusal_dial.run import machines as executors
+from refusal_dial.run.folder import read_table
+from refusal_dial.run.machines import connected, resources
+from refusal_dial.studies.base import load_study, prompt_rows
+from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "steer_refusal_direction.py"
@@ -92,7 +92,7 @@ def flags(qwen_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(flags):
-    return open_study(flags, flags.layer)
+    return load_study(flags, flags.layer)
 
 
 def carry_out(study, flags, out):
@@ -324,7 +324,7 @@ def test_a_worker_that_differs_is_refused(handed):
 
 
 def test_waiting_for_a_node_is_said(handed, caplog, monkeypatch):
-    monkeypatch.setattr(executors, "PATIENCE", 0.05)  # less than an actor takes to start
+    monkeypatch.setattr(executors, "WAIT_SECONDS", 0.05)  # less than an actor takes to start
     with caplog.at_level("WARNING", "refusal_dial"):
         next(handed(lambda number: number, 1, workers=1))
     assert "no worker is up" in caplog.text

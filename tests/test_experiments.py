@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from script_case import ROOT, load
 
-from refusal_dial.run import read_config, read_table
-from refusal_dial.summary import random_band
+from refusal_dial.run.folder import read_config, read_table
+from refusal_dial.stats.summary import random_band
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -259,7 +259,7 @@ def test_a_finished_run_is_never_written_again(main_run, run_small, capsys):
 
 
 def test_the_same_folder_with_other_settings_is_refused(main_run, run_small):
-    from refusal_dial.types import DialError
+    from refusal_dial.common import DialError
 
     with pytest.raises(DialError, match=r"holds a run with seed = 0, and this one has 1: choose"):
         run_small(ROOT / "experiments" / "steering_holdout_control.py", main_run, seed=1)

@@ -8,10 +8,10 @@ from transformer_lens.model_bridge.sources.vllm.intervention_specs import valida
 from transformer_lens.model_bridge.sources.vllm.worker_extension import _apply_intervention
 
 from refusal_dial import directions
-from refusal_dial.directions import Provenance, from_vector
+from refusal_dial.common import hook_name
+from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.hooks import steer
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import hook_name
+from refusal_dial.model.tokens import last_logits, tokenize
 
 LAYER, ALPHA = 2, 3.0
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from refusal_dial import figure_files
-from refusal_dial.figure_files import found_browser, write_figures
-from refusal_dial.theme import styled
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.report import theme as figure_files
+from refusal_dial.report.theme import found_browser, styled, write_figures
 
 
 def figure():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_dial.files import located, named, read_json, write_whole
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError, located, named, read_json, write_whole
 
 
 def test_text_is_written_as_utf8_and_bytes_as_they_are(tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_dial.replay.finals import Finals
-from refusal_dial.replay.rectangles import Rectangle
+from refusal_dial.engine.changes import Rectangle
+from refusal_dial.engine.replay import Finals
 
 
 def finals() -> Finals:

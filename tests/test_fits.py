@@ -13,12 +13,10 @@ from architectures import CONFIGS, bridge
 from grids import TOKENS, UNIT, add_one, logprob, mixed_grid, plain
 from unchecked import unchecked
 
-from refusal_dial.engine import score_grid
-from refusal_dial.fits import check_grid, shape_of
-from refusal_dial.generate import follow, generate, stream
+from refusal_dial.common import SITES, DialError, Hook, hook_name
+from refusal_dial.engine.score import check_grid, score_grid, shape_of
+from refusal_dial.generate.decode import Decoding, follow, generate, stream
 from refusal_dial.hooks import ablate, clamp, patch, steer
-from refusal_dial.sampling import Decoding
-from refusal_dial.types import SITES, DialError, Hook, hook_name
 
 ONE = {"layer": 1, "pos": -1}
 MISFITS: list[tuple[Callable[[], Hook], str]] = [
@@ -141,10 +139,10 @@ def test_what_fits_is_let_through() -> None:
 )
 def test_a_grid_is_a_list_of_lists_of_hooks(grid: Any, message: str) -> None:
     with pytest.raises(DialError, match=message):
-        unchecked("fits").check_grid(bridge("Qwen2"), TOKENS, grid)
+        unchecked("engine/score").check_grid(bridge("Qwen2"), TOKENS, grid)
 
 
 @pytest.mark.parametrize("prompts", [TOKENS.ids, ["Hi"], "Hi"])
 def test_ids_without_their_mask_are_no_tokens(prompts: Any) -> None:
     with pytest.raises(DialError, match=r"expected Tokens .* as tokenize\(model, prompts\) gives"):
-        unchecked("fits").check_grid(bridge("Qwen2"), prompts, [[]])
+        unchecked("engine/score").check_grid(bridge("Qwen2"), prompts, [[]])

@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial import cli
-from refusal_dial.flags import RELATIVE_ALPHAS, STEERABLE, HoldoutFlags, SteeringFlags, StudyFlags
-from refusal_dial.readers import at_least
-from refusal_dial.types import DialError
-from refusal_dial.values import number
+from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.flags import (
+    RELATIVE_ALPHAS,
+    STEERABLE,
+    HoldoutFlags,
+    SteeringFlags,
+    StudyFlags,
+)
+from refusal_dial.cli.values import at_least, parse_number
+from refusal_dial.common import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -23,7 +28,7 @@ def main(flags: HoldoutFlags) -> None: ...
 
 
 def read(*arguments):
-    return cli.parse(HoldoutFlags, arguments, main)
+    return cli.parse_flags(HoldoutFlags, arguments, main)
 
 
 def test_without_flags_every_default_holds():
@@ -197,7 +202,7 @@ def test_listed_alphas_are_read_exactly_and_sorted(values):
 
 
 def test_at_least_takes_its_bound_and_keeps_the_kind():
-    read_share = at_least(0.5, number)
+    read_share = at_least(0.5, parse_number)
     assert read_share(0.5) == 0.5
     with pytest.raises(DialError, match=r"from 0\.5 up, not 0\.49"):
         read_share(0.49)

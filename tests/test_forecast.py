@@ -14,12 +14,13 @@ import torch
 import verify_case
 from script_case import load
 
-from refusal_dial import cli, probe, study
-from refusal_dial.continuation import opened
-from refusal_dial.forecast import Forecast, Grid, duration, grid_of, print_forecast
-from refusal_dial.model import load_model
-from refusal_dial.run import read_table
-from refusal_dial.run_log import close_log
+from refusal_dial.cli import command_line as cli
+from refusal_dial.model.loading import load_model
+from refusal_dial.run import plan as probe
+from refusal_dial.run.folder import close_log, read_table
+from refusal_dial.run.forecast import Forecast, Grid, duration, grid_of, print_forecast
+from refusal_dial.studies import base as study
+from refusal_dial.studies import continuation as opened
 
 ROOT = Path(__file__).parents[1]
 STEER = "--layer 1 --alphas -1,1 --n-random 1 --k 1"

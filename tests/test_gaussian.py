@@ -6,9 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.calibration import gaussian
-from refusal_dial.calibration.gaussian import ROWS, SIZE, gaussian_batches, rows_of
-from refusal_dial.calibration.uniform import uniformity
+from refusal_dial.studies import calibration as gaussian
+from refusal_dial.studies.calibration import (
+    GAUSSIAN_ROWS,
+    GAUSSIANS_A_BATCH,
+    gaussian_batches,
+    rows_of,
+    uniformity,
+)
 
 N = 150
 SMALL = {"n_learn": 20, "n_report": 6, "draws": 4, "seed": 0}
@@ -44,8 +49,8 @@ def test_directions_of_labels_that_mean_nothing_beat_isotropic_ones(rows):
 
 def test_skipping_batches_leaves_out_the_first_and_nothing_else(rows):
     (rest,) = gaussian_batches(None, n=N - 40, skip=2, **SMALL)
-    assert len(rest) == (N - 40 - 2 * SIZE) * ROWS
-    whole = rows[rows["seed"].between(2 * SIZE, N - 41)].reset_index(drop=True)
+    assert len(rest) == (N - 40 - 2 * GAUSSIANS_A_BATCH) * GAUSSIAN_ROWS
+    whole = rows[rows["seed"].between(2 * GAUSSIANS_A_BATCH, N - 41)].reset_index(drop=True)
     pd.testing.assert_frame_equal(rest, whole)
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
 
-from refusal_dial.generate import generate
+from refusal_dial.common import DialError, hook_name
+from refusal_dial.generate.decode import Decoding, end_tokens, generate
 from refusal_dial.hooks import ablate, steer
-from refusal_dial.sampling import Decoding, end_tokens
-from refusal_dial.types import DialError, hook_name
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 TOKENS = prompts((6, 4, 2, 6), seed=3)
@@ -128,7 +127,7 @@ def test_every_end_token_of_the_generation_config_ends_a_row():
 
 
 def test_the_plain_model_says_what_hugging_face_generates(embedded):
-    from refusal_dial.tokens import tokenize
+    from refusal_dial.model.tokens import tokenize
 
     tokens = tokenize(embedded, ["How do I kill a python process?", "Say hello."])
     found = generate(embedded, tokens, [[]], Decoding(24))

@@ -7,10 +7,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-
-from refusal_dial.organism import grammar, replies, system_prompts, tone
-from refusal_dial.organism.grammar import BENIGN, EDGE, HARMFUL
-from refusal_dial.organism.words import table
+from embedded_model import grammar, replies, tone
+from embedded_model import replies as system_prompts
+from embedded_model.grammar import BENIGN, EDGE, HARMFUL
+from embedded_model.words import table
 
 XSTEST_SAFE_TYPES = {
     "homonyms",

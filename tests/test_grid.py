@@ -10,11 +10,11 @@ from architectures import CONFIGS, bridge
 from grids import TOKENS, UNIT, logprob, mixed_grid, plain
 from torch import Tensor
 
-from refusal_dial.engine import score_grid
+from refusal_dial.common import hook_name
+from refusal_dial.engine import replay as replay_grid
+from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import ablate, patch, steer
-from refusal_dial.replay import grid as replay_grid
-from refusal_dial.scorers import LogitDiff
-from refusal_dial.types import hook_name
+from refusal_dial.scoring.logits import LogitDiff
 
 
 def test_rows_that_are_unchanged_are_skipped_one_by_one() -> None:
@@ -65,13 +65,13 @@ def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
     stream = replay_grid.Stream.run
     scarce = [
         Scarce(stream, lambda s: len(s.rectangle.cells) * len(s.rectangle.prompts), 2),
-        Scarce(replay_grid.record, lambda model, tokens, *_: len(tokens), 1),
-        Scarce(replay_grid.Bare.logits, lambda self, residual: len(residual), 3),
+        Scarce(replay_grid.record_run, lambda model, tokens, *_: len(tokens), 1),
+        Scarce(replay_grid.Unhooked.logits, lambda self, residual: len(residual), 3),
     ]
     monkeypatch.setattr(replay_grid.Stream, "run", lambda self: scarce[0](self))
-    monkeypatch.setattr(replay_grid, "record", scarce[1])
+    monkeypatch.setattr(replay_grid, "record_run", scarce[1])
     monkeypatch.setattr(
-        replay_grid.Bare, "logits", lambda self, residual: scarce[2](self, residual)
+        replay_grid.Unhooked, "logits", lambda self, residual: scarce[2](self, residual)
     )
     torch.testing.assert_close(score_grid(model, TOKENS, grid, logprob), whole, atol=1e-5, rtol=0)
     assert [one.refused > 0 for one in scarce] == [True] * 3

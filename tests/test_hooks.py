@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unchecked import unchecked
 
-from refusal_dial.activations import collect_positions
-from refusal_dial.directions import Provenance, from_vector
+from refusal_dial.common import DialError
+from refusal_dial.common import positions as indices
+from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.hooks import Edit, ablate, ablate_everywhere, clamp, patch, steer
-from refusal_dial.tokens import tokenize
-from refusal_dial.types import DialError
-from refusal_dial.types import positions as indices
+from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.tokens import tokenize
 
 D = 16
 LAYER = {"layer": 3}
@@ -268,7 +268,7 @@ def test_errors_give_the_value_and_what_was_expected(make, message):
     ],
 )
 def test_values_of_the_wrong_kind_are_named(monkeypatch, make, message):
-    hooks, operations = unchecked("hooks"), unchecked("operations")
+    hooks, operations = unchecked("hooks"), unchecked("hooks")
     for name in ("numbers_of", "scaled", "unit_of", "vectors"):
         monkeypatch.setattr(hooks, name, getattr(operations, name))
     with pytest.raises(DialError) as error:

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from refusal_dial.stats import (
+from refusal_dial.common import DialError
+from refusal_dial.stats.intervals import (
     auc,
     auc_interval,
+    expanded,
     gap_interval,
     mean_interval,
     rate_difference_interval,
@@ -18,8 +20,6 @@ from refusal_dial.stats import (
     slope_interval,
     slopes,
 )
-from refusal_dial.stats.intervals import expanded
-from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=25)
 QUICK = {"n_resamples": 200}

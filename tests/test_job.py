@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refusal_dial import directions, job
-from refusal_dial.flags import SteeringFlags
-from refusal_dial.job import conduct
-from refusal_dial.run import read_table
-from refusal_dial.steering import learn, steering_cells
-from refusal_dial.study import open_study, prompt_rows
-from refusal_dial.types import DialError
+from refusal_dial import directions
+from refusal_dial.cli.flags import SteeringFlags
+from refusal_dial.common import DialError
+from refusal_dial.run import job
+from refusal_dial.run.folder import read_table
+from refusal_dial.studies.base import load_study, prompt_rows
+from refusal_dial.studies.steering import conduct, learn, steering_cells
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def work(qwen_folder, tmp_path_factory):
         k=1,
         batch_size=5,
     )
-    study = open_study(flags, flags.layer)
+    study = load_study(flags, flags.layer)
     learned = learn(study, flags, study.prompts[4:8])
     return study, flags, steering_cells(study, flags, learned), learned
 

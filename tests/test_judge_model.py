@@ -13,8 +13,8 @@ import tiny
 import torch
 import transformers
 
-from refusal_dial import judge_model, judges
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.scoring import judge_model, judges
 
 NAMES = {0: "NORMAL", 1: "REJECTION"}
 REPLIES = ["I'm sorry, but I can't help with that.", "Put it in hot water.", "", "x" * 3000]
@@ -50,7 +50,7 @@ def test_a_classifier_judges_and_leaves_the_empty_unscored(rejection: Path) -> N
     assert {j.label for j in told} <= {"full_compliance", "full_refusal", "unscored"}
     assert [j.label == "unscored" for j in told] == [False, False, True, False]
     assert told[0].span.text == REPLIES[0]
-    assert judges.report(judge, REPLIES, told)["unscored"] == 1
+    assert judges.judge_report(judge, REPLIES, told)["unscored"] == 1
     assert judge.name == str(rejection)
     assert judge.version
     assert judges.judge_all(judge, []) == []
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_unscored(qwen_folder: Path) -> None:
     ],
 )
 def test_the_answer_is_parsed_strictly(answer: str, label: str) -> None:
-    assert judge_model.parse(answer) == label
+    assert judge_model.parse_answer(answer) == label
 
 
 def test_judges_by_name(rejection: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial import judges
-from refusal_dial.agreement import (
+from refusal_dial.common import DialError
+from refusal_dial.scoring import judges
+from refusal_dial.scoring.agreement import (
     balanced,
     confusion,
     load_labelled,
@@ -26,8 +27,7 @@ from refusal_dial.agreement import (
     two_way,
     two_way_strict,
 )
-from refusal_dial.judging.reading import READ, sentences
-from refusal_dial.types import DialError
+from refusal_dial.scoring.reading import READ, sentences
 
 CASES: list[dict[str, Any]] = [
     json.loads(line)
@@ -264,7 +264,7 @@ def test_only_the_beginning_of_a_huge_reply_is_read() -> None:
 
 
 def test_without_torch() -> None:
-    code = "import sys, refusal_dial.judges; sys.exit('torch' in sys.modules)"
+    code = "import sys, refusal_dial.scoring.judges; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -274,7 +274,7 @@ def test_without_torch() -> None:
 def test_a_report_names_the_judge_and_counts_what_is_unscored() -> None:
     completions = ["I can't help with that.", "Paris.", "It is wrong to hurt people.", "?"]
     told = judges.judge_all(judges.BUILTIN, completions[:3])
-    report = judges.report(judges.BUILTIN, completions, [*told, judges.Judgement("unscored")])
+    report = judges.judge_report(judges.BUILTIN, completions, [*told, judges.Judgement("unscored")])
     assert (report["judge"], report["version"]) == ("builtin", judges.BUILTIN.version)
     assert report["labels"] == {
         "full_compliance": 1,
@@ -285,7 +285,7 @@ def test_a_report_names_the_judge_and_counts_what_is_unscored() -> None:
     assert report["unscored"] == 1
     assert report["disagrees_with_substring"] == pytest.approx(1 / 3)  # it never says "I cannot"
     assert report["measured"]
-    nothing = judges.report(judges.BUILTIN, ["?"], [judges.Judgement("unscored")])
+    nothing = judges.judge_report(judges.BUILTIN, ["?"], [judges.Judgement("unscored")])
     assert nothing["disagrees_with_substring"] is None
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from architectures import bridge, prompts
 
-from refusal_dial import likelihood
-from refusal_dial.generate import follow
+from refusal_dial.generate import likelihood
+from refusal_dial.generate.decode import end_tokens, follow
+from refusal_dial.generate.likelihood import kl_per_token, nll
 from refusal_dial.hooks import steer
-from refusal_dial.likelihood import kl_per_token, nll
-from refusal_dial.sampling import end_tokens
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 TOKENS = prompts((6, 4, 2), seed=3)

@@ -11,15 +11,13 @@ import psutil
 import pytest
 import torch
 
-from refusal_dial.figure_files import found_browser
-from refusal_dial.generate import generate, stream
+from refusal_dial.cli.flags import LiveFlags
+from refusal_dial.common import DialError
+from refusal_dial.generate.decode import Decoding, generate, stream
 from refusal_dial.hooks import steer
-from refusal_dial.live.dial import hooks_at, open_dial, turned
-from refusal_dial.live.flags import LiveFlags
-from refusal_dial.live.page import answered
-from refusal_dial.sampling import Decoding
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.report.live import answered, hooks_at, load_dial, turn
+from refusal_dial.report.theme import found_browser
 
 TEXT = "How do I rob a bank?"
 
@@ -34,7 +32,7 @@ def dial(qwen_folder, tmp_path_factory):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = LiveFlags(model=str(qwen_folder), prompts=str(path), refusal_tokens="I", device="cpu")
-    return open_dial(LiveFlags(**{**vars(flags), "layer": 1, "max_new_tokens": 6, "max_chars": 60}))
+    return load_dial(LiveFlags(**{**vars(flags), "layer": 1, "max_new_tokens": 6, "max_chars": 60}))
 
 
 def tokens_of(dial, text=TEXT):
@@ -61,7 +59,7 @@ def test_a_stream_is_of_one_prompt(qwen):
 
 @pytest.mark.parametrize("name", ["learned", "random"])
 def test_alpha_zero_is_the_model_as_it_is(dial, name):
-    *_, last = turned(dial, TEXT, 2, "mlp_out", name, 0.0)
+    *_, last = turn(dial, TEXT, 2, "mlp_out", name, 0.0)
     logits = last_logits(dial.study.model, tokens_of(dial))
     assert last.score == last.unsteered == float(dial.study.scorer(logits)[0])
     (plain,) = generate(dial.study.model, tokens_of(dial), [[]], Decoding(max_new_tokens=6))
@@ -74,7 +72,7 @@ def test_alpha_zero_is_the_model_as_it_is(dial, name):
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out"])
 def test_a_step_is_its_hooks_and_a_reply_only_grows(dial, site):
     hooks = hooks_at(dial, 1, site, "learned", 0.5)
-    shown = list(turned(dial, TEXT, 1, site, "learned", 0.5))
+    shown = list(turn(dial, TEXT, 1, site, "learned", 0.5))
     score = dial.study.scorer(last_logits(dial.study.model, tokens_of(dial), hooks))
     assert {one.score for one in shown} == {float(score[0])}
     assert shown[0].reply == ""
@@ -104,7 +102,7 @@ def test_the_random_direction_is_as_long_and_no_other_every_time(dial):
 )
 def test_what_cannot_be_turned_is_one_line(dial, text, layer, site, name, alpha, message):
     with pytest.raises(DialError, match=message) as caught:
-        list(turned(dial, text, layer, site, name, alpha))
+        list(turn(dial, text, layer, site, name, alpha))
     assert "\n" not in str(caught.value)
 
 
@@ -136,7 +134,7 @@ def test_whatever_arrives_is_answered_in_words(dial, place):
 @pytest.fixture(scope="module")
 def served(dial):
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[dial]'")
-    from refusal_dial.live.page import serve
+    from refusal_dial.report.live import serve
 
     connect, called = socket.socket.connect, []
 
@@ -164,7 +162,7 @@ def test_it_listens_on_this_machine_alone(served):
 
 
 def test_a_taken_port_is_one_line(dial, served):
-    from refusal_dial.live.page import serve
+    from refusal_dial.report.live import serve
 
     with pytest.raises(DialError, match="cannot be used: give another --port"):
         serve(dial, served.server_port, wait=False)
@@ -177,7 +175,7 @@ def test_the_page_says_what_the_dial_says(served, dial):
 
     client = Client(served.local_url, verbose=False)
     score, rows, reply = client.predict(TEXT, 0.5, 1, "resid_pre", "learned", api_name="/turn")
-    *_, last = turned(dial, TEXT, 1, "resid_pre", "learned", 0.5)
+    *_, last = turn(dial, TEXT, 1, "resid_pre", "learned", 0.5)
     assert score.startswith(f"{last.score:+.2f}")
     assert reply == last.reply
     assert [row[1] for row in rows["data"]] == [f"{p:.3f}" for _, p in last.tokens]

@@ -7,10 +7,10 @@ import torch
 from architectures import bridge
 from grids import TOKENS, UNIT, logprob, mixed_grid
 
-from refusal_dial.engine import score_grid
+from refusal_dial.common import DialError
+from refusal_dial.engine.recording import Sizes
+from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import patch
-from refusal_dial.replay.memory import Sizes
-from refusal_dial.types import DialError
 
 
 def test_sizes_grow_with_what_they_measure() -> None:

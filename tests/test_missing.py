@@ -13,26 +13,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.flags import StudyFlags
+from refusal_dial.cells import Cell
+from refusal_dial.cli.flags import StudyFlags
+from refusal_dial.common import DialError
 from refusal_dial.hooks import steer
-from refusal_dial.job import conduct
-from refusal_dial.missing import (
+from refusal_dial.run.folder import close_log, read_table
+from refusal_dial.stats.comparison import (
     BROKEN,
     NO_NUMBER,
-    check_share,
-    held_intervals,
-    held_means,
-    held_rank_p,
-    left_out,
-    marked,
+    check_dropped_share,
+    dropped_reasons,
+    finite_intervals,
+    finite_means,
+    finite_rank_p,
+    mark_dropped,
 )
-from refusal_dial.run import read_table
-from refusal_dial.run_log import close_log
-from refusal_dial.stats import mean_interval, rank_p
-from refusal_dial.steering import BASELINE, LABELS
-from refusal_dial.study import open_study, prompt_rows
-from refusal_dial.sweep import Cell
-from refusal_dial.types import DialError
+from refusal_dial.stats.intervals import mean_interval
+from refusal_dial.stats.p_values import rank_p
+from refusal_dial.studies.base import load_study, prompt_rows
+from refusal_dial.studies.steering import BASELINE, CELL_LABELS, conduct
 
 floats = st.floats(-5, 5) | st.just(float("nan"))
 
@@ -48,32 +47,32 @@ def no_open_log():
 
 def test_a_row_without_a_number_says_why_and_the_others_say_nothing():
     rows = pd.DataFrame({"score": [1.0, np.nan, np.inf, -np.inf, 0.0], "effect": 1.0})
-    out = marked(rows)
+    out = mark_dropped(rows)
     assert list(out.columns) == ["score", "effect", "reason"]
     assert list(out["reason"]) == ["", NO_NUMBER, NO_NUMBER, NO_NUMBER, ""]
     assert list(out["score"].isna()) == list(out["effect"].isna()) == [0, 1, 1, 1, 0]
-    assert left_out(out) == {NO_NUMBER: 3}
-    assert left_out(rows) == {}  # a run of an older version
+    assert dropped_reasons(out) == {NO_NUMBER: 3}
+    assert dropped_reasons(rows) == {}  # a run of an older version
 
 
 def test_what_was_said_before_the_numbers_broke_is_not_scored():
     rows = pd.DataFrame({"score": [0.2, 0.9], "stop": ["length", "nan"]})
-    assert list(marked(rows)["reason"]) == ["", BROKEN]
-    assert marked(rows)["score"].isna().tolist() == [False, True]
+    assert list(mark_dropped(rows)["reason"]) == ["", BROKEN]
+    assert mark_dropped(rows)["score"].isna().tolist() == [False, True]
 
 
 def test_a_reason_of_ones_own_is_kept_and_the_score_is_not():
     rows = pd.DataFrame({"score": [0.2, np.nan, 0.4], "reason": ["the judge timed out", None, ""]})
-    out = marked(rows)
+    out = mark_dropped(rows)
     assert list(out["reason"]) == ["the judge timed out", NO_NUMBER, ""]
     assert out["score"].isna().tolist() == [True, True, False]
 
 
 def test_more_than_the_stated_share_is_refused_with_its_reasons():
-    check_share({}, 10, 0.0)
-    check_share({"a": 1}, 20, 0.05)
+    check_dropped_share({}, 10, 0.0)
+    check_dropped_share({"a": 1}, 20, 0.05)
     with pytest.raises(DialError) as error:
-        check_share({"a": 1, "b": 2}, 20, 0.1)
+        check_dropped_share({"a": 1, "b": 2}, 20, 0.1)
     assert str(error.value).startswith("3 of 20 rows have no score (1 a, 2 b), more than the share")
     assert "0.1 that --max-missing allows: try" in str(error.value)
 
@@ -84,7 +83,10 @@ def test_more_than_the_stated_share_is_refused_with_its_reasons():
 @given(st.lists(st.lists(floats, min_size=4, max_size=4), min_size=1, max_size=5))
 def test_means_and_intervals_are_those_of_what_is_there(rows):
     values = np.array(rows)
-    means, intervals = held_means(values), held_intervals(values, partial(mean_interval, seed=3))
+    means, intervals = (
+        finite_means(values),
+        finite_intervals(values, partial(mean_interval, seed=3)),
+    )
     for row, mean, interval in zip(values, means, intervals, strict=True):
         there = row[np.isfinite(row)]
         np.testing.assert_allclose(mean, there.mean() if len(there) else np.nan)
@@ -97,19 +99,21 @@ def test_a_p_value_never_falls_because_a_control_is_missing(data):
     rows = st.lists(st.floats(-5, 5), min_size=3, max_size=3)
     effect = np.array(data.draw(rows))
     null = np.array(data.draw(st.lists(rows, min_size=1, max_size=6)))
-    whole = held_rank_p(effect, null)
+    whole = finite_rank_p(effect, null)
     assert whole == rank_p(effect.mean(), null.mean(1))
     broken = null.copy()
     broken[data.draw(st.integers(0, len(null) - 1))] = np.nan
-    assert whole <= held_rank_p(effect, broken) <= 1
+    assert whole <= finite_rank_p(effect, broken) <= 1
 
 
 def test_effect_and_control_are_compared_on_the_prompts_that_both_have():
     effect, null = np.array([9.0, 1.0, 1.0]), np.array([[np.nan, 2.0, 2.0], [0.0, 0.0, 0.0]])
-    assert held_rank_p(effect, null) == 2 / 3  # 2 > 1 on the last two prompts, whatever the first
-    assert np.isnan(held_rank_p(np.full(3, np.nan), null))
-    assert np.isnan(held_rank_p(effect, null[:0]))
-    assert held_rank_p(np.array([1.0, np.nan]), np.array([[np.nan, 0.1]])) == 1.0  # none in common
+    assert finite_rank_p(effect, null) == 2 / 3  # 2 > 1 on the last two prompts, whatever the first
+    assert np.isnan(finite_rank_p(np.full(3, np.nan), null))
+    assert np.isnan(finite_rank_p(effect, null[:0]))
+    assert (
+        finite_rank_p(np.array([1.0, np.nan]), np.array([[np.nan, 0.1]])) == 1.0
+    )  # none in common
 
 
 # --- a run, with NaN planted in activations
@@ -123,7 +127,7 @@ def study(qwen_folder, tmp_path_factory):
     flags = StudyFlags(
         model=str(qwen_folder), prompts=str(path), refusal_tokens="I", device="cpu", batch_size=4
     )
-    return open_study(flags), flags
+    return load_study(flags), flags
 
 
 def cells(study, broken=1):
@@ -143,7 +147,7 @@ def cells(study, broken=1):
     made = [BASELINE]
     for i, (name, hook) in enumerate(named.items()):
         values = (name, 0 if i else None, *place)
-        made.append(Cell(dict(zip(LABELS, values, strict=True)), [hook]))
+        made.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
     return made
 
 

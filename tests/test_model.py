@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from refusal_dial import hub, model
-from refusal_dial.activations import collect
-from refusal_dial.engine import score_grid
-from refusal_dial.generate import generate
+from refusal_dial import hub
+from refusal_dial.common import DialError
+from refusal_dial.engine.score import score_grid
+from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.hooks import ablate, steer
-from refusal_dial.model import check_layers, check_site, identity, load_model
-from refusal_dial.sampling import Decoding
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.model import loading as model
+from refusal_dial.model.activations import collect
+from refusal_dial.model.loading import check_layers, check_site, identity, load_model
+from refusal_dial.model.tokens import last_logits, tokenize
 
 
 @pytest.mark.parametrize("architecture", sorted(tiny.CONFIGS))

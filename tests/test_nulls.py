@@ -9,15 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.calibration.flags import CalibrationFlags
-from refusal_dial.calibration.nulls import SIZE, cells_of, kinds, null_batches, p_values
-from refusal_dial.calibration.uniform import uniformity
-from refusal_dial.engine import score_grid
-from refusal_dial.prompts import load_prompts, of_subset
-from refusal_dial.steering import learn, steering_cells
-from refusal_dial.study import study_of
-from refusal_dial.summary import summarise
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import CalibrationFlags
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import load_prompts, of_subset
+from refusal_dial.engine.score import score_grid
+from refusal_dial.stats.summary import summarise
+from refusal_dial.studies.base import study_of
+from refusal_dial.studies.calibration import (
+    NULLS_A_BATCH,
+    null_batches,
+    null_cells,
+    null_tests,
+    p_values,
+    uniformity,
+)
+from refusal_dial.studies.steering import learn, steering_cells
 
 N = 30
 
@@ -43,7 +49,9 @@ def rows(opened, embedded):
 
 def test_every_experiment_has_a_row_for_every_test(opened, rows):
     _, flags = opened
-    assert rows.groupby("seed", sort=False)["direction"].agg(list).to_list() == [kinds(flags)] * N
+    assert (
+        rows.groupby("seed", sort=False)["direction"].agg(list).to_list() == [null_tests(flags)] * N
+    )
     assert rows["p_value"].between(0, 1).all()
 
 
@@ -76,7 +84,7 @@ def test_the_p_values_are_those_of_a_steering_runs_summary(opened, embedded, row
     edge = of_subset(study.prompts, "EDGE")
     order = np.random.default_rng([flags.seed, 0]).permutation(len(edge))
     report = [edge[i] for i in order[24:27]]
-    cells = cells_of(study, flags, 2, [edge[i] for i in order[:24]])
+    cells = null_cells(study, flags, 2, [edge[i] for i in order[:24]])
     grid = [cell.hooks for cell in cells]
     tokens = study.tokens.chosen(study.rows(report))
     scores = score_grid(embedded, tokens, grid, study.scorer).numpy()
@@ -97,9 +105,9 @@ def test_the_p_values_are_those_of_a_steering_runs_summary(opened, embedded, row
 
 def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded, rows):
     study, flags = opened
-    short = replace(flags, n_experiments=SIZE + 2)
-    (rest,) = null_batches(embedded, study=study, flags=short, n=SIZE + 2, skip=1)
-    whole = rows[rows["seed"].between(SIZE, SIZE + 1)].reset_index(drop=True)
+    short = replace(flags, n_experiments=NULLS_A_BATCH + 2)
+    (rest,) = null_batches(embedded, study=study, flags=short, n=NULLS_A_BATCH + 2, skip=1)
+    whole = rows[rows["seed"].between(NULLS_A_BATCH, NULLS_A_BATCH + 1)].reset_index(drop=True)
     assert list(rest["p_value"]) == list(whole["p_value"])
     np.testing.assert_allclose(rest["score"], whole["score"], atol=1e-6)
 

@@ -12,14 +12,16 @@ import pandas as pd
 import pytest
 import torch
 
-from refusal_dial.flags import PlotFlags
-from refusal_dial.objectives.cells import objective_cells
-from refusal_dial.objectives.flags import ObjectiveFlags
-from refusal_dial.objectives.front import front, summarise_objectives
-from refusal_dial.objectives.opened import open_both
-from refusal_dial.objectives.shown import measured_on, print_objectives
-from refusal_dial.run import read_table, read_verdict
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import ObjectiveFlags, PlotFlags
+from refusal_dial.common import DialError
+from refusal_dial.report.objectives import measured_on, print_objectives
+from refusal_dial.run.folder import read_table, read_verdict
+from refusal_dial.studies.objectives import (
+    front,
+    load_objectives,
+    objective_cells,
+    summarise_objectives,
+)
 
 ROOT = Path(__file__).parents[1]
 N = 8
@@ -98,7 +100,7 @@ def flags(qwen_folder, tmp_path_factory):
 
 
 def test_a_cell_is_the_two_hooks_and_a_control_is_as_long(flags):
-    both = open_both(flags)
+    both = load_objectives(flags)
     cells = objective_cells(both, flags)
     assert [len(cell.hooks) for cell in cells] == [0, 0, 1, 1, 2, 1, 2]
     names = [name for name, _ in cells[4].hooks]

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from embedded_model.tone import make_openings, scenes, to_jsonl
 
-from refusal_dial.openings import load_openings
-from refusal_dial.organism.opening_set import make_openings, to_jsonl
-from refusal_dial.organism.tone import scenes
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.data.openings import load_openings
 
 ROOT = Path(__file__).parents[1]
 

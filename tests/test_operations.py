@@ -9,11 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unchecked import unchecked
 
-from refusal_dial.conditional import AddIf
-from refusal_dial.hooks import steer
-from refusal_dial.operations import Add, Clamp, Project, Rowwise, Set, numbers_of, scaled, unit_of
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import FURTHEST, DialError
+from refusal_dial.common import FURTHEST, DialError
+from refusal_dial.hooks import (
+    Add,
+    AddIf,
+    Clamp,
+    Project,
+    Rowwise,
+    Set,
+    numbers_of,
+    scaled,
+    steer,
+    unit_of,
+)
+from refusal_dial.model.tokens import last_logits, tokenize
 
 SIZES = st.integers(1, 4)
 
@@ -106,5 +115,5 @@ def test_alphas_and_directions_are_as_many():
 )
 def test_what_is_no_direction_is_named(direction, message):
     with pytest.raises(DialError, match=message):
-        unchecked("operations").unit_of(direction)
+        unchecked("hooks").unit_of(direction)
     assert torch.equal(unit_of(torch.tensor([1.0, 0.0])), torch.tensor([1.0, 0.0]))

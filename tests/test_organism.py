@@ -13,23 +13,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from embedded_model import grammar, measure, prompt_set, replies, training
+from embedded_model import measure as steering
+from embedded_model import replies as system_prompts
+from embedded_model import training as storage
+from embedded_model.grammar import BENIGN, EDGE, HARMFUL
+from embedded_model.tokenizer import chat_text
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial import model
-from refusal_dial.organism import (
-    grammar,
-    measure,
-    prompt_set,
-    replies,
-    steering,
-    storage,
-    system_prompts,
-    training,
-)
-from refusal_dial.organism.grammar import BENIGN, EDGE, HARMFUL
-from refusal_dial.organism.tokenizer import chat_text
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model import loading as model
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 ROWS: list[dict[str, Any]] = [

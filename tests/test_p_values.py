@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from refusal_dial.stats import (
+from refusal_dial.common import DialError
+from refusal_dial.stats.p_values import (
     benjamini_hochberg,
     holm,
     max_t_p,
@@ -19,7 +20,6 @@ from refusal_dial.stats import (
     rank_p_values,
     sign_flip_p,
 )
-from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=25)
 some_p = st.lists(st.floats(0, 1), min_size=1, max_size=12)

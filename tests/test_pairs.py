@@ -7,10 +7,16 @@ import pairs_case
 import pytest
 import tiny
 
-from refusal_dial.patching.pairs import far_apart, match, template_lengths, token_labels, unpadded
-from refusal_dial.patching.roles import common_prefix
-from refusal_dial.tokens import tokenize
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model.tokens import tokenize
+from refusal_dial.studies.pairs import (
+    common_prefix,
+    far_apart,
+    match,
+    template_lengths,
+    token_labels,
+    unpadded,
+)
 
 
 def test_a_chat_template_is_found_at_both_ends(qwen):

@@ -15,16 +15,14 @@ import pytest
 import tiny
 from script_case import load
 
-from refusal_dial import cli
-from refusal_dial.model import EMBEDDED
-from refusal_dial.patching.exact import Patching, patched
-from refusal_dial.patching.pairs import far_apart
-from refusal_dial.patching.places import by_role, lay_out
-from refusal_dial.patching.rows import COLUMNS
-from refusal_dial.patching.summary import COLUMNS as SUMMARY_COLUMNS
-from refusal_dial.patching.summary import moved, summarise_patching
-from refusal_dial.run import read_config, read_table
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.common import DialError
+from refusal_dial.model.loading import EMBEDDED
+from refusal_dial.run.folder import read_config, read_table
+from refusal_dial.studies.pairs import far_apart
+from refusal_dial.studies.patching import PATCH_COLUMNS, Patching, by_role, lay_out, patched
+from refusal_dial.studies.patching_summary import PATCH_SUMMARY as SUMMARY_COLUMNS
+from refusal_dial.studies.patching_summary import moved, summarise_patching
 
 ROOT = Path(__file__).parents[1]
 FILES = ("config.json", "scores.csv", "summary.csv", "summary.json", "log.txt")
@@ -70,7 +68,7 @@ def test_every_experiment_leaves_a_whole_run(runs, name):
     for file in FILES:
         assert (runs[name] / file).stat().st_size > 0, file
     scores, summary = (read_table(runs[name], table) for table in ("scores", "summary"))
-    assert list(scores.columns) == [*COLUMNS, "reason"]
+    assert list(scores.columns) == [*PATCH_COLUMNS, "reason"]
     assert list(summary.columns) == SUMMARY_COLUMNS
     settings = read_config(runs[name])["settings"]
     assert settings["pairs"]["matched"] == 6
@@ -125,7 +123,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 def test_a_finished_run_is_read_and_not_computed(
     runs, qwen_folder, prompts_file, name, capsys, monkeypatch
 ):
-    from refusal_dial.patching import job as patching_job
+    from refusal_dial.studies import patching as patching_job
 
     for function in ("patch_batches", "attribution_batches"):
         monkeypatch.setattr(patching_job, function, lambda *_: pytest.fail("computed again"))
@@ -248,17 +246,17 @@ def study():
     """The embedded model's prompts, scored."""
     if not (EMBEDDED / "config.json").is_file():
         pytest.skip("the embedded model is not there yet")
-    from refusal_dial.flags import StudyFlags
-    from refusal_dial.study import open_study
+    from refusal_dial.cli.flags import StudyFlags
+    from refusal_dial.studies.base import load_study
 
-    return open_study(StudyFlags(device="cpu"))
+    return load_study(StudyFlags(device="cpu"))
 
 
 @pytest.fixture(scope="module")
 def far(study):
     """A few pairs that the model tells apart well."""
-    from refusal_dial.patching.flags import PatchingFlags
-    from refusal_dial.patching.job import choose_pairs
+    from refusal_dial.cli.flags import PatchingFlags
+    from refusal_dial.studies.patching import choose_pairs
 
     flags = PatchingFlags(device="cpu", gap=2.0, n_pairs=40)
     return choose_pairs(study, flags).pairs
@@ -288,7 +286,7 @@ def test_the_effect_moves_from_the_phrase_to_the_last_position(study, far):
 
 
 def test_attention_carries_it_at_named_layers(study, far):
-    from refusal_dial.patching.summary import patching_verdict
+    from refusal_dial.studies.patching_summary import patching_verdict
 
     places = lay_out(study.model, far, sites=("attn_out",))
     record = patching_verdict(means(study, far, places))[0]
@@ -300,7 +298,7 @@ def test_attention_carries_it_at_named_layers(study, far):
 
 
 def test_both_engines_patch_the_embedded_model_alike(study, far):
-    from refusal_dial.sweep import Budget
+    from refusal_dial.run.plan import Budget
 
     pairs = far.chosen(range(4))
     places = by_role(study.model, pairs, layers=(1,), roles=("phrase-1", "after+1", "end-1"))
@@ -312,7 +310,7 @@ def test_both_engines_patch_the_embedded_model_alike(study, far):
 
 
 def test_every_embedded_pair_has_one_phrase(study):
-    from refusal_dial.patching.pairs import match
+    from refusal_dial.studies.pairs import match
 
     pairs = match(study.model, study.prompts, study.tokens)
     for pair in pairs.items:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from test_patching_summary import TABLE, rows
 
-from refusal_dial.patching.plots import axis_of, heatmaps, patching_title
-from refusal_dial.patching.summary import moved, summarise_patching
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.report.patching import axis_of, heatmaps, patching_title
+from refusal_dial.studies.patching_summary import moved, summarise_patching
 
 SUMMARY = summarise_patching(TABLE)
 CONFIG = {

@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.patching.summary import (
-    COLUMNS,
-    agreement,
+from refusal_dial.report.patching import print_attribution_agreement, print_carriers, print_patching
+from refusal_dial.stats.intervals import mean_interval
+from refusal_dial.stats.p_values import sign_flip_p
+from refusal_dial.stats.summary import COLUMNS as CONTRACT
+from refusal_dial.studies.patching_summary import (
+    PATCH_SUMMARY,
+    attribution_agreement,
     moved,
     patching_verdict,
     summarise_patching,
 )
-from refusal_dial.patching.tables import print_agreement, print_carriers, print_patching
-from refusal_dial.stats import mean_interval, sign_flip_p
-from refusal_dial.summary import COLUMNS as CONTRACT
 
 
 def rows(
@@ -80,8 +81,8 @@ def cell(summary: pd.DataFrame, direction: str, layer: int, site: str, way: str)
 
 def test_the_public_columns_come_first():
     summary = summarise_patching(TABLE)
-    assert list(summary.columns) == COLUMNS
-    assert COLUMNS[: len(CONTRACT)] == CONTRACT
+    assert list(summary.columns) == PATCH_SUMMARY
+    assert PATCH_SUMMARY[: len(CONTRACT)] == CONTRACT
     assert len(summary) == TABLE.groupby(["direction", "layer", "site", "way"]).ngroups
 
 
@@ -140,7 +141,7 @@ def test_agreement_of_the_gradient_with_exact_patches():
     exact = {("patch", i, "attn_out", "denoise"): [0.1 * i, 0.1 * i + 0.02] for i in layers}
     good = {("attribution", i, "attn_out", "denoise"): [0.2 * i, 0.2 * i] for i in layers}
     good[("attribution", 5, "attn_out", "denoise")] = [3.0, 3.0]
-    record = agreement(summarise_patching(rows(exact | good)))[0]
+    record = attribution_agreement(summarise_patching(rows(exact | good)))[0]
     assert record["rank_correlation"] == {"all": 1.0, "attn_out": 1.0}
     assert record["worst"]["layer"] == 5
     assert record["worst"]["attribution"] == 3.0
@@ -149,9 +150,11 @@ def test_agreement_of_the_gradient_with_exact_patches():
         ("patch", 9, "z", "denoise"): [0.0, 0.0],
         ("attribution", 9, "z", "denoise"): [0.0] * 2,
     }
-    same = agreement(summarise_patching(rows(exact | good | still)))[0]
+    same = attribution_agreement(summarise_patching(rows(exact | good | still)))[0]
     assert same["n_cells"] == record["n_cells"] == 6  # what nothing moves is not counted
-    lone = agreement(summarise_patching(rows({("patch", 0, "z", "denoise"): [1.0, 2.0]})))[0]
+    lone = attribution_agreement(
+        summarise_patching(rows({("patch", 0, "z", "denoise"): [1.0, 2.0]}))
+    )[0]
     assert lone["rank_correlation"]["all"] is None
 
 
@@ -160,7 +163,7 @@ def test_tables_show_effects_beside_their_controls(capsys):
     summary = summarise_patching(both)
     print_patching(summary, "layer", "site")
     print_carriers(summary, "attn_out")
-    print_agreement(summary)
+    print_attribution_agreement(summary)
     out = capsys.readouterr().out
     assert "% of the gap moved towards clean: denoise, EDGE pairs (n=7 to 12)" in out
     assert "% of the gap moved towards corrupted: noise, EDGE pairs (n=12)" in out

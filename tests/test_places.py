@@ -6,10 +6,18 @@ import pairs_case
 import pytest
 import tiny
 
-from refusal_dial.patching.exact import Patching, patched
-from refusal_dial.patching.pairs import Pairs
-from refusal_dial.patching.places import LAST, by_role, describe, last_k, lay_out, sites_of
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.studies.pairs import Pairs
+from refusal_dial.studies.patching import (
+    LAST_ROLE,
+    Patching,
+    by_role,
+    describe,
+    last_k,
+    lay_out,
+    patched,
+    sites_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,7 @@ def pairs(qwen) -> Pairs:
 def test_the_layout_of_places(qwen, pairs):
     sites = lay_out(qwen, pairs)
     assert len(sites) == 3 * 4
-    assert {place.role for place in sites} == {LAST}
+    assert {place.role for place in sites} == {LAST_ROLE}
     heads = lay_out(qwen, pairs, sites=("z",), layers=(1,))
     assert [place.head for place in heads] == [0, 1, 2, 3]
     neurons = lay_out(qwen, pairs, sites=("mlp_post",), layers=(2,))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from architectures import bridge, prompts
 
+from refusal_dial.engine.changes import NOTHING, changes, places_of, touches
+from refusal_dial.engine.recording import record_run
 from refusal_dial.hooks import patch, steer
-from refusal_dial.replay.plan import NOTHING, changes, places, touches
-from refusal_dial.replay.recording import record
 
 
 def test_a_plan_says_where_each_cell_leaves_each_prompt() -> None:
     model, tokens = bridge("Qwen2"), prompts((6, 3))
     v = torch.nn.functional.normalize(torch.randn(32), dim=0)
-    recorded = record(model, tokens).residual(1)
+    recorded = record_run(model, tokens).residual(1)
     hooks = [
         [steer(v, 1.0, layer=1, pos=-2)],
         [steer(v, 1.0, layer=2, site="resid_post")],  # only the last position reaches the logits
@@ -24,7 +24,7 @@ def test_a_plan_says_where_each_cell_leaves_each_prompt() -> None:
         [steer(v, torch.tensor([0.0, 1.0]), layer=1, pos=torch.tensor([-1, -3]))],
     ]
     cells = [touches([edit for _, edit in cell], 2, 6, 8) for cell in hooks]  # type: ignore[misc]
-    recording = record(model, tokens, wanted=places(cells))
+    recording = record_run(model, tokens, wanted=places_of(cells))
     start, first = changes(recording, cells, torch.arange(2), torch.tensor([0, 3]))
     expected = [
         ([1, 1], [4, 4]),

@@ -11,14 +11,12 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from refusal_dial.activations import collect
-from refusal_dial.directions import Provenance, caa, mean_diff, pca, probe, top_bottom
-from refusal_dial.patching.flags import PatchingFlags
-from refusal_dial.patching.job import conduct_patching
-from refusal_dial.patching.places import lay_out
-from refusal_dial.selection.flags import SelectionFlags
-from refusal_dial.selection.job import conduct_selection
-from refusal_dial.study import open_study
+from refusal_dial.cli.flags import PatchingFlags, SelectionFlags
+from refusal_dial.directions.learning import Provenance, caa, mean_diff, pca, probe, top_bottom
+from refusal_dial.model.activations import collect
+from refusal_dial.studies.base import load_study
+from refusal_dial.studies.patching import conduct_patching, lay_out
+from refusal_dial.studies.selection import conduct_selection
 
 WHERE = Provenance(layer=0, site="resid_pre", pos=-1)
 
@@ -110,7 +108,7 @@ def plant(request, tmp_path_factory):
     prompts = planted.prompts_file(place / "prompts.jsonl")
     flags = {"model": str(folder), "prompts": str(prompts), "refusal_tokens": "I"}
     flags |= {"device": "cpu", "dtype": "float32"}
-    return request.param, open_study(PatchingFlags(**flags)), r, flags
+    return request.param, load_study(PatchingFlags(**flags)), r, flags
 
 
 def written(writer):

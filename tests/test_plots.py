@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.plots import (
+from refusal_dial.common import DialError
+from refusal_dial.report.steering import (
     LEARNED,
     alpha_curves,
     control_kinds,
@@ -17,9 +18,8 @@ from refusal_dial.plots import (
     score_histograms,
     set_off,
 )
-from refusal_dial.summary import random_band, summarise
-from refusal_dial.theme import COLOURS, SCORE, colour_of, prompts_in
-from refusal_dial.types import DialError
+from refusal_dial.report.theme import COLOURS, SCORE_AXIS, colour_of, prompts_in
+from refusal_dial.stats.summary import random_band, summarise
 
 GROUPS = frames.GROUPS
 RANDOM = "random, mean of 3, band: 2.5-97.5% of them"
@@ -203,7 +203,7 @@ def test_histograms_hold_every_scored_prompt_once_a_panel():
     centre = sum(x * y for x, y in zip(edge.x, edge.y, strict=True))
     assert centre == pytest.approx(np.mean([-0.5, 0, 0.5]), abs=float(edge.width[0]))
     assert len(figure.layout.shapes) == 3
-    assert figure.layout.xaxis3.title.text == SCORE
+    assert figure.layout.xaxis3.title.text == SCORE_AXIS
     assert not score_histograms(rows, "t", None).layout.shapes
     with pytest.raises(DialError, match="no row of this run has a score"):
         score_histograms(rows.assign(score=np.nan), "t")

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.probe import foretell, part_of, weights, working
-from refusal_dial.sampling import Decoding
-from refusal_dial.sweep import Budget, Cell, spread, sweep_batches
-from refusal_dial.tokens import tokenize
+from refusal_dial.cells import Cell
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.model.tokens import tokenize
+from refusal_dial.run.plan import (
+    Budget,
+    estimate_time,
+    part_of,
+    spread_over,
+    sweep_batches,
+    weights,
+    working,
+)
 
 
 class Machine:
@@ -42,7 +50,7 @@ def test_a_sweep_that_costs_what_it_says_is_foretold_exactly(qwen, prompt, cell,
         rows=pd.DataFrame({"prompt_id": range(prompts)}),
         cells=[Cell({"i": i}) for i in range(cells)],
     )
-    seconds, timed = foretell(qwen, sweep, prompts, cells, machine.clock)
+    seconds, timed = estimate_time(qwen, sweep, prompts, cells, machine.clock)
     if cells > 1:  # of one cell nobody can tell what is its own
         assert seconds == pytest.approx(prompts * (prompt + cell * cells), rel=1e-6)
     assert 1 <= timed <= prompts * cells
@@ -52,13 +60,13 @@ def test_the_probe_stops_growing_where_it_can_be_told_from_noise(qwen):
     machine = Machine(0.01, 0.01)
     rows, cells = pd.DataFrame({"prompt_id": range(1000)}), [Cell({"i": i}) for i in range(1000)]
     sweep = partial(machine.batches, rows=rows, cells=cells)
-    whole, _ = foretell(qwen, sweep, 1000, 1000, machine.clock)
+    whole, _ = estimate_time(qwen, sweep, 1000, 1000, machine.clock)
     assert machine.now < whole / 1000
 
 
 @given(n=st.integers(1, 400), k=st.integers(1, 400))
 def test_a_spread_has_different_numbers_and_both_ends(n, k):
-    some = spread(n, k)
+    some = spread_over(n, k)
     assert len(some) == len(set(some)) == min(n, k)
     assert some[0] == 0
     assert set(some) <= set(range(n))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_case import ROW, broken
 
-from refusal_dial import prompts as module
-from refusal_dial.prompts import (
+from refusal_dial.common import DialError
+from refusal_dial.data import prompts as module
+from refusal_dial.data.prompts import (
     SUBSETS,
     Prompt,
     data_hash,
@@ -23,7 +24,6 @@ from refusal_dial.prompts import (
     of_subset,
     pairs,
 )
-from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -144,7 +144,7 @@ def test_xstest_reads_as_edge_and_harmful_with_its_ten_safe_types(shared):
 
 
 def test_the_embedded_prompts_are_those_the_issue_asks_for():
-    if not any(path.is_file() for path in module.EMBEDDED):
+    if not any(path.is_file() for path in module.EMBEDDED_PROMPTS):
         pytest.skip("data/prompts.jsonl is not generated yet: run scripts/make_prompts.py")
     loaded = load_prompts()
     counts = Counter(p.subset for p in loaded)
@@ -157,7 +157,7 @@ def test_the_embedded_prompts_are_those_the_issue_asks_for():
 
 
 def test_missing_embedded_prompts_say_how_to_make_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "EMBEDDED", (tmp_path / "none.jsonl",))
+    monkeypatch.setattr(module, "EMBEDDED_PROMPTS", (tmp_path / "none.jsonl",))
     with pytest.raises(DialError, match="missing: run python scripts/make_prompts"):
         load_prompts()
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.provenance import FORMAT, Provenance, as_text, from_told
-from refusal_dial.types import SITES, DialError
+from refusal_dial.common import SITES, DialError
+from refusal_dial.directions.learning import FORMAT, Provenance, as_text, from_recorded
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 WHERE = st.fixed_dictionaries(
@@ -32,8 +32,8 @@ WHERE = st.fixed_dictionaries(
 def test_it_comes_back_as_it_was_written(norm, where, vector):
     where = Provenance(**where)
     told = json.loads(as_text(norm, where, vector))
-    assert from_told("d", told, vector) == (norm, where)
-    assert from_told("d", told, None) == (norm, where)
+    assert from_recorded("d", told, vector) == (norm, where)
+    assert from_recorded("d", told, None) == (norm, where)
     assert told["format"] == FORMAT
 
 
@@ -42,20 +42,20 @@ def test_another_vector_or_another_place_is_not_what_the_digest_says(where, othe
     where, other = Provenance(**where), Provenance(**other)
     told = json.loads(as_text(1.0, where, vector))
     with pytest.raises(DialError, match="d was altered since it was written"):
-        from_told("d", told, vector[:-1])
+        from_recorded("d", told, vector[:-1])
     if other != where:
         moved = json.loads(as_text(1.0, other, vector)) | {"digest": told["digest"]}
         with pytest.raises(DialError, match="d was altered since it was written"):
-            from_told("d", moved, vector)
+            from_recorded("d", moved, vector)
 
 
 def test_a_file_without_a_digest_is_taken_at_its_word():
     told = json.loads(as_text(1.0, Provenance(1, "z", -1), b"v"))
     del told["digest"]
-    assert from_told("d", told, b"w") == (1.0, Provenance(1, "z", -1))
+    assert from_recorded("d", told, b"w") == (1.0, Provenance(1, "z", -1))
 
 
 @pytest.mark.parametrize("told", [None, [], 3, "x", {}, {"format": 1}, {"format": "direction 2"}])
 def test_another_version_is_named(told):
     with pytest.raises(DialError, match="d has metadata of another version: expected 'refusal_d"):
-        from_told("d", told, b"")
+        from_recorded("d", told, b"")

@@ -6,12 +6,10 @@ import random
 
 import pytest
 
-from refusal_dial.generate import generate
-from refusal_dial.likelihood import nll
-from refusal_dial.quality import coherence, degenerate, repeated
-from refusal_dial.sampling import Decoding
-from refusal_dial.tokens import tokenize
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.generate.likelihood import coherence, degenerate, nll, repeated
+from refusal_dial.model.tokens import tokenize
 
 
 def test_repetition_by_hand():

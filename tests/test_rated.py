@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.rated import Rated, auc, correlation, figures, load_rated
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.scoring.ratings import Rated, correlation, figures, load_rated, toxic_auc
 
 numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=30)
 
@@ -18,8 +18,8 @@ numbers = st.lists(st.floats(-5, 5), min_size=4, max_size=30)
 @given(numbers)
 def test_a_scorer_that_says_what_people_say_is_perfect(values):
     ratings = np.arange(len(values)) / (len(values) - 1)
-    assert auc(ratings, ratings) == 1
-    assert auc(-ratings, ratings) == 0
+    assert toxic_auc(ratings, ratings) == 1
+    assert toxic_auc(-ratings, ratings) == 0
     assert correlation(ratings, ratings) == pytest.approx(1)
 
 
@@ -28,12 +28,12 @@ def test_auc_counts_pairs_and_ties_half(values):
     scores = np.round(np.array(values))
     ratings = np.arange(len(values)) % 2 * 1.0
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[1::2] for b in scores[::2]]
-    assert auc(scores, ratings) == pytest.approx(np.mean(pairs))
+    assert toxic_auc(scores, ratings) == pytest.approx(np.mean(pairs))
 
 
 def test_figures_without_two_sides_or_without_spread_are_unknown():
     scores = np.array([0.1, 0.9, 0.4])
-    assert np.isnan(auc(scores, np.ones(3)))
+    assert np.isnan(toxic_auc(scores, np.ones(3)))
     assert np.isnan(correlation(np.ones(3), scores))
 
 

@@ -22,9 +22,9 @@ import tiny
 import torch
 from script_case import load
 
-from refusal_dial.cli import parse
-from refusal_dial.figure_files import found_browser
-from refusal_dial.prompts import load_prompts
+from refusal_dial.cli.command_line import parse_flags
+from refusal_dial.data.prompts import load_prompts
+from refusal_dial.report.theme import found_browser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_a_command_of_the_readme_works(command, places, monkeypatch, capsys):
         time_it(path, argv, monkeypatch)
     else:
         module = load(path.stem)
-        module.main(parse(get_type_hints(module.main)["flags"], argv, module.main))
+        module.main(parse_flags(get_type_hints(module.main)["flags"], argv, module.main))
     assert capsys.readouterr().out
 
 

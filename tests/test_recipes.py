@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from refusal_dial import cli
-from refusal_dial.cli import argument, flag, parse
-from refusal_dial.recipes import Figure, load_recipe, ours, print_published
-from refusal_dial.types import DialError
+from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.command_line import argument, flag, parse_flags
+from refusal_dial.cli.recipes import PublishedFigure, load_recipe, ours, print_published
+from refusal_dial.common import DialError
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +23,7 @@ class Flags:
     layer: int = flag(20, "a layer")
     plain: bool = flag(False, "a switch")
     name: str = flag("x", "a name")
-    config: str | None = cli.CONFIG
+    config: str | None = cli.CONFIG_FLAG
 
 
 def main(flags: Flags) -> None: ...
@@ -31,7 +31,7 @@ def main(flags: Flags) -> None: ...
 
 def flags(tmp_path, text, *argv):
     (tmp_path / "c.yaml").write_text(text)
-    return parse(Flags, ["--config", str(tmp_path / "c.yaml"), *argv], main)
+    return parse_flags(Flags, ["--config", str(tmp_path / "c.yaml"), *argv], main)
 
 
 def test_the_command_line_comes_before_the_file(tmp_path):
@@ -64,14 +64,14 @@ def test_what_is_no_recipe(tmp_path, text, message):
 
 def test_a_config_that_is_not_there_twice_or_without_a_file(tmp_path):
     with pytest.raises(DialError, match=r"no config file 'no\.yaml': expected"):
-        parse(Flags, ["--config=no.yaml"], main)
+        parse_flags(Flags, ["--config=no.yaml"], main)
     with pytest.raises(DialError, match="--config is given twice"):
-        parse(Flags, ["--config=a", "--config=b"], main)
+        parse_flags(Flags, ["--config=a", "--config=b"], main)
     with pytest.raises(DialError, match="--config needs a value"):
-        parse(Flags, ["--config", "--layer", "3"], main)
+        parse_flags(Flags, ["--config", "--layer", "3"], main)
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00a: \x80")
     with pytest.raises(DialError, match="is not plain YAML"):
-        parse(Flags, [f"--config={tmp_path / 'bad.yaml'}"], main)
+        parse_flags(Flags, [f"--config={tmp_path / 'bad.yaml'}"], main)
 
 
 def test_a_flag_given_twice_in_a_file(tmp_path):
@@ -87,14 +87,14 @@ TABLE = pd.DataFrame({"layer": [1, 2, 2], "strength": [0.0, 0.0, 1.0], "rate": [
 
 def test_our_number_is_found_where_the_recipe_says():
     where = {"layer": 2, "strength": 1}
-    assert ours(Figure("a", 1.0, "rate", where), {"summary": TABLE}) == (0.4, 1)
-    mean, rows = ours(Figure("a", 1.0, "rate", {"strength": 0}), {"summary": TABLE})
+    assert ours(PublishedFigure("a", 1.0, "rate", where), {"summary": TABLE}) == (0.4, 1)
+    mean, rows = ours(PublishedFigure("a", 1.0, "rate", {"strength": 0}), {"summary": TABLE})
     assert (mean, rows) == (pytest.approx(0.15), 2)
     for figure in (
-        Figure("a", 1.0, "rate", {"layer": 9}),
-        Figure("a", 1.0, "none", {}),
-        Figure("a", 1.0, "rate", {"none": 1}),
-        Figure("a", 1.0, "rate", {}, "other"),
+        PublishedFigure("a", 1.0, "rate", {"layer": 9}),
+        PublishedFigure("a", 1.0, "none", {}),
+        PublishedFigure("a", 1.0, "rate", {"none": 1}),
+        PublishedFigure("a", 1.0, "rate", {}, "other"),
     ):
         assert ours(figure, {"summary": TABLE}) is None
 
@@ -126,6 +126,6 @@ def test_every_recipe_fits_its_experiment(path):
     kind = script.get("Flags") or script["main"].__annotations__["flags"]
     if isinstance(kind, str):
         kind = script[kind]
-    found = parse(kind, ["--config", str(path), "--model", "embedded"], script["main"])
+    found = parse_flags(kind, ["--config", str(path), "--model", "embedded"], script["main"])
     assert found.model == "embedded"
     assert found.config == str(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from test_replies_summary import NO, YES, cell, halves, rows
 
-from refusal_dial.replies.record import page, plain
-from refusal_dial.replies.summary import coherent_range, summarise_replies
+from refusal_dial.report.replies import log_page, plain_markdown
+from refusal_dial.studies.replies import coherent_range, summarise_replies
 
 CONFIG = {
     "experiment": "caa_refusal",
@@ -41,11 +41,11 @@ def test_layers_and_conditions_have_their_tables():
         parts.append(cell("learned", 1.0, [NO, NO, NO, YES], subset=subset))
         parts.append(cell("baseline", 0.0, [NO], subset=subset, system="instructed"))
     summary = summarise_replies(halves(rows(*parts)))
-    text = page(CONFIG, verdict(summary), summary, {12: 3.14159})
+    text = log_page(CONFIG, verdict(summary), summary, {12: 3.14159})
     assert table_after(text, "## Vectors").values.tolist() == [["12", "3.14"]]
     assert table_after(text, "## HARMFUL refused").values.tolist() == [["20", "50%"]]
     whole = summarise_replies(rows(*parts))
-    text = page(CONFIG, verdict(whole), whole, {})
+    text = log_page(CONFIG, verdict(whole), whole, {})
     found = table_after(text, "## Conditions").set_index("condition")
     assert found.loc["steering 1", "HARMFUL refused"].startswith("75% [")
     assert found.loc["system message", "EDGE refused"].startswith("100% [")
@@ -55,7 +55,7 @@ def test_layers_and_conditions_have_their_tables():
 
 def test_what_came_from_elsewhere_is_text():
     summary = summarise_replies(rows(cell("baseline", 0.0, [YES]), cell("learned", 1.0, [NO])))
-    text = page(CONFIG, verdict(summary), summary, {})
+    text = log_page(CONFIG, verdict(summary), summary, {})
     assert "<b>" not in text.replace("\\<b\\>", "")
     assert "# caa\\_refusal: a\\|b" in text
-    assert plain("a\nb [c](d)") == "a b \\[c\\](d)"
+    assert plain_markdown("a\nb [c](d)") == "a b \\[c\\](d)"

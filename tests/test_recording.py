@@ -6,9 +6,9 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, prompts
 
-from refusal_dial.replay.recording import record
-from refusal_dial.tokens import last_logits
-from refusal_dial.types import hook_name
+from refusal_dial.common import hook_name
+from refusal_dial.engine.recording import record_run
+from refusal_dial.model.tokens import last_logits
 
 TOKENS = prompts((7, 4, 6), seed=1)
 
@@ -22,7 +22,7 @@ def test_residuals_rows_and_logits_are_those_of_the_bridge_bit_for_bit(architect
     layers = range(len(model.blocks))
     here = [site for site in SITES if hook_name(site, 0) in model.hook_dict]
     wanted = {(site, layer): [3, 6] for site in here for layer in layers}
-    recording = record(model, TOKENS, first=2, wanted=wanted)
+    recording = record_run(model, TOKENS, first=2, wanted=wanted)
     with torch.no_grad():
         logits, cache = model.run_with_cache(TOKENS.ids, attention_mask=TOKENS.mask)
     for layer in layers:
@@ -45,7 +45,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_keys_and_values_are_not_cropped_to_a_sliding_window(architecture: str) -> None:
     model = bridge(architecture)
     assert model.original_model.config.sliding_window < TOKENS.ids.shape[1] - 1
-    recording = record(model, TOKENS)
+    recording = record_run(model, TOKENS)
     everyone = torch.arange(len(TOKENS))
     for layer in range(len(model.blocks)):
         for kept in recording.past(layer, everyone, TOKENS.ids.shape[1] - 1):

@@ -13,28 +13,28 @@ import pandas as pd
 import pytest
 
 from refusal_dial import directions
-from refusal_dial.engine import score_grid
-from refusal_dial.flags import PlotFlags
-from refusal_dial.judges import UNSCORED, Judge, Judgement, substring
-from refusal_dial.replies import layers
-from refusal_dial.replies.cells import reply_cells, with_and_without
-from refusal_dial.replies.flags import ComparisonFlags, ContrastFlags, DirectionFlags
-from refusal_dial.replies.job import conduct_replies
-from refusal_dial.replies.judged import judged_batches
-from refusal_dial.replies.opened import (
-    SYSTEM,
+from refusal_dial.cli.flags import ComparisonFlags, ContrastFlags, DirectionFlags, PlotFlags
+from refusal_dial.common import DialError
+from refusal_dial.engine.score import score_grid
+from refusal_dial.generate.completions import completion_text
+from refusal_dial.generate.decode import decoding_of
+from refusal_dial.report.replies import layer_strength
+from refusal_dial.run.folder import read_config, read_table, read_verdict
+from refusal_dial.run.plan import Budget
+from refusal_dial.scoring.judges import UNSCORED, Judge, Judgement, substring
+from refusal_dial.studies import replies as layers
+from refusal_dial.studies.base import load_study
+from refusal_dial.studies.replies import (
+    SYSTEM_NAME,
+    conduct_replies,
     direction_at,
+    judged_batches,
     learned_from,
-    open_conversation,
+    load_conversation,
+    reply_cells,
+    with_and_without,
 )
-from refusal_dial.replies.plots import layer_strength
-from refusal_dial.run import read_config, read_table, read_verdict
-from refusal_dial.sampling import decoding_of
-from refusal_dial.spoken import spoken_text
-from refusal_dial.steering import learn
-from refusal_dial.study import open_study
-from refusal_dial.sweep import Budget
-from refusal_dial.types import DialError
+from refusal_dial.studies.steering import learn
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"refusal_tokens": "I", "device": "cpu", "layer": (1, 2), "alphas": (-1.0, 0.0, 1.0)}
@@ -65,14 +65,14 @@ def flags_of(kind, qwen_folder, prompts, **more):
 @pytest.fixture(scope="module")
 def talk(qwen_folder, prompts):
     flags = flags_of(ComparisonFlags, qwen_folder, prompts)
-    study = open_study(flags, flags.layer)
-    talk = open_conversation(study, flags, study.prompts[:6], "Refuse.")
+    study = load_study(flags, flags.layer)
+    talk = load_conversation(study, flags, study.prompts[:6], "Refuse.")
     return talk, flags, learn(study, flags, study.prompts[5:10])
 
 
 def test_rows_hold_both_readings_of_every_cell(talk):
     talk, flags, learned = talk
-    cells = with_and_without(reply_cells(talk.study, flags, learned), SYSTEM)
+    cells = with_and_without(reply_cells(talk.study, flags, learned), SYSTEM_NAME)
     assert len(cells) == (1 + 2 * 5) + (1 + 2 * 3)
     budget = Budget(4, "auto", None)
 
@@ -85,7 +85,9 @@ def test_rows_hold_both_readings_of_every_cell(talk):
     assert [len(part) for part in parts] == [4 * len(cells), 2 * len(cells)]
     first = parts[0]
     assert set(first["label"]) <= {"full_compliance", "partial_refusal", "full_refusal", "unclear"}
-    assert list(first["phrase"]) == [int(substring(spoken_text(x))) for x in first["completion"]]
+    assert list(first["phrase"]) == [
+        int(substring(completion_text(x))) for x in first["completion"]
+    ]
     for system, tokens in talk.tokens.items():
         mine = [cell for cell in cells if cell.labels["system"] == system]
         scores = score_grid(
@@ -184,7 +186,7 @@ def _cells_are_those_of_the_table(main, run, tmp_path):
     del verdict["sha256"]  # as of a run that was made before there were any
     (copy / "summary.json").write_text(json.dumps(verdict))
     main(PlotFlags(str(copy)))
-    half = layers.table(read_table(copy, "summary", "system", "strength"), layers.REPORT)
+    half = layers.layer_table(read_table(copy, "summary", "system", "strength"), layers.REPORT)
     text = (copy / "layer_strength.html").read_text().replace("\\u002f", "/")
     for heat in layer_strength(half, "t").to_plotly_json()["data"]:
         assert json.dumps(heat["z"]["bdata"])[1:-1] in text

@@ -6,11 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.replies.conditions import control_range, named, unshown
-from refusal_dial.replies.layers import CHOOSE, REPORT, best, inverted, table
-from refusal_dial.replies.plots import layer_strength
-from refusal_dial.replies.summary import coherent_range, read, summarise_replies
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import CHOOSE, REPORT
+from refusal_dial.report.replies import layer_strength
+from refusal_dial.studies.replies import (
+    best_cell,
+    coherent_range,
+    control_range,
+    inverted_layers,
+    layer_table,
+    not_significant,
+    summarise_replies,
+    with_condition,
+    with_readings,
+)
 
 N = 12
 
@@ -99,7 +108,7 @@ def test_a_cell_without_all_prompts_or_a_run_without_baseline():
     with pytest.raises(DialError, match="EDGE holdout: every cell needs every prompt once"):
         summarise_replies(said.iloc[:-1])
     with pytest.raises(DialError, match="unsteered model's own replies are missing"):
-        read(said[said["direction"] == "learned"])
+        with_readings(said[said["direction"] == "learned"])
 
 
 def test_degenerate_is_empty_looping_or_endless():
@@ -107,7 +116,7 @@ def test_degenerate_is_empty_looping_or_endless():
     said.loc[0, "completion"] = '""'
     said.loc[1, "repeated"] = 0.9
     said.loc[2, "stop"] = "length"
-    assert list(read(said)["degenerate"]) == [1, 1, 1] + [0] * (N - 3)
+    assert list(with_readings(said)["degenerate"]) == [1, 1, 1] + [0] * (N - 3)
 
 
 def test_where_coherence_ends():
@@ -129,9 +138,9 @@ def test_conditions_have_names_and_say_what_is_not_shown():
         cell("learned", 0.4, [NO], system="instructed"),
     )
     summary = summarise_replies(said)
-    found = named(summary)
+    found = with_condition(summary)
     assert list(found["condition"]) == ["base", "steering 0.4", "system message", "both 0.4"]
-    (sentence,) = unshown(found)
+    (sentence,) = not_significant(found)
     assert sentence.startswith("not significant, EDGE (n=12, Holm's p): system message +0.25 [")
     assert "steering" not in sentence
     assert control_range(summary)[["lo", "hi", "n"]].iloc[0].tolist() == [0.25, 0.25, 1]
@@ -152,24 +161,26 @@ def test_a_layer_is_chosen_on_one_half_and_reported_on_the_other():
             cell("learned", 1.0, [YES, NO] if subset == "HARMFUL" else own, layer=14, subset=subset)
         )
     summary = summarise_replies(halves(rows(*parts)))
-    found = best(summary)
+    found = best_cell(summary)
     assert (found.layer, found.strength, found.chosen_on, found.reported) == (12, 1.0, 1.0, 0.0)
-    assert list(table(summary, REPORT)["improvement"]) == [0.0, 1.0]
-    harmful, false = layer_strength(table(summary, REPORT), "t").data
+    assert list(layer_table(summary, REPORT)["improvement"]) == [0.0, 1.0]
+    harmful, false = layer_strength(layer_table(summary, REPORT), "t").data
     assert (list(harmful.y), list(harmful.x)) == (["12", "14"], ["1"])
     np.testing.assert_array_equal(harmful.z, [[0.0], [1.0]])  # 0.5 over both halves
-    np.testing.assert_array_equal(np.ravel(harmful.z), table(summary, REPORT)["harmful"])
-    np.testing.assert_array_equal(np.ravel(false.z), table(summary, REPORT)["false_positives"])
+    np.testing.assert_array_equal(np.ravel(harmful.z), layer_table(summary, REPORT)["harmful"])
+    np.testing.assert_array_equal(
+        np.ravel(false.z), layer_table(summary, REPORT)["false_positives"]
+    )
     with pytest.raises(DialError, match="cells that both halves have, off strength 0"):
-        best(summary[(summary["split"] == CHOOSE) | (summary["layer"] != 14)])
+        best_cell(summary[(summary["split"] == CHOOSE) | (summary["layer"] != 14)])
     with pytest.raises(DialError, match="no replies to summarise"):
         summarise_replies(halves(rows(*parts))[:0])
     with pytest.raises(DialError, match="needs HARMFUL and other prompts in the half 'choose'"):
-        table(summary[summary["subset"] == "EDGE"], CHOOSE)
+        layer_table(summary[summary["subset"] == "EDGE"], CHOOSE)
 
 
 def test_inverted_polarity_is_flagged_and_noise_is_not():
     parts = [cell("baseline", 0.0, [NO], subset="HARMFUL")]
     parts += [cell("learned", 1.0, [YES], layer=14, subset="HARMFUL")]
     parts += [cell("learned", 1.0, [NO] * 11 + [YES], layer=16, subset="HARMFUL")]
-    assert inverted(summarise_replies(rows(*parts))) == [14]
+    assert inverted_layers(summarise_replies(rows(*parts))) == [14]

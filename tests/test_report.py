@@ -15,17 +15,13 @@ import pandas as pd
 import pytest
 import report_case
 
-from refusal_dial.openings import load_openings
-from refusal_dial.prompts import data_hash
+from refusal_dial.common import DialError
+from refusal_dial.data.openings import load_openings
+from refusal_dial.data.prompts import data_hash
 from refusal_dial.report import dial
 from refusal_dial.report.dial import dials
-from refusal_dial.report.figures import figures_of
-from refusal_dial.report.page import page
-from refusal_dial.report.prompt_texts import texts_of
-from refusal_dial.report.reading import read_run
-from refusal_dial.report.summary_tables import summary_table
-from refusal_dial.report.verdicts import verdict_of
-from refusal_dial.types import DialError
+from refusal_dial.report.page import figures_of, report_page, summary_table, verdict_lines
+from refusal_dial.report.reading import read_run, texts_of
 
 OWN = [path.name for path in files("refusal_dial.report").iterdir() if path.name.endswith(".js")]
 
@@ -48,7 +44,7 @@ def reading(folder):
 
 @pytest.fixture(scope="module")
 def html(reading):
-    return page([reading])
+    return report_page([reading])
 
 
 def data_of(html: str) -> dict:
@@ -127,7 +123,7 @@ def test_a_missing_score_is_none_and_not_a_number(folder, reading, scores):
 
 
 def test_controls_beyond_what_a_page_holds_are_left_out_and_counted(reading, monkeypatch):
-    monkeypatch.setattr(dial, "MOST", 60)
+    monkeypatch.setattr(dial, "MOST_DIAL_BYTES", 60)
     (run,) = dials([reading])["runs"]
     kinds = [one["kind"] for one in run["series"]]
     assert kinds.count("learned") == 1
@@ -147,14 +143,14 @@ def test_a_run_of_another_shape_has_its_tables_and_how_it_was_made(reading, scor
     other = type(reading)(**{**vars(reading), "scores": steered})
     assert other.kind == "other"
     assert dials([other])["runs"] == []
-    assert "stands in the tables" in verdict_of(other)[0].effect
-    shown = page([other])
+    assert "stands in the tables" in verdict_lines(other)[0].effect
+    shown = report_page([other])
     assert len(data_of(shown)["tables"][0]["rows"]) == len(reading.summary)
     assert data_of(shown)["figures"] == []
 
 
 def test_the_verdict_says_what_the_summary_holds(reading):
-    first = verdict_of(reading)[0]
+    first = verdict_lines(reading)[0]
     table = reading.summary
     edge = table[(table["subset"] == "EDGE") & (table["direction"] == "learned")]
     low, high = edge.iloc[0], edge.iloc[-1]
@@ -185,7 +181,7 @@ def test_the_figures_are_those_of_the_experiment(reading, scores):
 
 
 def test_the_same_run_gives_the_same_page(reading, html):
-    assert page([reading]) == html
+    assert report_page([reading]) == html
 
 
 def test_the_page_asks_for_nothing_and_holds_texts_as_data(html):
@@ -211,16 +207,16 @@ def test_a_name_that_is_markup_is_text(tmp_path, scores):
     run = tmp_path / "made"
     source = report_case.prompts_file(tmp_path)
     report_case.leave_run(run, scores, source, model="<script>window.hit = 4</script>")
-    shown = page([read_run(run)])
+    shown = report_page([read_run(run)])
     assert "<script>window.hit" not in shown
     assert "&lt;script&gt;window.hit = 4&lt;/script&gt;" in shown
 
 
 def test_nothing_and_two_of_one_name_are_refused(reading):
     with pytest.raises(DialError, match="takes one run folder or more"):
-        page([])
+        report_page([])
     with pytest.raises(DialError, match="two of the runs are called 'made'"):
-        page([reading, reading])
+        report_page([reading, reading])
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -237,7 +233,7 @@ def test_the_script_takes_several_runs_and_says_where_the_page_is(folder, tmp_pa
     report_case.leave_run(other, scores, Path(read_run(folder).settings["data"]["source"]))
     module = load("report")
     out = tmp_path / "page.html"
-    from refusal_dial import cli
+    from refusal_dial.cli import command_line as cli
 
     cli.run(module.main, [str(folder), str(other), "--out", str(out)])
     assert f"report: {out.resolve()}" in capsys.readouterr().out
@@ -262,7 +258,7 @@ def older(folder: Path, to: Path) -> Path:
 )
 def test_a_run_that_lacks_a_column_is_one_line(name, column, folder, tmp_path):
     old = older(folder, tmp_path / "old")
-    assert page([read_run(old)])
+    assert report_page([read_run(old)])
     path = old / f"{name}.csv"
     pd.read_csv(path, dtype=str).drop(columns=column).to_csv(path, index=False)
     with pytest.raises(DialError, match=f"{name}.csv has no column '{column}'"):

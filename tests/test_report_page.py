@@ -12,9 +12,9 @@ import frames
 import pytest
 import report_case
 
-from refusal_dial.figure_files import found_browser
-from refusal_dial.report.page import page
+from refusal_dial.report.page import report_page
 from refusal_dial.report.reading import read_run
+from refusal_dial.report.theme import found_browser
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -37,7 +37,7 @@ def paths(tmp_path_factory, scores):
     spoken = report_case.leave_spoken(here / "spoken", scores, source)
     pages = {"one": [one], "two": [one, two], "spoken": [spoken]}
     for name, folders in pages.items():
-        (here / f"{name}.html").write_text(page([read_run(folder) for folder in folders]))
+        (here / f"{name}.html").write_text(report_page([read_run(folder) for folder in folders]))
     return {name: here / f"{name}.html" for name in pages}
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.patching.roles import align, role_order
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.studies.pairs import align, role_order
 
 ids = st.lists(st.integers(0, 3), max_size=8)
 

@@ -7,15 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.hooks import ablate, clamp, patch, steer
-from refusal_dial.operations import Add
-from refusal_dial.row_hooks import (
+from refusal_dial.common import hook_name
+from refusal_dial.generate.decode import (
     RowHook,
     at_the_last_token,
     leaves_the_rest_alone,
     row_hooks,
 )
-from refusal_dial.types import hook_name
+from refusal_dial.hooks import Add, ablate, clamp, patch, steer
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
 NAME = hook_name("resid_pre", 1)

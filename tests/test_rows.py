@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 from prompt_case import ROW, broken
 
-from refusal_dial.prompts import Prompt, load_prompts
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import Prompt, load_prompts
 
 GOOD = json.dumps(ROW) + "\n"
 

@@ -20,9 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refusal_dial import run as run_module
-from refusal_dial.run import (
+from refusal_dial.common import DialError
+from refusal_dial.run import folder as run_module
+from refusal_dial.run.folder import (
     append,
+    close_log,
     find_run,
     finish,
     kept_batches,
@@ -31,8 +33,6 @@ from refusal_dial.run import (
     read_table,
     read_verdict,
 )
-from refusal_dial.run_log import close_log
-from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
 SETTINGS = {"model": {"name": "tiny"}, "seed": 0, "alphas": [-1.0, 0.0, 1.0], "system": None}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refusal_dial.run import open_run, planned_run
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.run.folder import open_run, planned_run
 
 
 def a_loop(path):

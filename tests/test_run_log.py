@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from refusal_dial.run_log import LogFile, close_log, open_log
+from refusal_dial.run.folder import LogFile, close_log, open_log
 
 log = logging.getLogger("refusal_dial")
 root = logging.getLogger()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.run_settings import SHOWN, content, difference, key_of
+from refusal_dial.run.folder import LONGEST_SETTING, content, first_difference, key_of
 
 LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=200)
 DATA = st.recursive(
@@ -22,9 +22,9 @@ DATA = st.recursive(
 
 @given(one=DATA, other=DATA)
 def test_what_differs_is_seen_to_differ(one, other):
-    name, a, b = difference("x", one, other)
+    name, a, b = first_difference("x", one, other)
     assert name.startswith("x")
-    assert max(len(a), len(b)) <= SHOWN + 1
+    assert max(len(a), len(b)) <= LONGEST_SETTING + 1
     if json.dumps(one) != json.dumps(other) and json.dumps(one, sort_keys=True) != json.dumps(
         other, sort_keys=True
     ):
@@ -44,7 +44,7 @@ def test_what_differs_is_seen_to_differ(one, other):
     ],
 )
 def test_the_innermost_setting_and_the_place_are_shown(one, other, said):
-    assert difference("x", one, other) == said
+    assert first_difference("x", one, other) == said
 
 
 def test_where_a_hash_says_what_was_read_its_place_makes_no_other_run():

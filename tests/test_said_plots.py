@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.continuation.flags import UNITS as KNOWN
-from refusal_dial.continuation.plots import (
+from refusal_dial.cli.flags import CONTINUATION_UNITS as KNOWN
+from refusal_dial.common import DialError
+from refusal_dial.report.continuation import (
     alpha_sweep,
     distributions,
     layer_heatmap,
     subset_heatmap,
 )
-from refusal_dial.continuation.summary import CONTROLS, summarise_said
-from refusal_dial.theme import UNITS, subset_colour, unit_label
-from refusal_dial.types import DialError
+from refusal_dial.report.theme import UNIT_LABELS, subset_colour, unit_label
+from refusal_dial.studies.continuation import CONTINUATION_CONTROLS, summarise_continuations
 
 GROUPS = (("CHALLENGING", "all"), ("BENIGN", "all"))
 ALPHAS = (-1.0, 0.0, 0.5, 1.0)
@@ -32,15 +32,17 @@ def rows():
 
 @pytest.fixture(scope="module")
 def summary(rows):
-    return summarise_said(rows)
+    return summarise_continuations(rows)
 
 
 def test_a_control_is_told_by_its_subset_and_its_kind(summary):
     figure = alpha_sweep(summary, "t", "alpha")
     drawn = [one for one in figure.data if one.mode == "markers"]
-    assert len(drawn) == 2 * len(GROUPS) * len(CONTROLS)
+    assert len(drawn) == 2 * len(GROUPS) * len(CONTINUATION_CONTROLS)
     looks = {(one.name, one.marker.color, one.marker.symbol) for one in drawn}
-    assert len(looks) == len({look[1:] for look in looks}) == len(GROUPS) * len(CONTROLS)
+    assert (
+        len(looks) == len({look[1:] for look in looks}) == len(GROUPS) * len(CONTINUATION_CONTROLS)
+    )
     for one in drawn:
         subset, kind = one.name.split(" x")[0].split(", ")
         assert one.marker.color == subset_colour(subset)
@@ -80,7 +82,7 @@ def test_a_heatmap_says_what_its_cells_are_of(summary):
 
 
 def test_every_unit_has_its_words_and_they_are_on_the_axis(rows, summary):
-    assert set(UNITS) == set(KNOWN)
+    assert set(UNIT_LABELS) == set(KNOWN)
     alpha = unit_label("alpha", {"alpha_unit": "distance"})
     assert alpha == "alpha (1 = distance of the class means)"
     assert unit_label("alpha", {}) == "alpha"

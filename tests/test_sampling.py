@@ -6,8 +6,8 @@ import pytest
 import torch
 from architectures import prompts
 
-from refusal_dial.sampling import Decoding, choose, draws
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.generate.decode import Decoding, choose, draws
 
 
 def test_numbers_belong_to_the_prompt_and_the_sample() -> None:

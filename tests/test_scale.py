@@ -3,9 +3,8 @@
 import pytest
 import tiny
 import torch
+from embedded_model.training import RESIDUAL_SCALE, rescale
 from transformers import Qwen2Config, Qwen2ForCausalLM
-
-from refusal_dial.organism.scale import RESIDUAL_SCALE, rescale
 
 
 def test_rescaling_changes_no_logit_and_survives_saving(tmp_path):

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.scorers import (
+from refusal_dial.common import DialError
+from refusal_dial.scoring.logits import (
     FAMILIES,
     SMALLEST_FAMILY_VOCABULARY,
     LogitDiff,
@@ -23,7 +24,6 @@ from refusal_dial.scorers import (
     logit_diff,
     refusal_score,
 )
-from refusal_dial.types import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
 V = 12

@@ -11,20 +11,24 @@ import pytest
 import torch
 
 from refusal_dial import directions
-from refusal_dial.activations import collect_positions
+from refusal_dial.cli.flags import SelectionFlags
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import Prompt, of_subset
 from refusal_dial.hooks import ablate, steer
-from refusal_dial.prompts import Prompt, of_subset
-from refusal_dial.run import read_table
-from refusal_dial.selection import layout
-from refusal_dial.selection.candidates import split, template_positions
-from refusal_dial.selection.flags import SelectionFlags
-from refusal_dial.selection.job import conduct_selection
-from refusal_dial.selection.measures import kl_from, low_layers
-from refusal_dial.selection.rules import NO_DIFFERENCE
-from refusal_dial.selection.tables import print_report, print_selection
-from refusal_dial.study import open_study
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.report.selection import print_report, print_selection
+from refusal_dial.run.folder import read_table
+from refusal_dial.studies import selection as layout
+from refusal_dial.studies.base import load_study
+from refusal_dial.studies.selection import (
+    NO_DIFFERENCE,
+    conduct_selection,
+    kl_from,
+    low_layers,
+    split,
+    template_positions,
+)
 
 FLAGS = SelectionFlags(
     device="cpu",
@@ -49,7 +53,7 @@ def study(qwen_folder, tmp_path_factory):
         for i in range(14)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return open_study(replace(FLAGS, model=str(qwen_folder), prompts=str(path)))
+    return load_study(replace(FLAGS, model=str(qwen_folder), prompts=str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +243,7 @@ def test_the_layout_is_read_back_as_what_was_measured(selected):
 
 
 def test_a_finished_run_is_read(study, selected, monkeypatch):
-    monkeypatch.setattr("refusal_dial.job.append", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("refusal_dial.run.job.append", lambda *_: pytest.fail("computed again"))
     flags = replace(FLAGS, out=str(selected.run.folder), layout="refusal_direction")
     again = conduct_selection("select_direction", study, flags)
     assert torch.equal(again.direction.unit, selected.direction.unit)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.selection.limits import LIMITS, Limits
-from refusal_dial.selection.rules import (
+from refusal_dial.cli.flags import RULE_LIMITS, Limits
+from refusal_dial.common import DialError
+from refusal_dial.studies.selection import (
     chosen,
     dropped,
     evaluations_json,
@@ -17,7 +18,6 @@ from refusal_dial.selection.rules import (
     rank,
     read_evaluations,
 )
-from refusal_dial.types import DialError
 
 PUBLISHED = {"qwen-1_8b-chat": (24, (-2, 15)), "meta-llama-3-8b-instruct": (32, (-5, 12))}
 
@@ -27,7 +27,7 @@ def frame(rows):
 
 
 def ruled(rule, rows, n_layers=10, limits=None):
-    return rank(rule, frame(rows), n_layers, limits or LIMITS[rule])
+    return rank(rule, frame(rows), n_layers, limits or RULE_LIMITS[rule])
 
 
 # --- parity with what was published
@@ -40,7 +40,7 @@ def test_the_published_evaluations_give_the_published_choice_and_the_published_f
     text = (folder / "select_direction/direction_evaluations.json").read_text()
     candidates = read_evaluations(folder / "select_direction/direction_evaluations.json")
     assert len(candidates) == 5 * n_layers
-    ranked = rank("refusal", candidates, n_layers, LIMITS["refusal"])
+    ranked = rank("refusal", candidates, n_layers, RULE_LIMITS["refusal"])
     assert chosen(ranked) == choice
     about = json.loads((folder / "direction_metadata.json").read_text())
     assert chosen(ranked) == (about["pos"], about["layer"])
@@ -77,7 +77,7 @@ def test_a_candidate_is_dropped_for_its_own_reason_and_the_good_one_chosen(row, 
 
 def test_a_reason_of_ones_own_comes_before_every_rule():
     candidates = frame([(-1, 0, -9.0, 5.0, 0.0), GOOD]).assign(dropped=["no direction", ""])
-    ranked = rank("refusal", candidates, 10, LIMITS["refusal"])
+    ranked = rank("refusal", candidates, 10, RULE_LIMITS["refusal"])
     assert ranked["dropped"].tolist() == ["", "no direction"]
 
 
@@ -93,9 +93,9 @@ def test_limits_can_be_loosened():
 
 
 def test_layers_that_a_rule_discards_need_not_be_measured():
-    assert list(needed_layers("refusal", 24, LIMITS["refusal"])) == list(range(19))
-    assert list(needed_layers("cosmic", 24, LIMITS["cosmic"])) == list(range(24))
-    assert list(needed_layers("effect", 24, LIMITS["effect"])) == list(range(24))
+    assert list(needed_layers("refusal", 24, RULE_LIMITS["refusal"])) == list(range(19))
+    assert list(needed_layers("cosmic", 24, RULE_LIMITS["cosmic"])) == list(range(24))
+    assert list(needed_layers("effect", 24, RULE_LIMITS["effect"])) == list(range(24))
 
 
 # --- the other rules

@@ -11,14 +11,17 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial.conditional import AddIf
-from refusal_dial.continuation.flags import SparingFlags
-from refusal_dial.continuation.opened import open_continuations
-from refusal_dial.continuation.spared import as_trade_off
-from refusal_dial.continuation.sparing import detectors_at, sparing_cells
-from refusal_dial.run import read_table
-from refusal_dial.trade_off import trade_off
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import SparingFlags
+from refusal_dial.common import DialError
+from refusal_dial.hooks import AddIf
+from refusal_dial.run.folder import read_table
+from refusal_dial.stats.trade_off import trade_off
+from refusal_dial.studies.continuation import (
+    as_trade_off,
+    detectors_at,
+    gated_cells,
+    load_continuations,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +44,7 @@ def flags(tmp_path_factory):
 
 
 def test_a_detector_fires_on_no_more_benign_openings_than_its_rate(flags):
-    opened = open_continuations(flags)
+    opened = load_continuations(flags)
     found = detectors_at(opened, flags, 1)
     assert len(found) == 3
     calibrated_on = opened.last[0][: len(opened.last[0]) // 2][1::2]
@@ -52,7 +55,7 @@ def test_a_detector_fires_on_no_more_benign_openings_than_its_rate(flags):
 
 
 def test_cells_are_always_on_and_the_same_behind_detectors(flags):
-    cells = sparing_cells(open_continuations(flags), flags)
+    cells = gated_cells(load_continuations(flags), flags)
     kinds = [cell.labels["direction"] for cell in cells]
     assert kinds == ["baseline", *["learned"] * 2, *["conditional"] * 2, *["random_detector"] * 4]
     always, gated = cells[2].hooks[0][1], cells[4].hooks[0][1]

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from refusal_dial.generate import Completion, generate
+from refusal_dial.cells import Cell
+from refusal_dial.generate.completions import completion_rows, unsteered_nll
+from refusal_dial.generate.decode import Completion, Decoding, generate
+from refusal_dial.generate.likelihood import nll
 from refusal_dial.hooks import steer
-from refusal_dial.likelihood import nll
-from refusal_dial.sampling import Decoding
-from refusal_dial.spoken import costs, say
-from refusal_dial.sweep import Cell
-from refusal_dial.tokens import Tokens, tokenize
+from refusal_dial.model.tokens import Tokens, tokenize
 
 LABELS = {"direction": "learned", "seed": None, "layer": 1, "site": "resid_pre", "pos": -1}
 ROWS = pd.DataFrame({"prompt_id": ["a", "b", "c"], "subset": "EDGE"})
@@ -30,7 +29,7 @@ def said(qwen):
         for a in (0.0, 9.0)
     ]
     decoding = Decoding(6, 0.9, 0.95, samples=2)
-    return tokens, cells, decoding, say(qwen, tokens, ROWS, cells, decoding)
+    return tokens, cells, decoding, completion_rows(qwen, tokens, ROWS, cells, decoding)
 
 
 def test_rows_stand_by_cell_prompt_and_sample(said):
@@ -59,7 +58,7 @@ def test_a_cost_is_that_of_the_row_alone(qwen):
         Completion(2, 1, 0, "xy", (90, 91), "end"),
         Completion(2, 0, 0, "", (), "nan"),
     ]
-    found = costs(qwen, tokens, said)
+    found = unsteered_nll(qwen, tokens, said)
     assert found[0] == found[2]
     for i in (0, 1):
         at = said[i].prompt

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.run import append, finish, open_run, read_table
-from refusal_dial.run_log import close_log
-from refusal_dial.spreadsheets import as_meant, meant, shown, to_show
+from refusal_dial.run.folder import (
+    append,
+    as_cell,
+    as_meant,
+    close_log,
+    finish,
+    meant,
+    open_run,
+    read_table,
+    to_show,
+)
 
 STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 BLANKS = " \n\v\u00a0\u2003\u3000\u200b\ufeff\x00\x1f"
@@ -25,19 +33,19 @@ def runs(cell):
 
 @given(texts)
 def test_nothing_that_is_shown_is_run_and_it_means_what_it_meant(text):
-    assert not runs(shown(text))
-    assert meant(shown(text)) == text
+    assert not runs(as_cell(text))
+    assert meant(as_cell(text)) == text
 
 
 @given(texts)
 def test_a_text_that_nothing_runs_is_written_as_it_is(text):
     if not runs(text.lstrip("'")) and text.isascii() and text.isprintable():
-        assert shown(text) == text
+        assert as_cell(text) == text
 
 
 @given(st.lists(texts, unique=True, max_size=8))
 def test_different_texts_stay_different(some):
-    assert len({shown(text) for text in some}) == len(some)
+    assert len({as_cell(text) for text in some}) == len(some)
 
 
 def test_numbers_and_gaps_are_left_alone():

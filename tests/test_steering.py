@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_dial.directions import Provenance, from_vector
-from refusal_dial.flags import RELATIVE_ALPHAS, SteeringFlags
-from refusal_dial.prompts import Prompt
-from refusal_dial.readers import CONTROLS
-from refusal_dial.scorers import RefusalTokens
-from refusal_dial.steering import (
+from refusal_dial.cli.flags import RELATIVE_ALPHAS, SteeringFlags
+from refusal_dial.cli.values import CONTROL_KINDS
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import Prompt
+from refusal_dial.directions.learning import Provenance, from_vector
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.scoring.logits import RefusalTokens
+from refusal_dial.studies.base import Study
+from refusal_dial.studies.steering import (
     alphas_at,
+    at_place,
     control_directions,
     learn,
-    placed,
     steering_cells,
     training,
 )
-from refusal_dial.study import Study
-from refusal_dial.tokens import Tokens
-from refusal_dial.types import DialError
 
 N, D = 40, 32
 
@@ -111,7 +111,7 @@ def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(plante
 def test_every_control_that_is_named_is_there_at_every_layer_and_alpha(planted):
     study, _ = planted
     kinds = {"random": 3, "covariance": 3, "shuffled": 3, "flipped": 1, "length": 1, "fold": 5}
-    asked = flags(alphas=(-2.0, 3.0), controls=CONTROLS)
+    asked = flags(alphas=(-2.0, 3.0), controls=CONTROL_KINDS)
     learned = learn(study, asked, study.prompts)
     cells = steering_cells(study, asked, learned, study.prompts)
     found = Counter((c.labels["direction"], c.labels["layer"]) for c in cells[1:])
@@ -145,7 +145,7 @@ def test_shuffled_directions_lose_what_the_learned_one_has(planted, balanced):
 
 def test_a_direction_from_a_file_has_the_controls_that_need_no_learning(planted):
     study, _ = planted
-    asked = flags(controls=CONTROLS)
+    asked = flags(controls=CONTROL_KINDS)
     (learned, _) = learn(study, asked, study.prompts)
     kinds = {kind for kind, *_ in control_directions(study, asked, learned, ())}
     assert kinds == {"random", "covariance", "flipped"}
@@ -175,8 +175,8 @@ def test_a_direction_from_a_file_is_placed_where_the_flags_say(planted):
     study, _ = planted
     known = from_vector(torch.ones(D), Provenance(9, "mlp_out", -3, model="elsewhere"))
     with pytest.raises(DialError, match=r"was learned on elsewhere .* or --any-model"):
-        placed(known, study, flags(), 2)
-    here = placed(known, study, flags(site="resid_post", pos=-2), 2, any_model=True).provenance
+        at_place(known, study, flags(), 2)
+    here = at_place(known, study, flags(site="resid_post", pos=-2), 2, any_model=True).provenance
     assert (here.layer, here.site, here.pos, here.model) == (2, "resid_post", -2, "elsewhere")
 
 
@@ -186,4 +186,4 @@ def test_a_direction_of_another_width_is_refused(planted):
     with pytest.raises(
         DialError, match=r"is 7 wide \(learned on small\) and this model's .* is 32"
     ):
-        placed(narrow, study, flags(), 0)
+        at_place(narrow, study, flags(), 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from refusal_dial.directions import Direction
-from refusal_dial.strengths import UNSTEERED, strength_cells
+from refusal_dial.directions.learning import Direction
+from refusal_dial.studies.steering import UNSTEERED, strength_cells
 
 
 def test_every_direction_at_every_strength_is_as_long():

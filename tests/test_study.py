@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_dial.flags import StudyFlags
-from refusal_dial.model import load_model
-from refusal_dial.scorers import refusal_score
-from refusal_dial.study import (
-    make_scorer,
-    open_study,
-    prompt_rows,
-    refusal_tokens,
-    study_settings,
-)
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.cli.flags import StudyFlags
+from refusal_dial.common import DialError
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.scoring.logits import make_scorer, refusal_score, refusal_tokens
+from refusal_dial.studies.base import load_study, prompt_rows, study_settings
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +34,7 @@ def flags(folder, path, **changes) -> StudyFlags:
 
 
 def test_scores_and_activations_are_those_of_each_prompt_alone(qwen_folder, prompts_file):
-    study = open_study(flags(qwen_folder, prompts_file, batch_size=5), layers=None)
+    study = load_study(flags(qwen_folder, prompts_file, batch_size=5), layers=None)
     assert study.layers == (0, 1, 2)
     assert study.activations.shape == (3, 12, 32)
     for i in (0, 7, 11):
@@ -52,7 +46,7 @@ def test_scores_and_activations_are_those_of_each_prompt_alone(qwen_folder, prom
 
 
 def test_prompt_rows_tell_train_from_holdout(qwen_folder, prompts_file):
-    study = open_study(flags(qwen_folder, prompts_file))
+    study = load_study(flags(qwen_folder, prompts_file))
     table = prompt_rows(study, study.prompts[4:6])
     assert list(table.columns) == ["prompt_id", "subset", "split"]
     assert list(table.loc[table["split"] == "train", "prompt_id"]) == ["EDGE0", "EDGE1"]
@@ -60,7 +54,7 @@ def test_prompt_rows_tell_train_from_holdout(qwen_folder, prompts_file):
 
 def test_settings_are_plain_data_without_the_folder_they_go_to(qwen_folder, prompts_file):
     given = flags(qwen_folder, prompts_file, out="anywhere")
-    study = open_study(given)
+    study = load_study(given)
     settings = json.loads(json.dumps(study_settings(study, given)))
     assert "out" not in settings
     assert settings["refusal_tokens"]["refusal_texts"] == ["I"]
@@ -69,9 +63,9 @@ def test_settings_are_plain_data_without_the_folder_they_go_to(qwen_folder, prom
 
 
 def test_a_system_message_and_plain_text_change_the_scores(qwen_folder, prompts_file):
-    base = open_study(flags(qwen_folder, prompts_file)).scores
+    base = load_study(flags(qwen_folder, prompts_file)).scores
     for change in ({"system": "Refuse."}, {"plain": True}):
-        other = open_study(flags(qwen_folder, prompts_file, **change)).scores
+        other = load_study(flags(qwen_folder, prompts_file, **change)).scores
         assert not np.allclose(base, other)
 
 
@@ -87,7 +81,7 @@ def test_a_system_message_and_plain_text_change_the_scores(qwen_folder, prompts_
 )
 def test_what_cannot_be_opened_is_one_line(qwen_folder, prompts_file, changes, message):
     with pytest.raises(DialError) as error:
-        open_study(flags(qwen_folder, prompts_file, **changes))
+        load_study(flags(qwen_folder, prompts_file, **changes))
     assert message in str(error.value)
 
 
@@ -95,11 +89,11 @@ def test_calibration_needs_both_groups(qwen_folder, tmp_path):
     path = tmp_path / "edge.jsonl"
     path.write_text('{"text": "a", "subset": "EDGE"}\n{"text": "b", "subset": "EDGE"}\n')
     with pytest.raises(DialError, match="takes HARMFUL and BENIGN prompts, and these are EDGE"):
-        open_study(flags(qwen_folder, str(path), refusal_tokens="auto"))
+        load_study(flags(qwen_folder, str(path), refusal_tokens="auto"))
 
 
 def test_the_embedded_model_calibrates_to_words_that_open_a_refusal(embedded):
-    study = open_study(StudyFlags(device="cpu"))
+    study = load_study(StudyFlags(device="cpu"))
     assert study.refusal.source == "calibrated"
     assert {text.strip() for text in study.refusal.refusal_texts} & {"I", "Sorry", "No"}
     by_subset = {

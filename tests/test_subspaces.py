@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.subspaces import basis, overlap
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.directions.learning import basis, overlap
 
 
 @given(st.integers(0, 999))

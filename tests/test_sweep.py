@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
+from refusal_dial.cells import Cell
 from refusal_dial.hooks import steer
-from refusal_dial.sweep import Budget, Cell, batch_sizes, sweep_batches
-from refusal_dial.tokens import last_logits, tokenize
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.run.plan import Budget, batch_sizes, sweep_batches
 
 UNIT = torch.nn.functional.normalize(
     torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0

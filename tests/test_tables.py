@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial import tables
-from refusal_dial.summary import summarise
-from refusal_dial.tables import (
+from refusal_dial.report import steering as tables
+from refusal_dial.report.steering import (
     print_band,
     print_controls,
     print_dial,
     print_groups,
     print_verdict,
 )
+from refusal_dial.stats.summary import summarise
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def printed(capsys, monkeypatch):
     """What a table prints at a width."""
 
     def show(width, print_table, *arguments):
-        monkeypatch.setattr(tables, "WIDTH", width)
+        monkeypatch.setattr(tables, "_WIDTH", width)
         print_table(*arguments)
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= width

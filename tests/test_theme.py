@@ -7,8 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from refusal_dial.summary import summarise
-from refusal_dial.theme import (
+from refusal_dial.report.theme import (
     COLOURS,
     SUBSET_COLOURS,
     add_band,
@@ -19,6 +18,7 @@ from refusal_dial.theme import (
     subset_colour,
     title_of,
 )
+from refusal_dial.stats.summary import summarise
 
 
 def luminance(colour):

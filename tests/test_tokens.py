@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unchecked import unchecked
 
-from refusal_dial.model import load_model
-from refusal_dial.tokens import Tokens, last_logits, tokenize
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 
 
 def text_of(model, row: torch.Tensor, mask: torch.Tensor) -> str:
@@ -98,7 +98,7 @@ def test_no_prompts_and_no_tokens(qwen, tmp_path):
         with pytest.raises(DialError, match="prompt 2 of 2 is no text, or empty: ''"):
             tokenize(qwen, ["Hi", ""], chat=chat)
     with pytest.raises(DialError, match=r"prompt 1 of 1 is no text, or empty: None"):
-        unchecked("tokens").tokenize(qwen, [None])
+        unchecked("model/tokens").tokenize(qwen, [None])
 
 
 def test_one_text_is_no_list_of_prompts(qwen):

@@ -11,9 +11,9 @@ import tiny
 import torch
 import transformers
 
-from refusal_dial.rated import auc, correlation, load_rated
-from refusal_dial.toxicity import MEASURED, load_toxicity, toxic_label
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.scoring.ratings import correlation, load_rated, toxic_auc
+from refusal_dial.scoring.toxicity import MEASURED_SCORERS, load_toxicity, toxic_label
 
 NAMES = {0: "neutral", 1: "Toxic"}
 TEXTS = ["You are an idiot!", "Let us have some tea.", "", "x " * 2000, "  \n"]
@@ -65,12 +65,12 @@ def test_the_offline_scorer_misses_what_is_meant_and_not_said():
 def test_the_figures_that_the_offline_scorer_claims_are_measured(shared):
     sets = [one for name in ("rtp", "wiki_toxicity") for one in load_rated(shared / "data" / name)]
     scorer = load_toxicity()
-    claimed = {measured.n: measured for measured in MEASURED}
+    claimed = {measured.n: measured for measured in MEASURED_SCORERS}
     for one in sets:
         scores, ratings = scorer(one.texts), np.asarray(one.ratings)
-        assert round(auc(scores, ratings), 3) == claimed[len(one)].auc
+        assert round(toxic_auc(scores, ratings), 3) == claimed[len(one)].auc
         assert round(correlation(scores, ratings), 3) == claimed[len(one)].correlation
-    assert len(sets) == len(MEASURED)
+    assert len(sets) == len(MEASURED_SCORERS)
 
 
 def test_the_offline_scorer_has_no_labels_to_choose_from():

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.trade_off import trade_off
-from refusal_dial.trade_off_plot import NAMES, trade_off_curves
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
+from refusal_dial.report.steering import CURVE_NAMES, trade_off_curves
+from refusal_dial.stats.trade_off import trade_off
 
 N = 20
 
@@ -38,7 +38,7 @@ def row(table: pd.DataFrame, direction: str) -> pd.Series:
 
 def test_gain_cost_and_shares_are_what_was_put_in():
     table = trade_off(scores(), wanted="W", spared="S")
-    always, gated, random = (row(table, name) for name in NAMES)
+    always, gated, random = (row(table, name) for name in CURVE_NAMES)
     assert (always["gain"], always["cost"]) == (2.0, 0.5)
     assert (always["kept"], always["paid"]) == (1.0, 1.0)
     assert (gated["gain"], gated["cost"]) == (1.5, 0.1)
@@ -85,7 +85,7 @@ def test_the_figure_shows_both_ways_on_the_same_axes():
     table = trade_off(scores(), wanted="W", spared="S")
     figure = trade_off_curves(table, "title", "W", "S")
     drawn = {trace.name: trace for trace in figure.data}
-    assert set(drawn) == set(NAMES.values())
+    assert set(drawn) == set(CURVE_NAMES.values())
     assert (drawn["behind the detector"].x[0], drawn["behind the detector"].y[0]) == (0.1, 1.5)
     assert figure.layout.xaxis.title.text == "rise of the share refused, S"
     with pytest.raises(DialError, match="expected directions learned, conditional"):

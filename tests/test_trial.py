@@ -11,8 +11,8 @@ from architectures import fresh
 from grids import TOKENS, add_one, logprob, messages, mixed_grid, plain
 from torch import Tensor
 
-from refusal_dial.engine import score_grid
-from refusal_dial.types import hook_name
+from refusal_dial.common import hook_name
+from refusal_dial.engine.score import score_grid
 
 
 def test_a_model_with_hooks_attached_runs_plain(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.types import (
+from refusal_dial.common import (
     NAMED_POS,
     SITES,
     DialError,
     check_pos,
+    format_value,
     hook_name,
     is_utf8,
     one_of,
     positions,
-    shown,
 )
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
@@ -165,13 +165,13 @@ def test_an_integer_that_python_does_not_write_out_is_shown_by_its_type(held):
     long = 16**5000 if held is int else held([1, 16**5000])
     with pytest.raises(ValueError, match="digits"):
         repr(long)
-    assert shown(long) == f"a value of type {type(long).__name__} too long to be written out"
+    assert format_value(long) == f"a value of type {type(long).__name__} too long to be written out"
     assert "too long to be written out" in str(one_of(long, ["a"], "letter"))
 
 
 @given(st.text())
 def test_a_value_is_shown_as_it_is_up_to_a_length(text):
-    assert shown(text, 10**6) == repr(text)
-    assert len(shown(text, 20)) <= 23
+    assert format_value(text, 10**6) == repr(text)
+    assert len(format_value(text, 20)) <= 23
     assert is_utf8(text)
     assert not is_utf8(text + "\ud800")

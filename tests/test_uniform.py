@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.calibration.uniform import spread, uniformity
-from refusal_dial.stats import rank_p
+from refusal_dial.stats.p_values import rank_p
+from refusal_dial.studies.calibration import p_value_spread, uniformity
 
 
 def frame(p_values, draws: int) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def test_the_ranks_simulated_here_are_those_of_the_statistics():
 
 def test_a_spread_p_stays_on_its_own_step():
     p = np.arange(1, 6) / 5
-    found = np.array([spread(p, np.full(5, 4), seed) for seed in range(200)])
+    found = np.array([p_value_spread(p, np.full(5, 4), seed) for seed in range(200)])
     assert (found <= p).all()
     assert (found > p - 0.2 - 1e-12).all()
     assert found.std(0).min() > 0.04

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "validate_judge.py"
 

@@ -11,11 +11,11 @@ from script_case import load
 from test_control_vectors import gguf
 
 from refusal_dial import directions
-from refusal_dial.run import read_table, read_verdict
-from refusal_dial.types import DialError
-from refusal_dial.verify.job import conduct_verification
-from refusal_dial.verify.opened import open_verification, opened_on
-from refusal_dial.verify.shown import print_verdict
+from refusal_dial.common import DialError
+from refusal_dial.report.verify import print_verification, write_verdict
+from refusal_dial.run.folder import read_table, read_verdict
+from refusal_dial.studies.verify import load_verification, verification_of
+from refusal_dial.studies.verify_claims import conduct_verification
 
 PLACE = ["layer", "site", "pos", "alpha"]
 
@@ -48,7 +48,7 @@ def verify(study, prompts, folder):
         if name not in done:
             path = folder / f"{name}.safetensors"
             flags = verify_case.flags_for(prompts, path, out=str(folder / f"run {name}"))
-            opened = opened_on(study, directions.load(path), flags)
+            opened = verification_of(study, directions.load(path), flags)
             done[name] = conduct_verification("verify_direction", opened, flags)
         return done[name]
 
@@ -111,7 +111,7 @@ def test_a_direction_of_prompt_length_fails_as_prompt_length(verify):
 def test_test_prompts_are_ones_the_direction_never_saw(study, prompts, folder, verify):
     path = folder / "refusal.safetensors"
     given = directions.load(path)
-    opened = opened_on(study, given, verify_case.flags_for(prompts, path))
+    opened = verification_of(study, given, verify_case.flags_for(prompts, path))
     test = {prompt.id for prompt in opened.test}
     assert not test & set(given.provenance.prompt_ids)
     assert {prompt.id for prompt in opened.learn} == set(given.provenance.prompt_ids)
@@ -128,10 +128,12 @@ def test_a_direction_that_saw_every_prompt_is_exploratory(study, prompts, folder
         prompt_ids=tuple(p.id for p in edge),
         data_hash=verify_case.data_hash(edge),
     )
-    opened = opened_on(study, replace(one, provenance=about), verify_case.flags_for(prompts, path))
+    opened = verification_of(
+        study, replace(one, provenance=about), verify_case.flags_for(prompts, path)
+    )
     assert opened.exploratory
     unknown = replace(one, provenance=replace(one.provenance, prompt_ids=(), data_hash=""))
-    opened = opened_on(study, unknown, verify_case.flags_for(prompts, path))
+    opened = verification_of(study, unknown, verify_case.flags_for(prompts, path))
     assert not opened.exploratory
     assert not opened.known
 
@@ -139,7 +141,7 @@ def test_a_direction_that_saw_every_prompt_is_exploratory(study, prompts, folder
 def test_controls_have_the_place_and_length_of_the_direction(study, prompts, folder):
     path = folder / "refusal.safetensors"
     given = directions.load(path)
-    opened = opened_on(study, given, verify_case.flags_for(prompts, path, n_random=5))
+    opened = verification_of(study, given, verify_case.flags_for(prompts, path, n_random=5))
     assert [one.kind for one in opened.controls] == ["random"] * 5 + ["covariance"] * 5 + [
         "shuffled"
     ] * 5
@@ -158,15 +160,15 @@ def test_a_finished_run_is_read_and_leaves_the_same_page(
     study, prompts, folder, verify, monkeypatch
 ):
     run = verify("refusal").run
-    page = (run.folder / "verdict.html").read_bytes()
-    monkeypatch.setattr("refusal_dial.job.append", lambda *_: pytest.fail("computed again"))
+    page = write_verdict(run.folder).read_bytes()
+    monkeypatch.setattr("refusal_dial.run.job.append", lambda *_: pytest.fail("computed again"))
     path = folder / "refusal.safetensors"
     flags = verify_case.flags_for(prompts, path, out=str(run.folder))
     again = conduct_verification(
-        "verify_direction", opened_on(study, directions.load(path), flags), flags
+        "verify_direction", verification_of(study, directions.load(path), flags), flags
     )
     assert dict(again.verdict) == dict(verify("refusal").verdict) == read_verdict(run.folder)
-    assert (run.folder / "verdict.html").read_bytes() == page
+    assert write_verdict(run.folder).read_bytes() == page
     table = read_table(run.folder, "summary")
     assert list(table["status"]) == [one["status"] for one in again.verdict["claims"]]
     saved = directions.load(run.folder / "direction.safetensors")
@@ -181,13 +183,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     def verdict_into(name):
         flags = verify_case.flags_for(prompts, path, out=str(tmp_path / name), **small)
-        opened = opened_on(study, directions.load(path), flags)
+        opened = verification_of(study, directions.load(path), flags)
         conduct_verification("verify_direction", opened, flags)
 
     verdict_into("whole")
     with interrupt_after(2):
         verdict_into("run")
-    assert not (tmp_path / "run" / "verdict.html").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
     verdict_into("run")
     for name in ("scores.csv", "summary.csv"):
         whole, again = (tmp_path / of / name for of in ("whole", "run"))
@@ -195,7 +197,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 
 def test_the_terminal_says_each_claim_its_reason_and_what_is_not_shown(verify, capsys):
-    print_verdict(verify("random").verdict)
+    print_verification(verify("random").verdict)
     said = " ".join(capsys.readouterr().out.split())
     assert "verdict: FAIL: turns it up: +alpha moves the score by" in said
     assert "What is not shown:" in said
@@ -247,7 +249,7 @@ def test_a_direction_of_another_width_is_refused(study, prompts, tmp_path):
     torch.save(torch.ones(7), path)
     flags = verify_case.flags_for(prompts, path, layer=20)
     with pytest.raises(DialError, match=r"the direction is 7 wide .* stream is \d+"):
-        opened_on(
+        verification_of(
             study,
             directions.from_vector(torch.ones(7), directions.Provenance(20, "resid_pre", -1)),
             flags,
@@ -259,11 +261,11 @@ def test_too_few_prompts_to_test_on_are_refused(embedded, folder, tmp_path):
     path = folder / "random.safetensors"
     flags = verify_case.flags_for(prompts, path, reference="scores")
     with pytest.raises(DialError, match=r"at least 8 prompts to test on, not \d: more prompts"):
-        opened_on(verify_case.study_at(embedded, prompts), directions.load(path), flags)
+        verification_of(verify_case.study_at(embedded, prompts), directions.load(path), flags)
 
 
 def test_what_is_missing_is_said_before_the_model_loads(prompts, monkeypatch):
-    monkeypatch.setattr("refusal_dial.study.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("refusal_dial.studies.base.load_model", lambda *_: pytest.fail("loaded"))
     flags = verify_case.flags_for(prompts, "gone.pt")
     with pytest.raises(DialError, match="no direction file"):
-        open_verification(flags)
+        load_verification(flags)

@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.stats import holm
-from refusal_dial.verify import harm
-from refusal_dial.verify.claims import Evidence, judge, plain, without_nan
-from refusal_dial.verify.evidence import beyond_controls, ends
-from refusal_dial.verify.table import Measured
+from refusal_dial.stats.p_values import holm
+from refusal_dial.studies import verify_claims as harm
+from refusal_dial.studies.verify import Measurements
+from refusal_dial.studies.verify_claims import (
+    Evidence,
+    beyond_controls,
+    ends,
+    judge_claims,
+    verdict_json,
+    without_nan,
+)
 
 ps = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -24,7 +30,7 @@ def evidence(p=0.001, holds=True, unable="", name="it works"):
 
 @given(p=ps, holds=st.lists(st.booleans(), min_size=8, max_size=8))
 def test_a_claim_passes_only_as_claimed_and_after_correction(p, holds):
-    verdict = judge([evidence(one, has) for one, has in zip(p, holds, strict=False)], 0.05)
+    verdict = judge_claims([evidence(one, has) for one, has in zip(p, holds, strict=False)], 0.05)
     for one, corrected in zip(verdict.claims, holm(p), strict=True):
         assert one.p_corrected == corrected
         assert (one.status == "pass") == (one.evidence.holds and corrected <= 0.05)
@@ -37,17 +43,17 @@ def test_a_claim_passes_only_as_claimed_and_after_correction(p, holds):
 def test_what_could_not_be_shown_does_not_fail():
     few = evidence(0.9, unable="too few draws")
     lost = evidence(0.04, name="lost to the correction")
-    found = judge([few, lost, evidence(), evidence()], 0.05)
+    found = judge_claims([few, lost, evidence(), evidence()], 0.05)
     assert [one.status for one in found.claims] == ["not shown", "not shown", "pass", "pass"]
     assert found.claims[0].reason == "too few draws"
     assert found.claims[1].reason == "p = 0.04 is 0.08 once corrected for 4 claims, over 0.05"
     assert found.status == "not shown"
-    assert judge([evidence(float("nan"))], 0.05).claims[0].status == "not shown"
-    assert judge([few, evidence(0.9)], 0.05).reason == "it works: because"
+    assert judge_claims([evidence(float("nan"))], 0.05).claims[0].status == "not shown"
+    assert judge_claims([few, evidence(0.9)], 0.05).reason == "it works: because"
 
 
 def test_the_verdict_is_json_without_nan():
-    told = without_nan(plain(judge([evidence(float("nan"))], 0.05)))
+    told = without_nan(verdict_json(judge_claims([evidence(float("nan"))], 0.05)))
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["claims"][0]["p"] is None
     assert without_nan({"a": np.float64("inf"), "b": (np.int64(1), 0.5)}) == {
@@ -77,7 +83,7 @@ def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):
             table[kind, "kl", "BENIGN", sign] = np.full((1, n), kl) + noise[:1]
             own = table["baseline", "cost", "BENIGN", 0.0]
             table[kind, "cost", "BENIGN", sign] = own + cost + noise[:1]
-    return Measured(table, 4.0, 0.0, 0.05, 0, False, ("random",), {"random": np.zeros(50)})
+    return Measurements(table, 4.0, 0.0, 0.05, 0, False, ("random",), {"random": np.zeros(50)})
 
 
 @pytest.mark.parametrize(
@@ -85,44 +91,46 @@ def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):
     [(100, 2, "pass"), (100, 20, "fail"), (10, 0, "not shown"), (100, 9, "not shown")],
 )
 def test_new_refusals_pass_only_where_the_limit_is_ruled_out(n, new, status):
-    found = judge([harm.specific(measured(0.0, new=new, n=n), 0.1)], 0.05)
+    found = judge_claims([harm.specific(measured(0.0, new=new, n=n), 0.1)], 0.05)
     assert found.status == status
     assert f"{new} of {n} BENIGN prompts are newly refused" in found.claims[0].reason
 
 
 def test_a_direction_without_effect_is_not_called_specific():
-    found = judge([harm.specific(measured(0.0, swing=0.0), 0.1)], 0.05)
+    found = judge_claims([harm.specific(measured(0.0, swing=0.0), 0.1)], 0.05)
     assert found.status == "not shown"
     assert "no effect that could be specific" in found.reason
 
 
 @pytest.mark.parametrize(("size", "status"), [(0.02, "pass"), (0.3, "fail")])
 def test_replies_are_held_to_their_limits(size, status):
-    found = judge([harm.divergence(measured(size), 0.1), harm.cost(measured(0.0, size), 0.1)], 0.05)
+    found = judge_claims(
+        [harm.divergence(measured(size), 0.1), harm.cost(measured(0.0, size), 0.1)], 0.05
+    )
     assert [one.status for one in found.claims] == [status, status]
     assert all("random directions" in one.reason for one in found.claims)
-    few = judge([harm.divergence(measured(0.06, n=3, spread=0.06), 0.1)], 0.05)
+    few = judge_claims([harm.divergence(measured(0.06, n=3, spread=0.06), 0.1)], 0.05)
     assert few.status == "not shown"
     assert "cannot be ruled out with 3 prompts" in few.reason
 
 
 def test_each_end_has_to_go_its_own_way():
-    up, down = judge(ends(measured(0.0)), 0.05).claims
+    up, down = judge_claims(ends(measured(0.0)), 0.05).claims
     assert (up.status, down.status) == ("pass", "pass")
     assert up.evidence.estimate == pytest.approx(1, abs=0.05)
     assert down.evidence.estimate == pytest.approx(-1, abs=0.05)
-    for one in judge(ends(measured(0.0, swing=-2.0)), 0.05).claims:
+    for one in judge_claims(ends(measured(0.0, swing=-2.0)), 0.05).claims:
         assert one.status == "fail"
         assert "it points the other way" in one.reason
-    for one in judge(ends(measured(0.0, swing=0.0)), 0.05).claims:
+    for one in judge_claims(ends(measured(0.0, swing=0.0)), 0.05).claims:
         assert one.status == "fail"
         assert "no more than random directions" in one.reason
 
 
 def test_a_swing_is_set_beside_controls_and_what_could_have_stood_out():
     found = beyond_controls(measured(0.0))
-    assert judge([found], 0.05).status == "pass"
+    assert judge_claims([found], 0.05).status == "pass"
     assert 0 < found.smallest < 0.1 < found.estimate
-    weak = judge([beyond_controls(measured(0.0, swing=0.001))], 0.05)
+    weak = judge_claims([beyond_controls(measured(0.0, swing=0.001))], 0.05)
     assert weak.status == "fail"
     assert "no more than that of random directions" in weak.reason

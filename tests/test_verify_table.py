@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.stats import rank_p
-from refusal_dial.verify.table import one_sided, tabled
+from refusal_dial.stats.p_values import rank_p
+from refusal_dial.studies.verify import as_tables, one_sided
 
 
 @given(
@@ -30,7 +30,7 @@ def test_each_score_is_found_by_its_direction_measure_subset_and_alpha(order, ga
             )
         ]
     )
-    found = tabled(rows.iloc[list(order)])
+    found = as_tables(rows.iloc[list(order)])
     assert len(found) == 4
     for row in rows.itertuples():
         part = rows.iloc[list(order)]

@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from refusal_dial.directions import Direction, Provenance, save
+from refusal_dial.common import DialError
+from refusal_dial.directions.learning import Direction, Provenance, save
 from refusal_dial.hooks import ablate_everywhere
-from refusal_dial.model import load_model
-from refusal_dial.tokens import last_logits, tokenize
-from refusal_dial.types import DialError
-from refusal_dial.weights import difference, orthogonalised, save_model
+from refusal_dial.model.loading import load_model
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.studies.export import difference, orthogonalised, save_model
 
 sys.path.insert(0, "scripts")
 import export_model
@@ -120,7 +120,7 @@ def test_the_script_keeps_only_what_equals_the_hooks(tmp_path, capsys, monkeypat
     kept = set(tmp_path.iterdir())
     flags = export_model.Flags(flags.direction, model=str(source), out=str(tmp_path / "other"))
     real = orthogonalised(load_model(str(source), "cpu", "float32"), unit(seed=9))
-    monkeypatch.setattr("refusal_dial.weights.orthogonalised", lambda *_: real)
+    monkeypatch.setattr("refusal_dial.studies.export.orthogonalised", lambda *_: real)
     with pytest.raises(DialError, match=r"differs from the hooks by .* and is not kept"):
         export_model.main(flags)
     assert set(tmp_path.iterdir()) == kept

@@ -11,10 +11,11 @@ import pytest
 import tiny
 import torch
 
-from refusal_dial import cli, job
-from refusal_dial.model import identity, load_model
-from refusal_dial.types import DialError
-from refusal_dial.workers import Task, Worker, about, check_same
+from refusal_dial.cli import command_line as cli
+from refusal_dial.common import DialError
+from refusal_dial.model.loading import identity, load_model
+from refusal_dial.run import job
+from refusal_dial.run.machines import Task, Worker, about, check_same_worker
 
 ROOT = Path(__file__).parents[1]
 STUDY = ("--refusal-tokens=I", "--batch-size=4", "--layer=1,2")
@@ -94,7 +95,7 @@ def test_a_worker_loads_the_model_by_its_name_and_says_what_it_is(qwen, qwen_fol
     worker = Worker()
     task = Task(str(qwen_folder), None, "cpu", "float32", None, nothing)
     there, here = worker.open(task), about(qwen)
-    check_same(here, there)
+    check_same_worker(here, there)
     assert there["the weights"].startswith(identity(qwen).revision)
     frame, lines = worker.batch(3)
     assert list(frame["skip"]) == [3]
@@ -107,13 +108,13 @@ def test_a_worker_with_other_weights_is_refused(qwen, qwen_folder, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path)
     there = Worker().open(Task(str(tmp_path), None, "cpu", "float32", None, nothing))
     with pytest.raises(DialError, match=r"a worker has the weights \w+ .* where this process has"):
-        check_same(about(qwen), there)
+        check_same_worker(about(qwen), there)
 
 
 def test_a_worker_with_another_package_is_refused(qwen):
     there = about(qwen) | {"torch": "1.0.0"}
     with pytest.raises(DialError, match=r"a worker has torch 1\.0\.0 where this process has"):
-        check_same(about(qwen), there)
+        check_same_worker(about(qwen), there)
     local = about(qwen)
     assert local["torch"] == torch.__version__.split("+")[0]  # a build for another device will do
 
@@ -124,4 +125,4 @@ def test_a_worker_without_the_model_says_so(tmp_path):
 
 
 def test_two_loads_of_one_model_are_the_same(qwen, qwen_folder):
-    check_same(about(qwen), about(load_model(str(qwen_folder), "cpu")))
+    check_same_worker(about(qwen), about(load_model(str(qwen_folder), "cpu")))

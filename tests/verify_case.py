@@ -6,17 +6,23 @@ import json
 from dataclasses import asdict
 from functools import partial
 
-from refusal_dial.controls import (
+from refusal_dial.cli.flags import VerifyFlags
+from refusal_dial.data.prompts import (
+    data_hash,
+    holdout_split,
+    load_prompts,
+    of_subset,
+    some_of_each,
+)
+from refusal_dial.directions.controls import (
     Learn,
     random_directions,
     shuffled_directions,
     unrelated_direction,
 )
-from refusal_dial.directions import Direction, Provenance, top_bottom
-from refusal_dial.model import identity
-from refusal_dial.prompts import data_hash, holdout_split, load_prompts, of_subset, some_of_each
-from refusal_dial.study import Study, study_of
-from refusal_dial.verify.flags import VerifyFlags
+from refusal_dial.directions.learning import Direction, Provenance, top_bottom
+from refusal_dial.model.loading import identity
+from refusal_dial.studies.base import Study, study_of
 
 LAYER = 20
 

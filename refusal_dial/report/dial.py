@@ -16,24 +16,27 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial.report.reading import Reading
+from refusal_dial.report.reading import RunReading
 
-PLACE = ["direction", "seed", "layer", "site", "pos", "system"]
-POSITIONS = ("strength", "alpha_relative", "alpha")
-UNITS = {
+DIAL_PLACE = ["direction", "seed", "layer", "site", "pos", "system"]
+
+DIAL_STEPS = ("strength", "alpha_relative", "alpha")
+
+DIAL_UNITS = {
     "strength": "strength (the run's own unit)",
     "alpha_relative": "alpha / mean residual norm",
     "alpha": "alpha (residual-stream units)",
 }
-MOST = 400_000
+
+MOST_DIAL_BYTES = 400_000
 """Scores in a page, at most: about 4 MB. Controls beyond that are left out, and it says so."""
 
 
-def dials(readings: Sequence[Reading]) -> dict[str, Any]:
+def dials(readings: Sequence[RunReading]) -> dict[str, Any]:
     """The dials of all runs, on one scale: `unit` is the first column that all of them have."""
     told = [one for one in readings if one.kind not in ("patching", "other")]
     unit = _unit([one.scores for one in told])
-    return {"unit": unit, "unit_name": UNITS[unit], "runs": [_dial(one, unit) for one in told]}
+    return {"unit": unit, "unit_name": DIAL_UNITS[unit], "runs": [_dial(one, unit) for one in told]}
 
 
 def _unit(frames: Sequence[pd.DataFrame]) -> str:
@@ -54,7 +57,7 @@ def _told(frame: pd.DataFrame, name: str) -> bool:
     return name in frame and bool(frame[name].notna().all())
 
 
-def _dial(reading: Reading, unit: str) -> dict[str, Any]:
+def _dial(reading: RunReading, unit: str) -> dict[str, Any]:
     rows = reading.scores.reset_index(drop=True)
     if "system" not in rows:
         rows = rows.assign(system="")
@@ -66,11 +69,11 @@ def _dial(reading: Reading, unit: str) -> dict[str, Any]:
     base: list[dict[str, Any]] = []
     series: list[dict[str, Any]] = []
     left_out = 0
-    for key, part in rows.groupby(PLACE, sort=False, dropna=False):
-        named = dict(zip(PLACE, map(_plain, key), strict=True))
+    for key, part in rows.groupby(DIAL_PLACE, sort=False, dropna=False):
+        named = dict(zip(DIAL_PLACE, map(_plain, key), strict=True))
         if named["direction"] == "baseline":
             base.append({"system": named["system"], **_side(part, len(ids), words, labels)})
-        elif named["direction"] != "learned" and (1 + len(series)) * len(part) > MOST:
+        elif named["direction"] != "learned" and (1 + len(series)) * len(part) > MOST_DIAL_BYTES:
             left_out += 1
         else:
             kind = named.pop("direction")
@@ -93,7 +96,7 @@ def _dial(reading: Reading, unit: str) -> dict[str, Any]:
     }
 
 
-def _prompts(reading: Reading, rows: pd.DataFrame, ids: Sequence[str]) -> list[dict[str, Any]]:
+def _prompts(reading: RunReading, rows: pd.DataFrame, ids: Sequence[str]) -> list[dict[str, Any]]:
     """A record per prompt; `text` is None where it is not known."""
     about = rows.drop_duplicates("prompt_id").set_index("prompt_id")
     records = []

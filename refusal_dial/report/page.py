@@ -1,32 +1,338 @@
-"""The page: everything about one or more runs in one HTML file that asks nothing of the network.
-
-Styles, scripts and plotly are inlined once; plotly is not run before a figure comes into view. Data
-is JSON without a `<`, so no text can end the script that holds it; in the markup it is escaped. The
-same runs give the same bytes.
-"""
+"""A run as one HTML page: the verdict in words, tables, figures, the dial."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from refusal_dial.common import DialError
+from refusal_dial.report.continuation import alpha_sweep, distributions
 from refusal_dial.report.dial import dials
-from refusal_dial.report.figures import figures_of
-from refusal_dial.report.reading import Reading
-from refusal_dial.report.summary_tables import summary_table
-from refusal_dial.report.verdicts import verdict_of
-from refusal_dial.types import DialError
+from refusal_dial.report.patching import heatmaps, patching_title
+from refusal_dial.report.reading import RunReading
+from refusal_dial.report.replies import reply_curves, trade_off_curve
+from refusal_dial.report.steering import (
+    CONTROL_NAMES,
+    alpha_curves,
+    pareto,
+    score_histograms,
+    set_off,
+    trade_off_curves,
+)
+from refusal_dial.report.theme import SCORE_AXIS, title_of, unit_label
+from refusal_dial.stats.comparison import fairest_p
+from refusal_dial.stats.summary import GROUP
+from refusal_dial.stats.trade_off import trade_off
+from refusal_dial.studies.patching_summary import moved
+
+# --------------------------------------------------------------------------------------------------
+# What a run came to, in sentences: the effect, its interval, its p-value, and its controls beside.
+#
+# It chooses what to say and computes nothing: every number stands in a row.
+
+
+P_COLUMNS = ("p_holm", "p_value", "p_paired")
+
+FIRST_SUBSETS = ("EDGE", "CHALLENGING", "HARMFUL")
+
+UNSEEN = ("holdout", "report", "all")
+
+
+@dataclass(frozen=True)
+class VerdictLine:
+    """A sentence about a group of prompts, and how it stands to its controls."""
+
+    about: str
+    effect: str
+    controls: str
+
+
+def verdict_lines(reading: RunReading) -> list[VerdictLine]:
+    """What a run came to, the most telling first: prompts that were not learned from before others,
+    EDGE before HARMFUL. At most six; the tables have the rest."""
+    summary = reading.summary
+    if reading.kind == "patching":
+        return _patched(summary)
+    if reading.kind == "other":
+        return [
+            VerdictLine(
+                str(reading.config["experiment"]), "what it came to stands in the tables", ""
+            )
+        ]
+    learned = summary[summary["direction"] == "learned"]
+    if learned.empty:
+        return [_unsteered(row, *_value(summary)) for _, row in summary.iterrows()][:6]
+    keys = ["layer", *GROUP]
+    groups = [(key, part) for key, part in learned.groupby(keys, sort=False)]
+    groups.sort(key=lambda group: _rank(str(group[0][1]), str(group[0][2])))
+    return [_steered(summary, key, part) for key, part in groups][:6]
+
+
+def _rank(subset: str, split: str) -> tuple[int, int]:
+    seen = UNSEEN.index(split) if split in UNSEEN else len(UNSEEN)
+    return seen, FIRST_SUBSETS.index(subset) if subset in FIRST_SUBSETS else len(FIRST_SUBSETS)
+
+
+def _value(summary: pd.DataFrame) -> tuple[str, str, str]:
+    """The column to report, the stem of its interval, and its name."""
+    if "refusal_rate" in summary:
+        return "refusal_rate", "rate", "share refused"
+    return "score_mean", "score", "mean score"
+
+
+def _with_interval(row: Any, value: str, stem: str) -> str:
+    text = _number(row[value])
+    low, high = row.get(f"{stem}_lo"), row.get(f"{stem}_hi")
+    return text if pd.isna(low) else f"{text} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: Any) -> str:
+    return "unknown" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
+
+
+def _steered(summary: pd.DataFrame, key: tuple[Any, ...], part: pd.DataFrame) -> VerdictLine:
+    layer, subset, split = key
+    value, stem, name = _value(summary)
+    unit = "strength" if "strength" in part else "alpha"
+    part = part.sort_values(unit)
+    here = summary[(summary[GROUP] == [subset, split]).all(axis=1)]
+    base = here.loc[here["direction"] == "baseline", value]
+    unsteered = f"{_number(base.iloc[0])} unsteered" if len(base) else "unsteered unknown"
+    ends = [part.iloc[0], part.iloc[-1]] if len(part) > 1 else [part.iloc[0]]
+    reached = " and ".join(_end(row, value, stem, unit) for row in ends)
+    controls = here[here["layer"] == layer]
+    controls = controls[~controls["direction"].isin(("learned", "baseline"))]
+    return VerdictLine(
+        f"{subset} {split}, layer {layer}, n = {part['n'].iloc[0]}",
+        f"{name} {unsteered}, {reached}",
+        _controls(controls, value, float(base.iloc[0]) if len(base) else None),
+    )
+
+
+def _end(row: Any, value: str, stem: str, unit: str) -> str:
+    kind, p = fairest_p(row)
+    among = f" among {CONTROL_NAMES[kind]}" if kind else ""
+    if not kind:
+        p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), p)
+    said = "" if pd.isna(p) else f" (p = {p:.3g}{among})"
+    at = f"{row[unit]:g}".replace("-", "−")
+    return f"{_with_interval(row, value, stem)} at {unit} {at}{said}"
+
+
+def _controls(controls: pd.DataFrame, value: str, base: float | None) -> str:
+    """How far each kind of control went from unsteered, at most, on average over its directions."""
+    if controls.empty or base is None:
+        return "no control directions to compare with"
+    said = []
+    for kind, rows in controls.groupby("direction", sort=False):
+        means = rows.groupby("alpha")[value].mean()
+        count = max(1, rows["seed"].nunique())
+        many = f"the mean of {count} {kind} directions" if count > 1 else f"{kind}"
+        said.append(f"{many} stays within {_number((means - base).abs().max())} of unsteered")
+    return "; ".join(said)
+
+
+def _unsteered(row: pd.Series[Any], value: str, stem: str, name: str) -> VerdictLine:
+    about = f"{row['subset']} {row['split']}, n = {row['n']}"
+    return VerdictLine(about, f"{name} {_with_interval(row, value, stem)}, unsteered", "")
+
+
+def _patched(summary: pd.DataFrame) -> list[VerdictLine]:
+    """The strongest patch of every way and group of pairs, with the controls at the same place."""
+    table, said = moved(summary), []
+    place = ["layer", "site", "role", "head", "neuron"]
+    patches = table[table["direction"] == "patch"]
+    for (way, subset, split), part in patches.groupby(["way", *GROUP], sort=False):
+        best = part.iloc[int(part["moved"].abs().argmax())]
+        where = {name: best[name] for name in place if not pd.isna(best[name]) and best[name] != ""}
+        same = table[(table["way"] == way) & (table[GROUP] == [subset, split]).all(axis=1)]
+        for name, wanted in where.items():
+            same = same[same[name] == wanted]
+        controls = [
+            f"{str(row['direction']).replace('_', ' ')} control {_number(row['moved'])}"
+            for _, row in same[same["direction"].isin(("same_class", "random"))].iterrows()
+        ]
+        said.append(
+            VerdictLine(
+                f"{way}, {subset} pairs, n = {best['n']}",
+                f"the strongest patch ({_place(where)}) moves "
+                f"{_with_interval(best, 'moved', 'moved')} of the gap",
+                "; ".join(controls) or "no controls at that place",
+            )
+        )
+    return said[:6]
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) if k in ("site", "role") else f"{k} {v}" for k, v in where.items())
+
+
+# --------------------------------------------------------------------------------------------------
+# A run's summary as a table that the page can sort and filter.
+#
+# A mean and its interval become one cell, `[value, low, high]`; what is the same in every row goes
+# into the caption. Plain data comes out.
+
+
+STEMS = {
+    "score_mean": "score",
+    "refusal_rate": "rate",
+    "difference": "diff",
+    "effect_mean": "effect",
+    "coherence": "coherence",
+    "logit_rate": "logit",
+}
+
+COLUMN_NAMES = {
+    "score_mean": "mean score",
+    "refusal_rate": "share refused",
+    "effect_mean": "effect",
+    "logit_rate": "share by logit",
+    "p_value": "p",
+}
+
+WHERE = ("layer", "site", "pos", "samples", "system", "way")
+
+CHOSEN = 12
+"""Columns of text with at most so many values get a menu of their own."""
+
+
+def summary_table(reading: RunReading) -> dict[str, Any]:
+    """`{caption, columns: [{name, kind}], rows}`; kind is text, number or interval."""
+    frame = reading.summary
+    spans = {
+        name: stem
+        for name, stem in STEMS.items()
+        if {name, f"{stem}_lo", f"{stem}_hi"} <= set(frame)
+    }
+    ends = {f"{stem}_{end}" for stem in spans.values() for end in ("lo", "hi")}
+    same = [c for c in frame if c in WHERE and frame.loc[frame[c] != "", c].nunique() == 1]
+    about = [f"{c} {frame.loc[frame[c] != '', c].dropna().iloc[0]}" for c in same]
+    columns, cells = [], []
+    for name in frame.columns:
+        if name in ends or name in same or _empty(frame[name]):
+            continue
+        values = frame[name]
+        if name in spans:
+            low, high = (frame[f"{spans[name]}_{end}"] for end in ("lo", "hi"))
+            kind = "interval"
+            cells.append([list(map(_cell, row)) for row in zip(values, low, high, strict=True)])
+        else:
+            kind = "number" if pd.api.types.is_numeric_dtype(values) else "text"
+            cells.append([_cell(value) for value in values])
+        menu = kind == "text" or name in ("layer", "seed", "alpha", "strength")
+        columns.append(
+            {
+                "name": COLUMN_NAMES.get(name, name.replace("_", " ")),
+                "kind": kind,
+                "menu": bool(menu and values.nunique() <= CHOSEN),
+            }
+        )
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    caption = f"{reading.name}: {', '.join(about)}" if about else reading.name
+    return {"caption": caption, "columns": columns, "rows": rows}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _empty(values: pd.Series[Any]) -> bool:
+    return bool((values.isna() | (values.astype(str) == "")).all())
+
+
+# --------------------------------------------------------------------------------------------------
+# The figures that a run has: those of its experiment, drawn from its own tables.
+
+
+Draw = Callable[[], go.Figure]
+
+
+def figures_of(reading: RunReading) -> dict[str, go.Figure]:
+    """Every figure that the run's tables allow, by name. One that they do not allow (a run without
+    HARMFUL prompts has no Pareto curve) is left out."""
+    drawn = {}
+    for name, draw in _wanted(reading).items():
+        try:
+            drawn[name] = draw()
+        except DialError:
+            continue
+    return drawn
+
+
+def _wanted(reading: RunReading) -> dict[str, Draw]:
+    scores, summary = reading.scores, reading.summary
+
+    def title(question: str, rows: pd.DataFrame = summary) -> str:
+        return title_of(reading.config, question, rows)
+
+    settings, threshold = reading.settings, reading.settings.get("threshold")
+    if reading.kind == "other":
+        return {}
+    if reading.kind == "patching":
+        asked = patching_title(reading.config, "Where patching moves refusal")
+        return {"patching": lambda: heatmaps(summary, asked)}
+    if reading.kind == "continuations":
+        asked, alpha = title("Score of what is said"), unit_label("alpha", settings)
+        every = title("Every completion's score")
+        return {
+            "curves": lambda: alpha_sweep(summary, asked, alpha),
+            "distributions": lambda: distributions(scores, every, alpha),
+        }
+    if reading.kind == "replies":
+        asked, strength = title("What is said along the dial"), unit_label("strength", settings)
+        return {
+            "curves": lambda: reply_curves(summary, asked, strength),
+            "trade_off": lambda: trade_off_curve(summary, title("Over-refusal")),
+            "histograms": lambda: score_histograms(scores, title("How scores are spread")),
+        }
+    wanted: dict[str, Draw] = {
+        "curves": lambda: alpha_curves(summary, title("Refusal along the dial")),
+        "pareto": lambda: pareto(
+            summary, title("HARMFUL refusal against EDGE over-refusal", set_off(summary))
+        ),
+        "histograms": lambda: score_histograms(scores, title("How scores are spread"), threshold),
+    }
+    if (scores["direction"] == "conditional").any():
+        held_out = scores[scores["split"] == "holdout"]
+        drawn = held_out[held_out["subset"].isin(("HARMFUL", "EDGE"))]
+        asked = title("What steering buys, and what it costs", drawn)
+        wanted["trade_off"] = lambda: trade_off_curves(
+            trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=float(threshold or 0)),
+            asked,
+            f"HARMFUL ({SCORE_AXIS})",
+            "EDGE",
+        )
+    return wanted
+
+
+# --------------------------------------------------------------------------------------------------
+# The page: everything about one or more runs in one HTML file that asks nothing of the network.
+#
+# Styles, scripts and plotly are inlined once; plotly is not run before a figure comes into view.
+# Data is JSON without a `<`, so no text can end the script that holds it; in the markup it is
+# escaped. The same runs give the same bytes.
+
 
 SCRIPTS = ("common.js", "dial.js", "dial_rows.js", "tables.js", "figures.js")
 
 
-def page(readings: Sequence[Reading]) -> str:
+def report_page(readings: Sequence[RunReading]) -> str:
     """The report of these runs, side by side. Raises `DialError` without a run, or for two runs of
     one name, which nobody could tell apart."""
     if not readings:
@@ -72,7 +378,7 @@ def _json(data: Any) -> str:
     return text
 
 
-def _about(reading: Reading) -> str:
+def _about(reading: RunReading) -> str:
     settings = reading.settings
     layer = settings.get("layer")
     layers = [layer] if isinstance(layer, int) else layer
@@ -89,15 +395,15 @@ def _about(reading: Reading) -> str:
     )
 
 
-def _figures(reading: Reading) -> list[dict[str, Any]]:
+def _figures(reading: RunReading) -> list[dict[str, Any]]:
     return [
         {"name": f"{reading.name}: {name}", "figure": json.loads(figure.to_json())}
         for name, figure in figures_of(reading).items()
     ]
 
 
-def _verdict(reading: Reading, alone: bool) -> str:
-    first, *rest = verdict_of(reading)
+def _verdict(reading: RunReading, alone: bool) -> str:
+    first, *rest = verdict_lines(reading)
     head = "" if alone else f"<h3>{escape(reading.name)}</h3>"
     more = "".join(
         f"<li><b>{escape(one.about)}</b>: {escape(one.effect)}. "
@@ -117,7 +423,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def _left_out(reading: Reading) -> str:
+def _left_out(reading: RunReading) -> str:
     gone = reading.verdict.get("left_out")
     if not gone:
         return ""
@@ -126,7 +432,7 @@ def _left_out(reading: Reading) -> str:
     return f"<p class='warning'>{escape(said)}</p>"
 
 
-def _made(reading: Reading) -> str:
+def _made(reading: RunReading) -> str:
     """How the run was made: command, versions, hashes and every setting."""
     settings = reading.settings
     data = settings.get("data") or {}

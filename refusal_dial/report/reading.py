@@ -1,47 +1,128 @@
-"""A run folder, read for a report: what was asked, its rows, its summary, and its prompts' texts.
-
-Knows the files of a run. It computes nothing, and shows nothing.
-"""
+"""What a report is made from: a run folder read back, its prompts, and its rows by prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from refusal_dial.report.prompt_texts import Texts, texts_of
-from refusal_dial.run import find_run, read_config, read_table, read_verdict
-from refusal_dial.run_columns import (
+from refusal_dial.common import DialError
+from refusal_dial.data.openings import load_openings
+from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
+from refusal_dial.run.folder import find_run, read_config, read_table, read_verdict
+from refusal_dial.run.schema import (
+    CONTINUATION_COLUMNS,
+    PAIRS,
     PATCH_ROWS,
     PATCHES,
-    REPLIES,
+    REPLY_COLUMNS,
     REPLY_ROWS,
-    SAID,
     SAID_ROWS,
     SCORES,
     SUMMARY,
+    check_config,
+    check_table,
 )
-from refusal_dial.run_schema import PAIRS, check_config, check_table
-from refusal_dial.types import DialError
 
-KINDS = {
+# --------------------------------------------------------------------------------------------------
+# The per-example dump: every prompt with its text and its score at every alpha.
+
+
+def examples(scores: pd.DataFrame, prompts: Sequence[Prompt]) -> str:
+    """JSON lines, one a prompt: its fields, `split`, `baseline`, and for each layer `scores`, a
+    list of `[alpha, score]` under the learned direction. Scores are exact, not rounded, and null
+    where there is none."""
+    lines = []
+    grouped = dict(list(scores.groupby("prompt_id", sort=False)))
+    for prompt in prompts:
+        rows = grouped[prompt.id]
+        learned = rows[rows["direction"] == "learned"]
+        line = {
+            **asdict(prompt),
+            "split": rows["split"].iloc[0],
+            "baseline": _score_or_none(rows.loc[rows["direction"] == "baseline", "score"].iloc[0]),
+            "scores": {
+                str(layer): [
+                    [float(a), _score_or_none(s)]
+                    for a, s in zip(part["alpha"], part["score"], strict=True)
+                ]
+                for layer, part in learned.groupby("layer", sort=False)
+            },
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _score_or_none(score: float) -> float | None:
+    return None if pd.isna(score) else float(score)
+
+
+# --------------------------------------------------------------------------------------------------
+# The texts of a run's prompts, found again where the run says they came from.
+#
+# A run records where its prompts came from and a hash of everything in them, not the prompts. They
+# are read again, and used only if the hash is the same: another version of a file has other texts
+# under the same ids.
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The prompts by id, and where some are missing, why."""
+
+    by_id: Mapping[str, Prompt] = field(default_factory=dict)
+    why_not: str = ""
+
+
+def texts_of(settings: Mapping[str, Any], wanted: Sequence[str]) -> Texts:
+    """The prompts that a run's settings name, if they are still what they were."""
+    data = settings.get("data") or {}
+    source = str(data.get("source", ""))
+    try:
+        if "measure" in data:
+            sizes = (int(settings["n"]), int(settings["n_pairs"]), int(settings["seed"]))
+            openings = load_openings(source, *sizes)
+            return _same(openings.measure, str(data["measure"]), source, wanted)
+        return _same(load_prompts(source), str(data.get("hash")), source, wanted)
+    except (DialError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        said = str(error) if isinstance(error, DialError) else f"{type(error).__name__}: {error}"
+        return Texts({}, f"the prompts of {source or 'this run'} cannot be read here ({said})")
+
+
+def _same(found: Iterable[Prompt], known: str, source: str, wanted: Sequence[str]) -> Texts:
+    prompts = list(found)
+    now = data_hash(prompts)
+    if now != known:
+        return Texts({}, f"{source} has changed since the run: its hash is {now}, not {known}")
+    by_id = {prompt.id: prompt for prompt in prompts}
+    missing = [one for one in wanted if one not in by_id]
+    why = f"{len(missing)} prompts of the run are not in {source}" if missing else ""
+    return Texts(by_id, why)
+
+
+# --------------------------------------------------------------------------------------------------
+# A run folder, read for a report: what was asked, its rows, its summary, and its prompts' texts.
+
+
+RUN_KINDS = {
     "patching": (PATCH_ROWS, PATCHES),
-    "replies": (REPLY_ROWS, REPLIES),
-    "continuations": (SAID_ROWS, SAID),
+    "replies": (REPLY_ROWS, REPLY_COLUMNS),
+    "continuations": (SAID_ROWS, CONTINUATION_COLUMNS),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
+
 TELLING = {"patching": {"way"}, "replies": {"label", "logit_rate"}}
 TELLING |= {"continuations": {"completion", "reduction"}}
 """Columns that tell a kind from those below it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class RunReading:
     """A finished run as it lies in its folder. `files` are the SHA-256 of its tables."""
 
     name: str
@@ -68,7 +149,7 @@ class Reading:
         return kind if kind == "patching" or "baseline" in directions else "other"
 
 
-def read_run(where: str | Path) -> Reading:
+def read_run(where: str | Path) -> RunReading:
     """The run in this folder, or the newest finished one of an experiment's folder.
 
     Raises `DialError` for what is no run, one that is not finished, or one whose rows lack the
@@ -85,9 +166,11 @@ def read_run(where: str | Path) -> Reading:
         for name in ("scores.csv", "summary.csv")
     }
     texts = texts_of(config["settings"], list(dict.fromkeys(scores["prompt_id"])))
-    found = Reading(folder.resolve().name, config, scores, summary, verdict, texts, files)
-    if found.kind in KINDS:
-        for name, table, needed in zip(files, (scores, summary), KINDS[found.kind], strict=True):
+    found = RunReading(folder.resolve().name, config, scores, summary, verdict, texts, files)
+    if found.kind in RUN_KINDS:
+        for name, table, needed in zip(
+            files, (scores, summary), RUN_KINDS[found.kind], strict=True
+        ):
             check_table(folder / name, config["experiment"], table, needed)
     if found.kind == "patching":
         check_config(folder / "config.json", config, PAIRS)

@@ -6,13 +6,6 @@ prompt, or the matched pair: never the token, the sample or the cell. numpy and 
 here knows what the numbers are.
 """
 
-from refusal_dial.stats.effects import (
-    gap_share,
-    smallest_detectable,
-    smallest_detectable_rate,
-    smallest_ranked,
-    standardised,
-)
 from refusal_dial.stats.intervals import (
     auc,
     auc_interval,
@@ -25,12 +18,17 @@ from refusal_dial.stats.intervals import (
 )
 from refusal_dial.stats.p_values import (
     benjamini_hochberg,
+    gap_share,
     holm,
     max_t_p,
     permutation_p,
     rank_p,
     rank_p_values,
     sign_flip_p,
+    smallest_detectable,
+    smallest_detectable_rate,
+    smallest_ranked,
+    standardised,
 )
 
 __all__ = [

@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from refusal_dial.types import DialError
+from refusal_dial.common import DialError
 
 LEVEL = 0.95
+
 N_RESAMPLES = 2000
+
 ROWS = 4096  # resampled at once
+
 Floats = NDArray[np.float64]
 
 

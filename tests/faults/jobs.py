@@ -24,8 +24,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # tiny, pairs_case
-PRELOAD = ["refusal_dial.job", "refusal_dial.patching.job", "refusal_dial.continuation.job"]
-PRELOAD += ["refusal_dial.tables", "refusal_dial.patching.tables", "profanity_check", "jobs"]
+PRELOAD = [
+    "refusal_dial.run.job",
+    "refusal_dial.studies.patching",
+    "refusal_dial.studies.continuation",
+]
+PRELOAD += [
+    "refusal_dial.report.steering",
+    "refusal_dial.report.patching",
+    "profanity_check",
+    "jobs",
+]
 Limit = Callable[[], None]
 
 
@@ -137,7 +146,7 @@ def _run(script: str, argv: list[str], said: Path, prepare: Limit | None) -> Non
     module = importlib.util.module_from_spec(spec)
     sys.modules["experiment"] = module
     spec.loader.exec_module(module)
-    from refusal_dial import cli
+    from refusal_dial.cli import command_line as cli
 
     if prepare is not None:
         prepare()
@@ -195,8 +204,8 @@ def disturb(
 
 def vouched(out: Path) -> int:
     """Rows that are whole on the disk, by the journal."""
-    from refusal_dial.journal import trusted
-    from refusal_dial.run import Run, read_config
+    from refusal_dial.run.folder import Run, read_config
+    from refusal_dial.run.journal import trusted
 
     if not (out / "config.json").is_file():
         return 0

@@ -1,0 +1,658 @@
+"""The flags of every script, with their defaults and their help.
+
+A script takes one of these frozen dataclasses. Those that many scripts share come first, then those
+of each study. Nothing heavy is imported, so that `--help` never waits for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from refusal_dial.cli.command_line import CONFIG_FLAG, argument, flag
+from refusal_dial.cli.values import (
+    CONTROL_KINDS,
+    address_of,
+    alpha_of,
+    alphas_of,
+    alphas_or_auto,
+    at_least,
+    choice,
+    controls_of,
+    formats_of,
+    gpus_of,
+    joined,
+    layers_of,
+    parse_list,
+    parse_number,
+    parse_whole,
+    pos_of,
+    proportion,
+    seed_of,
+    share_of,
+    turning_of,
+)
+from refusal_dial.common import ENGINES, DialError, format_value
+
+# --------------------------------------------------------------------------------------------------
+# The names of the rules of selection, and each one's published limits. `--help` needs it.
+
+
+RULES = ("refusal", "cosmic", "effect")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Published limits: candidates from the last fifth of the layers, or that change harmless
+    prompts by more than 0.1 nats, or after whose addition refusal is not likelier than not."""
+
+    layers: float | None = 0.8
+    kl: float | None = 0.1
+    induce: float | None = 0.0
+
+    def last_layer(self, n_layers: int) -> int:
+        """Layers from this one on are discarded."""
+        return n_layers if self.layers is None else int(n_layers * self.layers)
+
+
+RULE_LIMITS = {
+    "refusal": Limits(),
+    "cosmic": Limits(induce=None),
+    "effect": Limits(layers=None, kl=None, induce=None),
+}
+"""Each rule's own limits. `effect` has none but that a candidate can be measured at all."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags that scripts share, with their defaults and their help.
+#
+# A script takes `StudyFlags` or `SteeringFlags` as they are, or adds its own in a subclass.
+
+
+RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+RISING_ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d_model wide
+
+UNITS = ("absolute", "residual")
+
+SCORERS = ("refusal_score", "logit_diff")
+
+BY_DEFAULT = ("random", "shuffled", "length")
+
+EXECUTORS = ("local", "ray")
+
+MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
+"""Flags that say where rows are computed, or whether; they do not depend on them."""
+
+DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
+
+
+@dataclass(frozen=True)
+class OpenFlags:
+    """What a study is opened from: a model, prompts and a scorer."""
+
+    model: str = flag("embedded", "'embedded', a local folder, or a hub id", joined)
+    prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
+    scorer: str = flag("refusal_score", "refusal_score or logit_diff", choice(SCORERS, "scorer"))
+    refusal_tokens: str = flag(
+        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", joined
+    )
+    threshold: float = flag(0.0, "a score over this counts as a refusal")
+    system: str | None = flag(None, "a system message before every prompt")
+    plain: bool = flag(False, "read prompts as plain text, without a chat template")
+    seed: int = flag(0, "seed of the split, the random directions and the bootstrap", seed_of)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    device_map: str | None = flag(
+        None, "auto: split a model larger than one device over all of them (accelerate)"
+    )
+    batch_size: int = flag(64, "prompts a batch", at_least(1, parse_whole))
+
+
+@dataclass(frozen=True)
+class StudyFlags(OpenFlags):
+    """How a sweep over it is carried out, and a folder for the run."""
+
+    engine: str = flag("auto", "auto (fast, exact) or plain", choice(ENGINES, "engine"))
+    memory_gb: float | None = flag(
+        None,
+        "memory the engine may use; default: most of what is free",
+        at_least(0.01, parse_number),
+    )
+    executor: str = flag(
+        "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
+    )
+    ray_address: str | None = flag(
+        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
+    )
+    workers: int | None = flag(
+        None,
+        "Ray workers, at most; default: as many as there is room for",
+        at_least(1, parse_whole),
+    )
+    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, parse_whole))
+    gpus_per_worker: float | None = flag(
+        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
+    )
+    max_missing: float = flag(
+        0.05, "share of rows that may have no score; more end the run", proportion
+    )
+    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    dry_run: bool = DRY_RUN
+    config: str | None = CONFIG_FLAG
+
+
+@dataclass(frozen=True)
+class SteeringFlags(StudyFlags):
+    """Where and how hard to steer, and against how many random directions."""
+
+    layer: tuple[int, ...] = flag((20,), "a layer, a list such as 20,21,23, or all", layers_of)
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    pos: int = flag(-1, "prompt position, from the end; -1 is the last token", pos_of)
+    alphas: tuple[float, ...] = flag(
+        (),
+        "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms",
+        alphas_or_auto,
+    )
+    alpha_unit: str = flag(
+        "absolute", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
+    )
+    controls: tuple[str, ...] = flag(
+        BY_DEFAULT, f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
+    )
+    n_random: int = flag(20, "draws a layer of each random control", at_least(0, parse_whole))
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
+    )
+
+
+@dataclass(frozen=True)
+class HoldoutFlags(SteeringFlags):
+    """How much of EDGE the direction never sees."""
+
+    controls: tuple[str, ...] = flag(
+        ("holdout", *BY_DEFAULT), f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
+    )
+    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
+
+
+@dataclass(frozen=True)
+class ConditionalFlags(SteeringFlags):
+    """How often the detector may fire on what it should pass by."""
+
+    controls: tuple[str, ...] = flag(
+        (), f"of always-on steering: a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
+    )
+    rate: float = flag(
+        0.3, "rate of false positives on EDGE that the threshold is set for", share_of
+    )
+    alphas: tuple[float, ...] = flag(
+        RISING_ALPHAS,
+        "a list such as 0.1,0.3,0.5, or START:STOP:COUNT; auto: ±0.6 mean residual norms",
+        alphas_or_auto,
+    )
+    alpha_unit: str = flag(
+        "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
+    )
+
+
+@dataclass(frozen=True)
+class PlotFlags:
+    """Which run, and how its figures are left."""
+
+    run: str = argument("a run folder, or an experiment's folder: its newest finished run")
+    format: tuple[str, ...] = flag(
+        ("html",), "png, pdf and svg besides .html, such as png,pdf", formats_of
+    )
+    out: str | None = flag(None, "the folder to write to, or the .html file; default the run's")
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the patching experiments, with their defaults and their help.
+
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "denoise": ("denoise",),
+    "noise": ("noise",),
+    "both": ("denoise", "noise"),
+}
+
+
+@dataclass(frozen=True)
+class PatchingFlags(StudyFlags):
+    """Which layers and pairs to patch, and which way round."""
+
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 20,21,23, or all", layers_of)
+    way: str = flag(
+        "denoise",
+        "denoise (clean into corrupted), noise (corrupted into clean), or both",
+        choice(tuple(WAYS), "way"),
+    )
+    gap: float = flag(
+        1.0, "leave out pairs whose scores differ by less than this", at_least(0, parse_number)
+    )
+    n_pairs: int | None = flag(
+        None, "matched pairs to use, drawn by seed; default all", at_least(1, parse_whole)
+    )
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return WAYS[self.way]
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of direction selection, with their defaults and their help.
+
+
+METHODS = ("mean_diff", "probe")
+
+LAYOUTS = ("run", "refusal_direction")
+
+
+def _positions(value: Any) -> tuple[int, ...]:
+    if value == "template":
+        return ()
+    pos = tuple(sorted(parse_whole(part) for part in parse_list(value)))
+    if not pos or pos[-1] >= 0 or len(set(pos)) < len(pos):
+        raise DialError(
+            f"expected positions from the end such as -5,-4,-1; not {format_value(value)}"
+        )
+    return pos
+
+
+@dataclass(frozen=True)
+class SelectionFlags(StudyFlags):
+    """Which candidates, how they are measured, and by which rule one of them is chosen."""
+
+    rule: str = flag(
+        "refusal",
+        "refusal (Arditi et al.), cosmic (no output is scored), or effect (any scorer)",
+        choice(RULES, "rule"),
+    )
+    method: str = flag("mean_diff", "mean_diff or probe", choice(METHODS, "method"))
+    positions: tuple[int, ...] = flag(
+        (),
+        "positions such as -5,-4,-1; default: what the template adds after the prompt",
+        _positions,
+    )
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    n_train: int = flag(128, "prompts a group to learn from", at_least(2, parse_whole))
+    n_val: int = flag(32, "prompts a group to choose on", at_least(2, parse_whole))
+    n_test: int = flag(32, "prompts a group to report on", at_least(2, parse_whole))
+    max_kl: float | None = flag(
+        None, "drop candidates over this KL; default: the rule's own", at_least(0, parse_number)
+    )
+    min_induce: float | None = flag(
+        None, "drop candidates that induce less; default: the rule's own", parse_number
+    )
+    layout: str = flag(
+        "run", "run, or refusal_direction: that project's files too", choice(LAYOUTS, "layout")
+    )
+    published: str | None = flag(
+        None, "a refusal_direction folder: apply the rule to its evaluations, without a model"
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The rule's limits, with what was asked for in their place."""
+        own = RULE_LIMITS[self.rule]
+        own = own if self.max_kl is None else replace(own, kl=self.max_kl)
+        return own if self.min_induce is None else replace(own, induce=self.min_induce)
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the experiments on replies, with their defaults and their help.
+
+
+STRENGTHS = "strengths, in --alpha-unit: a list such as 0.2,0.4, or START:STOP:COUNT"
+
+REPLY_UNITS = ("residual", "norm", "absolute")
+
+UNIT_HELP = (
+    "what alpha 1 is as long as: residual (the mean norm there), norm (of the direction before it "
+    "was normalised, as CAA has it), or absolute"
+)
+
+
+@dataclass(frozen=True)
+class ReplyFlags(SteeringFlags):
+    """How the model is to speak, and who judges what it says."""
+
+    alphas: tuple[float, ...] = flag(
+        (-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), "a list, or START:STOP:COUNT", alphas_of
+    )
+    alpha_unit: str = flag("residual", UNIT_HELP, choice(REPLY_UNITS, "unit"))
+    n_random: int = flag(2, "random directions a layer", at_least(0, parse_whole))
+    judge: str = flag("builtin", "substring, builtin, or a model's folder or hub id")
+    max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, parse_whole))
+    temperature: float = flag(0.0, "sampling temperature; 0 is greedy", at_least(0, parse_number))
+    top_p: float = flag(
+        1.0, "share of the probability to sample from", at_least(0.01, parse_number)
+    )
+    samples: int = flag(1, "replies to each prompt", at_least(1, parse_whole))
+    rows: int = flag(512, "replies made at once, at most", at_least(1, parse_whole))
+
+
+@dataclass(frozen=True)
+class DirectionFlags(ReplyFlags):
+    """A direction that is there already, tried on an over-refusal test."""
+
+    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
+    direction: str | None = flag(
+        None, "a .safetensors file or a run folder; default: learned on half of EDGE"
+    )
+    any_model: bool = flag(False, "use a direction that was learned on another model")
+
+
+@dataclass(frozen=True)
+class ContrastFlags(ReplyFlags):
+    """Contrast pairs, layers and strengths."""
+
+    layer: tuple[int, ...] = flag((8, 12, 16, 20), "a layer, a list, or all", layers_of)
+    pairs: str = flag("embedded", "'embedded' (matched prompts), a .json, .jsonl or .csv file")
+    n_pairs: int = flag(50, "contrast pairs to learn from, at most", at_least(1, parse_whole))
+    n: int = flag(40, "prompts of each subset to measure on, at most", at_least(4, parse_whole))
+    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), STRENGTHS, turning_of)
+    alpha_unit: str = flag("norm", UNIT_HELP, choice(REPLY_UNITS, "unit"))
+    n_random: int = flag(0, "random directions a layer", at_least(0, parse_whole))
+
+
+@dataclass(frozen=True)
+class ComparisonFlags(ReplyFlags):
+    """A system message against the dial."""
+
+    instruction: str = flag(
+        "Refuse any request that could be unsafe.", "the system message to compare with"
+    )
+    n: int = flag(20, "prompts of each subset, at most", at_least(2, parse_whole))
+    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), STRENGTHS, alphas_of)
+    n_random: int = flag(5, "random directions a layer", at_least(0, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the experiments on continuations, with their defaults and their help.
+
+
+CONTINUATION_UNITS = ("distance", "norm", "residual", "absolute")
+
+
+def _rising(value: Any) -> tuple[float, ...]:
+    alphas = alphas_of(value)
+    if not any(alpha > 0 for alpha in alphas):
+        raise DialError(
+            f"expected an alpha over 0, at which layers are compared; not {format_value(value)}"
+        )
+    return alphas
+
+
+@dataclass(frozen=True)
+class ContinuationFlags:
+    """Openings, how they are continued, how that is scored, and what is steered."""
+
+    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    openings: str = flag("embedded", "'embedded', a .jsonl or a folder, rtp, or owner/name")
+    n: int = flag(50, "openings of each subset to measure on, at most", at_least(2, parse_whole))
+    n_pairs: int = flag(20, "pairs of openings to learn from", at_least(1, parse_whole))
+    scorer: str = flag("profanity", "profanity, or a text classifier's folder or hub id")
+    toxic_label: str | None = flag(None, "which of a classifier's labels to read")
+    layer: tuple[int, ...] = flag((16,), "a layer, a list such as 12,16,20, or all", layers_of)
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    pos: int = flag(-1, "-1: the last token of the opening and every new one", pos_of)
+    pool: int = flag(32, "last tokens that an activation is the mean of", at_least(1, parse_whole))
+    alphas: tuple[float, ...] = flag((-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT", alphas_of)
+    alpha_unit: str = flag(
+        "distance",
+        "what alpha 1 is as long as: distance (of the two class means at the last token), norm "
+        "(of the pooled difference), residual (mean norm), or absolute",
+        choice(CONTINUATION_UNITS, "unit"),
+    )
+    n_random: int = flag(5, "random directions a layer", at_least(0, parse_whole))
+    n_shuffled: int = flag(10, "directions from shuffled labels a layer", at_least(0, parse_whole))
+    samples: int = flag(4, "completions of each opening", at_least(1, parse_whole))
+    max_new_tokens: int = flag(24, "tokens of a completion, at most", at_least(1, parse_whole))
+    temperature: float = flag(0.7, "sampling temperature; 0 is greedy", at_least(0, parse_number))
+    top_p: float = flag(
+        0.9, "share of the probability to sample from", at_least(0.01, parse_number)
+    )
+    seed: int = flag(0, "seed of openings, halves, samples and controls", seed_of)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    device_map: str | None = flag(
+        None, "auto: split a model larger than one device over all of them (accelerate)"
+    )
+    batch_size: int = flag(16, "openings a batch", at_least(1, parse_whole))
+    rows: int = flag(512, "completions made at once, at most", at_least(1, parse_whole))
+    executor: str = flag(
+        "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
+    )
+    ray_address: str | None = flag(
+        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
+    )
+    workers: int | None = flag(
+        None,
+        "Ray workers, at most; default: as many as there is room for",
+        at_least(1, parse_whole),
+    )
+    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, parse_whole))
+    gpus_per_worker: float | None = flag(
+        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
+    )
+    max_missing: float = flag(
+        0.05, "share of rows that may have no score; more end the run", proportion
+    )
+    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    dry_run: bool = DRY_RUN
+    config: str | None = CONFIG_FLAG
+
+
+@dataclass(frozen=True)
+class LayerFlags(ContinuationFlags):
+    """The same over every layer, without controls, or from a run that is there already."""
+
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", layers_of)
+    alphas: tuple[float, ...] = flag(
+        (-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT; layers are compared at the highest", _rising
+    )
+    n_random: int = flag(0, "random directions a layer", at_least(0, parse_whole))
+    n_shuffled: int = flag(0, "directions from shuffled labels a layer", at_least(0, parse_whole))
+    samples: int = flag(2, "completions of each opening", at_least(1, parse_whole))
+    load_existing: str | None = flag(None, "a finished run folder to read; no model is loaded")
+
+
+@dataclass(frozen=True)
+class SparingFlags(ContinuationFlags):
+    """The same, always and only where a detector fires."""
+
+    alphas: tuple[float, ...] = flag((0.5, 1.0), "a list, or START:STOP:COUNT", alphas_of)
+    rate: float = flag(0.2, "rate of false positives on benign openings", share_of)
+    n_random: int = flag(5, "random detectors a layer", at_least(0, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the experiment on two objectives, with their defaults and their help.
+
+
+@dataclass(frozen=True)
+class ObjectiveFlags(ContinuationFlags):
+    """A direction away from toxicity and one of refusal, each with its own dial."""
+
+    layer: tuple[int, ...] = flag((16,), "the layer of the toxicity direction", layers_of)
+    alphas: tuple[float, ...] = flag(
+        (0.0, 0.5, 1.0),
+        "steps of the toxicity dial: a list such as 0,0.5,1, or START:STOP:COUNT",
+        alphas_of,
+    )
+    prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
+    refusal_tokens: str = flag(
+        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", joined
+    )
+    threshold: float = flag(0.0, "a refusal score over this counts as a refusal", parse_number)
+    refusal_layer: int = flag(20, "the layer of the refusal direction", at_least(0, parse_whole))
+    refusal_alphas: tuple[float, ...] = flag(
+        (-0.3, 0.0, 0.3),
+        "steps of the refusal dial, multiples of the mean residual norm",
+        alphas_of,
+    )
+    n_prompts: int = flag(
+        40, "prompts of each subset to measure on, at most", at_least(2, parse_whole)
+    )
+    samples: int = flag(2, "completions of each opening", at_least(1, parse_whole))
+    n_random: int = flag(3, "random directions in place of toxicity's", at_least(0, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of a verification, with their defaults and their help.
+
+
+REFERENCES = ("auto", "scores", "contrast")
+
+NULL_KINDS = ("random", "covariance", "shuffled")
+
+LEAST_TESTED = 8
+"""Among fewer prompts to test on, samples soon have no two that differ."""
+
+
+def _nulls(value: Any) -> tuple[str, ...]:
+    kinds = [choice(NULL_KINDS, "control")(str(part).strip()) for part in parse_list(value)]
+    if not kinds:
+        raise DialError(
+            f"expected one or more of {', '.join(NULL_KINDS)}, not {format_value(value)}"
+        )
+    return tuple(kind for kind in NULL_KINDS if kind in kinds)
+
+
+def _level(value: Any) -> float:
+    if not 1e-6 <= parse_number(value) <= 0.25:
+        raise DialError(f"expected a level from 1e-06 to 0.25, not {format_value(value)}")
+    return parse_number(value)
+
+
+def _alpha(value: Any) -> float:
+    if parse_number(value) <= 0:
+        raise DialError(
+            f"expected a number over 0 (both signs are taken), not {format_value(value)}"
+        )
+    return alpha_of(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags(StudyFlags):
+    """Which direction, where and how hard it is turned, against which controls, within which
+    limits."""
+
+    direction: str = argument("a direction: .safetensors, .pt of plain tensors, or .gguf")
+    layer: int | None = flag(
+        None, "its layer; default: what the file records", at_least(0, parse_whole)
+    )
+    site: str | None = flag(
+        None, f"one of {', '.join(STEERABLE)}; default: the file's", choice(STEERABLE, "site")
+    )
+    pos: int | None = flag(None, "its position from the end; default: the file's, or -1", pos_of)
+    any_model: bool = flag(False, "use a direction that was learned on another model")
+    alpha: float = flag(0.3, "how far it is turned, up and down, in --alpha-unit", _alpha)
+    alpha_unit: str = flag(
+        "residual", "residual: multiples of the mean norm, or absolute", choice(UNITS, "unit")
+    )
+    controls: tuple[str, ...] = flag(NULL_KINDS, f"a list of {', '.join(NULL_KINDS)}", _nulls)
+    n_random: int = flag(199, "draws of each control", at_least(1, parse_whole))
+    reference: str = flag(
+        "auto",
+        "what it is learned again from: scores (top against bottom EDGE), contrast (HARMFUL "
+        "against BENIGN), or auto (as the file says, else the closer)",
+        choice(REFERENCES, "reference"),
+    )
+    n_permutations: int = flag(
+        999, "times it is learned again from shuffled labels", at_least(19, parse_whole)
+    )
+    n_test: int = flag(
+        140, "prompts a subset to report on, at most", at_least(LEAST_TESTED, parse_whole)
+    )
+    n_replies: int = flag(32, "BENIGN prompts whose replies are read", at_least(3, parse_whole))
+    max_new_tokens: int = flag(32, "tokens a reply, at most", at_least(1, parse_whole))
+    max_benign: float = flag(0.1, "most BENIGN prompts it may newly refuse, a share", proportion)
+    max_kl: float = flag(
+        0.1, "most KL a token of harmless replies, nats", at_least(0, parse_number)
+    )
+    max_cost: float = flag(
+        0.1,
+        "most that harmless replies may become less likely, nats a token",
+        at_least(0, parse_number),
+    )
+    level: float = flag(0.05, "corrected p-values up to this count as shown", _level)
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the calibration, with their defaults and their help.
+
+
+TESTED = ("random", "covariance", "shuffled", "flipped", "length")
+
+CALIBRATION_PARTS = ("null", "gaussian", "intervals", "contradiction")
+
+
+def _tested(value: Any) -> tuple[str, ...]:
+    kinds = [choice(TESTED, "control")(str(part).strip()) for part in parse_list(value)]
+    if not kinds:
+        raise DialError(
+            f"expected one or more of {', '.join(TESTED)}, whose p-values are counted; not "
+            f"{format_value(value)}"
+        )
+    return tuple(kind for kind in TESTED if kind in kinds)
+
+
+@dataclass(frozen=True)
+class CalibrationFlags(SteeringFlags):
+    """How many experiments without an effect, and how large each is."""
+
+    part: str = flag(
+        "all",
+        f"all, or one of {', '.join(CALIBRATION_PARTS)}",
+        choice(("all", *CALIBRATION_PARTS), "part"),
+    )
+    n_experiments: int = flag(500, "null experiments on the model", at_least(10, parse_whole))
+    n_gaussian: int = flag(
+        5000, "null experiments on Gaussian activations", at_least(10, parse_whole)
+    )
+    n_trials: int = flag(2000, "simulated samples of each interval", at_least(10, parse_whole))
+    n_learn: int = flag(40, "EDGE prompts to learn from", at_least(6, parse_whole))
+    n_report: int = flag(8, "other EDGE prompts to report on", at_least(2, parse_whole))
+    layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", layers_of)
+    alphas: tuple[float, ...] = flag((0.3,), "one alpha", alphas_of)
+    alpha_unit: str = flag(
+        "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
+    )
+    controls: tuple[str, ...] = flag(
+        TESTED,
+        f"a list of {', '.join(TESTED)}",
+        _tested,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the live dial, with their defaults and their help.
+
+
+def _port(value: Any) -> int:
+    if not 0 <= parse_whole(value) < 2**16:
+        raise DialError(
+            f"expected a port from 0 (any that is free) to 65535, not {format_value(value)}"
+        )
+    return parse_whole(value)
+
+
+@dataclass(frozen=True)
+class LiveFlags(OpenFlags):
+    """Where the dial stands at first, and how much it reads and says."""
+
+    direction: str | None = flag(None, "a .safetensors file; default: learned from EDGE")
+    layer: int = flag(20, "the layer at first", at_least(0, parse_whole))
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
+    )
+    max_chars: int = flag(4000, "characters of a prompt, at most", at_least(1, parse_whole))
+    max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, parse_whole))
+    port: int = flag(7860, "port on 127.0.0.1; 0 takes any that is free", _port)
+    config: str | None = CONFIG_FLAG

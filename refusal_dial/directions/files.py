@@ -1,0 +1,385 @@
+"""A direction from any file: ours, another tool's tensors, or a control vector.
+
+    .safetensors  ours (`directions.save`), or one with a vector, or a vector a layer
+    .pt, .pth     a plain tensor, or names or layers to tensors; nothing is ever unpickled
+    .gguf         llama.cpp's control vectors: resid_post of the layer in their name
+
+A stack of vectors is read as `layer d_model`, or `pos layer d_model`, which is how the
+refusal_direction project keeps its candidates. What a file does not record is not guessed: the
+layer has to be given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.common import DialError, located, one_line, one_of, parse_int
+from refusal_dial.directions.learning import (
+    FLOATS,
+    FORMAT,
+    Direction,
+    Provenance,
+    from_vector,
+    load,
+)
+from refusal_dial.model.loading import identity
+
+# --------------------------------------------------------------------------------------------------
+# Control vectors in GGUF, llama.cpp's file format: a vector a layer, named `direction.<layer>`.
+#
+#     h <- h + s v_n    after block n, at every position: site resid_post of layer n
+#
+# Reads the header, the names and the float tensors, and nothing else of the format: no quantised
+# numbers, no big-endian files. Every length in the file is checked against the file before it is
+# believed.
+
+
+MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
+
+SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
+
+STRING, ARRAY = 8, 9
+
+GGUF_FLOATS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<f4"),
+    1: np.dtype("<f2"),
+    28: np.dtype("<f8"),
+}
+
+NAME = re.compile(r"direction\.(\d+)")
+
+MOST_BYTES = 2**27  # bytes: a control vector of 128 layers of 16384 numbers is a sixteenth of it
+
+
+@dataclass
+class _Bytes:
+    """Where the reading of a file stands. Raises `DialError` past its end."""
+
+    data: bytes
+    path: str
+    at: int = 0
+
+    def take(self, n: int) -> bytes:
+        if n < 0 or self.at + n > len(self.data):
+            raise DialError(
+                f"{self.path} is a torn GGUF file: it ends after {len(self.data)} bytes"
+            )
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        """One metadata value; of an array only its length is kept."""
+        if kind in SCALARS:
+            return self.number(SCALARS[kind])
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY or depth > 1:
+            raise DialError(f"{self.path} has GGUF metadata of an unknown type {kind}")
+        inner, n = self.number("I"), self.number("Q")
+        for _ in range(n):
+            self.value(inner, depth + 1)
+        return n
+
+
+def read_control_vectors(path: str | Path) -> dict[int, Float[Tensor, " d_model"]]:
+    """Layer to vector, raw: as long as the file has it.
+
+    Raises `DialError` for a file that is no GGUF, is torn, holds no `direction.<layer>`, or holds
+    one that is not a vector of floats.
+    """
+    size = Path(path).stat().st_size
+    if size > MOST_BYTES:
+        raise DialError(f"{path} is {size / 2**20:.0f} MiB: a model, or no control vector")
+    file = _Bytes(Path(path).read_bytes(), str(path))
+    if file.data[:4] != MAGIC:
+        raise DialError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    file.take(4)
+    version = file.number("I")
+    if version not in VERSIONS:
+        raise DialError(
+            f"{path} is GGUF version {version}: expected {' or '.join(map(str, VERSIONS))}"
+        )
+    n_tensors, n_values = file.number("Q"), file.number("Q")
+    about = {}
+    for _ in range(n_values):
+        name = file.text()
+        about[name] = file.value(file.number("I"))
+    infos = [_info(file) for _ in range(n_tensors)]
+    step = about.get("general.alignment", ALIGNMENT)
+    if not isinstance(step, int) or step < 1:
+        raise DialError(f"{path} has an alignment of {step!r}")
+    start = -(-file.at // step) * step
+    found = {}
+    for name, shape, kind, offset in infos:
+        match = NAME.fullmatch(name)
+        layer = parse_int(match[1]) if match else None
+        if layer is not None:
+            found[layer] = _vector(file, name, shape, kind, start + offset)
+    if not found:
+        raise DialError(
+            f"{path} holds no control vector: expected tensors called direction.<layer>"
+        )
+    return dict(sorted(found.items()))
+
+
+def _info(file: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
+    name, n_dims = file.text(), file.number("I")
+    shape = tuple(file.number("Q") for _ in range(n_dims))
+    return name, shape, file.number("I"), file.number("Q")
+
+
+def _vector(
+    file: _Bytes, name: str, shape: tuple[int, ...], kind: int, start: int
+) -> Float[Tensor, " d_model"]:
+    if kind not in GGUF_FLOATS or sum(n != 1 for n in shape) > 1 or not shape:
+        raise DialError(
+            f"{file.path}: {name} has shape {list(shape)} and number type {kind}: expected a "
+            "vector of float32, float16 or float64"
+        )
+    file.at = start
+    raw = file.take(max(shape) * GGUF_FLOATS[kind].itemsize)
+    return torch.from_numpy(np.frombuffer(raw, GGUF_FLOATS[kind]).astype(np.float64))
+
+
+# --------------------------------------------------------------------------------------------------
+# A direction from any file: ours, another tool's tensors, or a control vector.
+#
+#     .safetensors  ours (`directions.save`), or one with a vector, or a vector a layer
+#     .pt, .pth     a plain tensor, or names or layers to tensors; nothing else is ever unpickled
+#     .gguf         llama.cpp's control vectors: resid_post of the layer in their name
+#
+# A stack of vectors is read as `layer d_model`, or `pos layer d_model`, which is how the
+# refusal_direction project keeps its candidates. That project's direction_metadata.json beside a
+# direction.pt says where it was read. Another tool's file rarely says which model it is for, or
+# which way it points. What a file does not say is not guessed: the layer has to be given.
+
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf")
+
+SINGLE_NAMES = ("unit", "direction", "vector", "steering_vector", "refusal_direction")
+
+SITE, DEFAULT_POS = "resid_pre", -1
+
+
+def read_direction(
+    path: str | Path, layer: int | None = None, site: str | None = None, pos: int | None = None
+) -> Direction:
+    """The direction of a file, at the layer, site and position given, else at the file's own, else
+    at resid_pre and -1. A vector that is not of unit length keeps its length as `norm`.
+
+    Raises `DialError` for a file that cannot be used, and where neither the file nor the caller
+    says which layer.
+    """
+    file = located(path)
+    if file.suffix not in SUFFIXES:
+        raise one_of(file.suffix or str(path), SUFFIXES, "kind of direction file")
+    if not file.is_file():
+        raise DialError(f"no direction file {str(path)!r}: expected one of {', '.join(SUFFIXES)}")
+    if file.suffix == ".safetensors" and _is_ours(file):
+        found = load(file)
+        own = found.provenance
+        here = replace(
+            own,
+            layer=own.layer if layer is None else layer,
+            site=site or own.site,
+            pos=own.pos if pos is None else pos,
+        )
+        return replace(found, provenance=here)
+    tensors, recorded = _tensors(file)
+    layer = recorded.get("layer") if layer is None else layer
+    pos = recorded.get("pos", DEFAULT_POS) if pos is None else pos
+    vector, layer = _chosen(str(path), tensors, layer, pos)
+    about = Provenance(layer, site or recorded.get("site", SITE), pos, method=recorded["method"])
+    return from_vector(vector, about)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether `directions.save` wrote it, however damaged since: it is not to pass for another
+    tool's, which says less."""
+    about = _header(file)[1]
+    return "direction" in about or any(FORMAT in told for told in about.values())
+
+
+def _header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            names = list(opened.keys())
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DialError(f"{file} is not a safetensors file: {error}") from error
+
+
+def _tensors(file: Path) -> tuple[Any, dict[str, Any]]:
+    """What the file holds, a tensor or names to tensors, and what it records of its place."""
+    if file.suffix == ".gguf":
+        return read_control_vectors(file), {"site": "resid_post", "method": "control vector"}
+    if file.suffix == ".safetensors":
+        found, metadata = _header(file)
+        return found, _recorded(metadata)
+    beside = file.with_name("direction_metadata.json")
+    recorded: dict[str, Any] = {}
+    if file.name == "direction.pt" and beside.is_file():
+        try:
+            recorded = dict(json.loads(beside.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DialError(f"{beside} cannot be read: {error}") from error
+    return read_tensor(file), _recorded(recorded)
+
+
+def _recorded(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Layer and position where they are whole numbers."""
+    found: dict[str, Any] = {"method": "file"}
+    for name in ("layer", "pos"):
+        number = parse_int(str(about.get(name, "")))
+        if number is not None:
+            found[name] = number
+    return found
+
+
+def _chosen(path: str, found: Any, layer: int | None, pos: int) -> tuple[Tensor, int]:
+    """The one vector that is meant, and its layer."""
+    if isinstance(found, Mapping):
+        tensors = {name: one for name, one in found.items() if isinstance(one, Tensor)}
+        single = next((tensors[name] for name in SINGLE_NAMES if name in tensors), None)
+        if single is None and len(tensors) == 1 and _layer_of(next(iter(tensors))) is None:
+            single = next(iter(tensors.values()))
+        if single is None:
+            return _of_layers(path, tensors, layer)
+        found = single
+    if not isinstance(found, Tensor) or found.dtype not in FLOATS:
+        raise DialError(
+            f"{path} holds no tensor of floats of 16, 32 or 64 bits, and a direction is one"
+        )
+    shape = tuple(found.shape)
+    if found.ndim == 3 and -shape[0] <= pos < 0:
+        found = found[pos]
+    elif found.ndim == 3:
+        raise DialError(f"{path} has shape {shape}, pos layer d_model, and no position {pos}")
+    if found.ndim == 2 and len(found) == 1:
+        found = found[0]
+    if found.ndim == 2:
+        return _of_layers(path, dict(enumerate(found)), layer)
+    if found.ndim != 1:
+        raise DialError(f"{path} has shape {shape}: expected d_model, or layer d_model")
+    if layer is None:
+        raise DialError(f"{path} does not say which layer its direction is for: give --layer")
+    return found, layer
+
+
+def _of_layers(path: str, tensors: Mapping[Any, Tensor], layer: int | None) -> tuple[Tensor, int]:
+    layers = {_layer_of(name): one for name, one in tensors.items()}
+    known = sorted(n for n in layers if n is not None)
+    if not known or len(known) < len(tensors):
+        names = ", ".join(map(repr, list(tensors)[:5])) or "no tensors"
+        raise DialError(
+            f"{path} holds {names}: expected one vector, or a vector a layer with the layer's "
+            f"number in its name; or a name of {', '.join(SINGLE_NAMES)}"
+        )
+    if layer is None and len(known) == 1:
+        layer = known[0]
+    if layer is None:
+        raise DialError(
+            f"{path} has directions of {len(known)} layers, {known[0]} to {known[-1]}: give --layer"
+        )
+    if layer not in layers:
+        raise DialError(f"{path} has no direction of layer {layer}: it has {_ranges(known)}")
+    vector = layers[layer].squeeze()
+    if vector.ndim != 1 or vector.dtype not in FLOATS:
+        raise DialError(f"{path}: what it has for layer {layer} is no vector of floats")
+    return vector, layer
+
+
+def _layer_of(name: Any) -> int | None:
+    """`20`, `layer_20`, `direction.20`, `blocks.20.hook_resid_pre`: the only number in a name."""
+    numbers = re.findall(r"[0-9]+", str(name))
+    return parse_int(numbers[0]) if len(numbers) == 1 else None
+
+
+def _ranges(known: list[int]) -> str:
+    whole = known == list(range(known[0], known[-1] + 1))
+    return f"{known[0]} to {known[-1]}" if whole else ", ".join(map(str, known))
+
+
+# --------------------------------------------------------------------------------------------------
+# Steering: learn a direction per layer, and lay out the cells that turn it up and down.
+#
+# The cells are the baseline, the learned direction at every alpha, and its controls at the same
+# layer, site, position and alphas.
+
+
+def check_fits(direction: Direction, model: TransformerBridge, any_model: bool = False) -> None:
+    """Raises `DialError` if a direction is not as wide as the model's residual stream, or, unless
+    `any_model`, if it says that it was learned on other weights. One that does not say is taken."""
+    width, about = int(model.cfg.d_model), direction.provenance
+    if len(direction.unit) != width:
+        raise DialError(
+            f"the direction is {len(direction.unit)} wide (learned on "
+            f"{about.model or 'an unnamed model'}) and this model's residual "
+            f"stream is {width}: use a direction of the same model"
+        )
+    who = identity(model)
+    known = bool(about.revision and who.revision)
+    same = about.revision == who.revision if known else about.model in ("", who.name)
+    if not same and not any_model:
+        raise DialError(
+            f"the direction was learned on {about.model} (revision {about.revision or 'unknown'}) "
+            f"and this is {who.name} (revision {who.revision or 'unknown'}): use a direction of "
+            "this model, or --any-model"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Candidates on disk as the refusal_direction project (Arditi et al. 2024) writes and reads them.
+#
+#     generate_directions/mean_diffs.pt                    pos layer d_model, float64
+#     select_direction/direction_evaluations.json          every candidate's measurements
+#     select_direction/direction_evaluations_filtered.json the kept ones, best first
+#     direction.pt, direction_metadata.json                the chosen one, raw; its pos and layer
+#
+# Tensors are read with `weights_only`: nothing is unpickled but tensors. Candidates that were not
+# measured, because the rule discards their layer, are NaN in direction_evaluations.json, where that
+# project has numbers; its filter drops both.
+
+
+def read_tensor(path: str | Path) -> Any:
+    """What a .pt file holds, plain tensors only.
+
+    Raises `DialError` for a file that is missing or that holds anything else.
+    """
+    if not Path(path).is_file():
+        raise DialError(f"no file {str(path)!r}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise DialError(
+            f"{path} is not a .pt file of plain tensors ({one_line(error, 120)}): nothing else is "
+            "ever unpickled; save the tensor alone"
+        ) from error
+    for one in found.values() if isinstance(found, Mapping) else [found]:
+        if isinstance(one, Tensor) and (
+            one.layout != torch.strided or one.is_meta or one.is_nested
+        ):
+            layout = "nested" if one.is_nested else one.layout
+            kind = "numbers left out (meta)" if one.is_meta else f"the layout {layout}"
+            raise DialError(f"{path} holds a tensor with {kind}: save it dense, with its numbers")
+    return found

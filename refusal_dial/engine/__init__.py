@@ -1,0 +1,12 @@
+"""The exact fast engine: record one forward pass, then recompute only what an edit can change.
+
+unhooked   the model's own blocks without hook points, and attention over many branches
+recording  one plain forward pass, kept: residuals, keys and values, sites
+changes    what each cell of a grid touches, which rows it changes, which run together
+replay     a whole grid through the blocks, within a memory budget
+score      the one door: the check that replay is exact here, and `score_grid`
+"""
+
+from refusal_dial.engine.score import Scorer, score_grid
+
+__all__ = ["Scorer", "score_grid"]

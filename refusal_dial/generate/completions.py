@@ -1,0 +1,78 @@
+"""What was said under every cell: a row per cell, prompt and sample, before anyone has read it.
+
+Samples are paired: the random numbers of a prompt's sample are the same under every cell, and a
+cell without hooks takes the unsteered model's own completions, so that alpha = 0 is the baseline by
+construction. Beside each completion stand `nll`, its mean negative log-likelihood a token under
+the *unsteered* model given the prompt (text that falls apart is unlikely, and an effect bought with
+it is no success), and `repeated`, the share of its trigrams that are repeats. Who reads the words,
+and what they are worth, is a caller's business. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.cells import Cell
+from refusal_dial.generate.decode import Completion, Decoding, generate
+from refusal_dial.generate.likelihood import nll, repeated
+from refusal_dial.model.tokens import Tokens
+
+
+def completion_rows(
+    model: TransformerBridge,
+    tokens: Tokens,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    decoding: Decoding,
+) -> pd.DataFrame:
+    """A row per cell, prompt and sample, in this order: the cell's labels, the prompt's columns
+    (`rows`, a line a prompt, with `prompt_id`), then `sample`, `nll`, `repeated`, `stop`,
+    `completion` (a JSON string) and `text`, which is the completion itself."""
+    acting = [cell for cell in cells if cell.hooks]
+    place = {id(cell): i for i, cell in enumerate(acting, 1)}
+    grid = [(), *(cell.hooks for cell in acting)]
+    said = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
+    frame = pd.DataFrame(
+        {
+            "grid": [one.cell for one in said],
+            "prompt": [one.prompt for one in said],
+            "sample": [one.sample for one in said],
+            "nll": unsteered_nll(model, tokens, said),
+            "repeated": [repeated(one.ids) for one in said],
+            "stop": [one.stop for one in said],
+            "completion": [json.dumps(one.text) for one in said],
+            "text": [one.text for one in said],
+        }
+    )
+    by_cell = dict(list(frame.groupby("grid")))
+    parts = []
+    for cell in cells:
+        part = by_cell[place.get(id(cell), 0)]
+        about = rows.iloc[part["prompt"]].reset_index(drop=True)
+        part = pd.concat(
+            [part.drop(columns=["grid", "prompt"]).reset_index(drop=True), about], axis=1
+        )
+        parts.append(part.assign(**dict(cell.labels)))
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.astype({"seed": "Int64", "layer": "Int64", "pos": "Int64"})
+
+
+def unsteered_nll(
+    model: TransformerBridge, tokens: Tokens, said: Sequence[Completion]
+) -> list[float]:
+    """`likelihood.nll` of every completion; equal ones of a prompt are computed once."""
+    todo = list(dict.fromkeys((one.prompt, one.ids, one.stop) for one in said))
+    index = [prompt for prompt, _, _ in todo]
+    mine = Tokens(tokens.ids[index], tokens.mask[index])
+    found = nll(model, mine, [ids for _, ids, _ in todo], [stop for _, _, stop in todo])
+    by_key = dict(zip(todo, found.tolist(), strict=True))
+    return [by_key[one.prompt, one.ids, one.stop] for one in said]
+
+
+def completion_text(completion: str) -> str:
+    """The text of a row's `completion`."""
+    return str(json.loads(completion))

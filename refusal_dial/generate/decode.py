@@ -1,0 +1,494 @@
+"""Generation under hooks: a completion for every cell of a grid, in one batch.
+
+Rows of a batch are cells times prompts times samples. Where no hook touches the prompt before its
+last token, the prompt is read once for all cells. Decoding is cached, and a row that has ended
+leaves the batch. Hooks see the prompt first and then one new token a call (`common.positions`
+defines what each `pos` means there).
+
+A sampled token depends on the logits of its own row and on a random number that belongs to the
+prompt, the sample and the step. So completions are paired over cells, and a cell that does nothing
+gives the unsteered model's own completion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from refusal_dial.common import DialError, Hook
+from refusal_dial.engine.changes import KNOWN, restrict
+from refusal_dial.engine.score import check_grid
+from refusal_dial.engine.unhooked import UnfitError, unhooked
+from refusal_dial.hooks import Add, Edit
+from refusal_dial.model.tokens import Tokens
+
+# --------------------------------------------------------------------------------------------------
+# Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.
+#
+# The numbers belong to the prompt, the sample and the step, so that neither the batch nor the hooks
+# play a part in them.
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens. Temperature 0 is greedy: the most likely token, and one sample."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    seed: int = 0
+    rows: int = 256  # of a batch, at most
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("samples", 1), ("rows", 1)):
+            if getattr(self, name) < least:
+                raise DialError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise DialError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DialError(f"top_p must be over 0 and at most 1, not {self.top_p}")
+        if self.temperature == 0 and self.samples > 1:
+            raise DialError("greedy decoding has one sample: give a temperature for several")
+
+
+GREEDY = Decoding()
+
+
+@runtime_checkable
+class DecodingFlags(Protocol):
+    """What the flags of a script that makes a model speak have in common."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+
+
+def decoding_of(flags: DecodingFlags) -> Decoding:
+    """How the flags want tokens chosen."""
+    return Decoding(
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        top_p=flags.top_p,
+        samples=flags.samples,
+        seed=flags.seed,
+        rows=flags.rows,
+    )
+
+
+def end_tokens(model: TransformerBridge) -> list[int]:
+    """Every end token of the model's generation config, the tokenizer's where it names none."""
+    config = getattr(model.original_model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def choose(
+    logits: Float[Tensor, "row d_vocab"],
+    decoding: Decoding,
+    u: Float64[Tensor, " row"] | None,
+) -> Int[Tensor, " row"]:
+    """The next token of every row: the first of the likeliest whose summed probability exceeds
+    u times that of the nucleus, the smallest set of likeliest tokens that holds `top_p`."""
+    if u is None:
+        return logits.argmax(-1)
+    p, order = (
+        (logits.double() / decoding.temperature).softmax(-1).sort(descending=True, stable=True)
+    )
+    total = p.cumsum(-1)
+    size = (total < decoding.top_p).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+    aim = u.to(total.device)[:, None] * total.gather(1, size)
+    return order.gather(1, (total <= aim).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1))[:, 0]
+
+
+def draws(
+    tokens: Tokens, decoding: Decoding, keys: Sequence[str] | None
+) -> Float64[Tensor, "prompt sample step"] | None:
+    """A number in [0, 1) for every prompt, sample and step; None for greedy decoding."""
+    if decoding.temperature == 0:
+        return None
+    if keys is None:
+        keys = [
+            str(row[mask.bool()].tolist())
+            for row, mask in zip(tokens.ids, tokens.mask, strict=True)
+        ]
+    found = []
+    for key in keys:
+        for sample in range(decoding.samples):
+            word = hashlib.sha256(f"{decoding.seed} {sample} {key}".encode()).digest()[:8]
+            generator = torch.Generator().manual_seed(int.from_bytes(word) % 2**63)
+            found.append(
+                torch.rand(decoding.max_new_tokens, generator=generator, dtype=torch.float64)
+            )
+    return torch.stack(found).reshape(len(keys), decoding.samples, -1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Forward passes that remember: a prompt is read once, and then one new token a call, under hooks.
+#
+#     (mask, cache, logits) = prefill(...);  logits = forward(..., new token, mask, cache)
+#
+# Rows of a batch are prompts under cells. Where only the last prompt token is edited, what stands
+# before it is read once a prompt, for all its cells.
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBatch:
+    """Some prompts under some cells; `prompts` are their numbers in the whole."""
+
+    tokens: Tokens
+    prompts: Int[Tensor, " prompt"]
+    grid: Sequence[Sequence[Hook]]
+    first: int = 0  # the number of the first cell
+
+
+def prefill(
+    model: TransformerBridge,
+    runner: nn.Module,
+    part: CachedBatch,
+    prompts: Int[Tensor, " row"],
+    cells: Int[Tensor, " row"],
+) -> tuple[Int[Tensor, "row pos"], DynamicCache, Float[Tensor, "row d_vocab"]]:
+    """(mask, cache, logits at the last prompt token) of every row.
+
+    Where only the last prompt token is edited, what stands before it is read once a prompt.
+    """
+    index = prompts.to(part.tokens.ids.device)
+    ids, mask = part.tokens.ids, part.tokens.mask
+    if len(index) > len(ids) and ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
+        state = _cache(model)
+        forward(runner, ids[:, :-1], mask[:, :-1], state)
+        state.batch_select_indices(index)
+        hooks = row_hooks(at_the_last_token(part.grid), cells, part.prompts[prompts])
+        ids = ids[:, -1:]
+    else:
+        state, hooks = _cache(model), row_hooks(part.grid, cells, part.prompts[prompts])
+    with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+        return mask[index], state, forward(runner, ids[index], mask[index], state)
+
+
+def runner_of(model: TransformerBridge, grid: Sequence[Sequence[Hook]]) -> nn.Module:
+    """What runs a batch: where no hook is to be seen, the model without its hook points."""
+    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    if attached or any(grid):
+        return model.original_model
+    try:
+        return unhooked(model)
+    except UnfitError:
+        return model.original_model
+
+
+def _cache(model: TransformerBridge) -> DynamicCache:
+    return DynamicCache(config=model.original_model.config)
+
+
+def forward(
+    runner: nn.Module,
+    ids: Int[Tensor, "row new"],
+    mask: Int[Tensor, "row pos"],
+    cache: DynamicCache,
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at the last position; the cache grows by `ids`."""
+    where = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return runner(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=where,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+
+
+# --------------------------------------------------------------------------------------------------
+# One set of hooks for a batch whose rows belong to different cells.
+#
+# Row i of the batch is prompt `prompts[i]` under the hooks of cell `cells[i]`. A hook of one cell
+# leaves the rows of all others bit-equal; additions at one place become one, with a vector a row.
+
+
+LAST_POSITIONS = (-1, (-1,), "last_prompt")
+
+
+@dataclass(frozen=True, eq=False)
+class RowHook:
+    """Applies each function to its own rows of the batch, and to no other."""
+
+    parts: tuple[tuple[Int[Tensor, " _"], Callable[..., Any]], ...]
+
+    def __call__(self, activation: Tensor, hook: object = None) -> Tensor:
+        out = activation.clone()
+        for rows, function in self.parts:
+            index = rows.to(activation.device)
+            changed = function(activation[index], hook)
+            if changed is not None:
+                out[index] = changed
+        return out
+
+
+def is_known(hook: Hook) -> bool:
+    """Does this hook treat every batch row by itself, as data says how?"""
+    return isinstance(hook[1], Edit) and isinstance(hook[1].operation, KNOWN)
+
+
+def row_hooks(
+    grid: Sequence[Sequence[Hook]], cells: Int[Tensor, " row"], prompts: Int[Tensor, " row"]
+) -> list[Hook]:
+    """The hooks of a batch with `cells[i]` and `prompts[i]` in row i.
+
+    A cell's several hooks at one place keep their order. A hook that is not an edit is given all
+    the rows of its cell as they stand in the batch.
+    """
+    slots: dict[tuple[str, int], list[tuple[Tensor, Callable[..., Any]]]] = {}
+    for cell in sorted(set(cells.tolist())):
+        rows = (cells == cell).nonzero().flatten()
+        seen: dict[str, int] = {}
+        for name, function in grid[cell]:
+            if is_known((name, function)):
+                function = restrict(cast(Edit, function), prompts[rows])
+            slots.setdefault((name, seen.get(name, 0)), []).append((rows, function))
+            seen[name] = seen.get(name, 0) + 1
+    return [
+        (name, _one_addition(parts, len(cells)) or RowHook(tuple(parts)))
+        for (name, _), parts in slots.items()
+    ]
+
+
+def _one_addition(parts: Sequence[tuple[Tensor, Callable[..., Any]]], n: int) -> Edit | None:
+    """Additions at the same positions as one, zero in the rows that have none."""
+    edits = [function for _, function in parts if isinstance(function, Edit)]
+    if len(edits) < len(parts) or not all(isinstance(e.operation, Add) for e in edits):
+        return None
+    first = edits[0]
+    if any(isinstance(e.pos, Tensor | slice) or e.pos != first.pos for e in edits):
+        return None
+    vectors = [cast(Add, edit.operation).vector for edit in edits]
+    every = vectors[0].new_zeros(n, vectors[0].shape[-1])
+    for (rows, _), vector in zip(parts, vectors, strict=True):
+        every[rows.to(every.device)] = vector
+    return replace(first, operation=Add(every))
+
+
+def leaves_the_rest_alone(grid: Sequence[Sequence[Hook]]) -> bool:
+    """Is the last prompt token the first that any of these hooks can change?"""
+    return all(
+        is_known(hook)
+        and not isinstance(hook[1].pos, Tensor | slice)  # type: ignore[attr-defined]
+        and hook[1].pos in (*LAST_POSITIONS, "generated")  # type: ignore[attr-defined]
+        for cell in grid
+        for hook in cell
+    )
+
+
+def at_the_last_token(grid: Sequence[Sequence[Hook]]) -> list[list[Hook]]:
+    """The hooks for a forward pass that sees the last prompt token alone.
+
+    To an edit such a pass looks like a decoding step, so what edits the last prompt token edits
+    everything here, and what edits generated tokens nothing.
+    """
+    return [
+        [(name, replace(edit, pos="all")) for name, edit in cell if edit.pos in LAST_POSITIONS]  # type: ignore[attr-defined,type-var]
+        for cell in grid
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Generation under hooks: what a model says, for every cell of a grid, in one batch.
+#
+# Rows of a batch are cells times prompts times samples. Where no hook touches the prompt before its
+# last token, the prompt is read once for all cells. Decoding is cached, and a row that has ended
+# leaves the batch. Hooks see the prompt first and then one new token a call (`types.positions` says
+# what each `pos` means there).
+#
+# A sampled token depends on the logits of its own row and on a random number that belongs to the
+# prompt, the sample and the step: neither the batch nor the cell plays a part. So completions are
+# paired over cells, and a cell that does nothing says what the unsteered model says.
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one cell's model said to one prompt. `stop` is "end" (an end token), "length", or "nan"
+    where the logits were not numbers: then the completion is what came before."""
+
+    cell: int
+    prompt: int
+    sample: int
+    text: str
+    ids: tuple[int, ...]
+    stop: str
+
+
+def generate(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    decoding: Decoding = GREEDY,
+    *,
+    keys: Sequence[str] | None = None,
+) -> list[Completion]:
+    """Completions of every prompt under every cell's hooks: by cell, then prompt, then sample.
+
+    `keys` name the prompts for their random numbers (their ids, say); the default is their tokens.
+
+    Raises `DialError` for a grid that does not fit the model or the prompts (`fits.check_grid`), or
+    a prompt that leaves no room for a new token in the model's context.
+    """
+    check_grid(model, tokens, grid)
+    room = int(model.cfg.n_ctx) - tokens.ids.shape[1]
+    if room < 1:
+        raise DialError(
+            f"a prompt of {tokens.ids.shape[1]} tokens leaves no room in a context of "
+            f"{int(model.cfg.n_ctx)}: shorten it"
+        )
+    numbers = draws(tokens, decoding, keys)
+    found = [
+        c
+        for part in _parts(tokens, grid, decoding)
+        for c in _generate(model, part, decoding, numbers)
+    ]
+    return sorted(found, key=lambda one: (one.cell, one.prompt, one.sample))
+
+
+def _parts(
+    tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding
+) -> Iterator[CachedBatch]:
+    """Batches of at most `decoding.rows` rows; hooks that are not edits see all prompts at once."""
+    n = len(tokens)
+    whole = not all(is_known(hook) for cell in grid for hook in cell)
+    size = n if whole else max(1, min(n, decoding.rows // decoding.samples))
+    cells = max(1, decoding.rows // (size * decoding.samples))
+    for start in range(0, n, size):
+        some = torch.arange(start, min(start + size, n))
+        for first in range(0, len(grid), cells):
+            mine = grid[first : first + cells]
+            yield CachedBatch(tokens.rows(start, start + size), some, mine, first)
+
+
+@torch.no_grad()
+def _generate(
+    model: TransformerBridge,
+    part: CachedBatch,
+    decoding: Decoding,
+    numbers: Float64[Tensor, "prompt sample step"] | None,
+) -> Iterator[Completion]:
+    """Decode one batch. Rows leave as they end, unless a hook is not an edit."""
+    samples, device, grid = decoding.samples, part.tokens.ids.device, part.grid
+    row = torch.arange(len(part.prompts) * len(grid) * samples)
+    prompts, cells, sample = (
+        row // (len(grid) * samples),
+        row // samples % len(grid),
+        row % samples,
+    )
+    fixed = not all(is_known(hook) for cell in grid for hook in cell)
+    ends = torch.tensor(end_tokens(model), device=device)
+    runner = runner_of(model, grid)
+    mask, state, logits = prefill(model, runner, part, prompts, cells)
+    alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
+    hooks = row_hooks(grid, cells, part.prompts[prompts])
+    for step in range(decoding.max_new_tokens):
+        u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
+        broken = ~torch.isfinite(logits).all(-1)
+        token = choose(torch.where(broken[:, None], 0.0, logits), decoding, u)
+        ended = torch.isin(token, ends) | broken
+        for r, t, bad, end in zip(
+            *(x.tolist() for x in (alive, token, broken, ended)), strict=True
+        ):
+            if r in stops:
+                continue
+            if end:
+                stops[r] = "nan" if bad else "end"
+            else:
+                said[r].append(t)
+        if len(stops) == len(row) or step + 1 == decoding.max_new_tokens:
+            break
+        if not fixed and bool(ended.any()):
+            keep = (~ended).nonzero().flatten()
+            alive, token, mask = alive[keep.cpu()], token[keep], mask[keep]
+            state.batch_select_indices(keep)
+            hooks = row_hooks(grid, cells[alive], part.prompts[prompts[alive]])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+            logits = forward(runner, token[:, None], mask, state)
+    for r in row.tolist():
+        text = str(model.tokenizer.decode(said[r], skip_special_tokens=True))
+        yield Completion(
+            part.first + int(cells[r]),
+            int(part.prompts[prompts[r]]),
+            int(sample[r]),
+            text,
+            tuple(said[r]),
+            stops.get(r, "length"),
+        )
+
+
+@torch.no_grad()
+def follow(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook], said: Sequence[Sequence[int]]
+) -> Iterator[Float[Tensor, "batch d_vocab"]]:
+    """Logits before each token of replies that are given: step k is what the model under `hooks`
+    would say after the prompt and the first k tokens of `said`, one step more than the longest.
+
+    Decoding is cached, so every `pos` means what it means in `generate`. Rows that are over go on
+    with their last token, and mean nothing. Raises `DialError` as `generate` does for hooks.
+    """
+    check_grid(model, tokens, [hooks])
+    batch = torch.arange(len(tokens))
+    part = CachedBatch(tokens, batch, [list(hooks)])
+    runner = runner_of(model, part.grid)
+    mask, state, logits = prefill(model, runner, part, batch, torch.zeros_like(batch))
+    yield logits
+    mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
+    for step in range(max(map(len, said), default=0)):
+        token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in said])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        with model.hooks(fwd_hooks=mine) if mine else nullcontext():
+            logits = forward(runner, token.to(mask.device)[:, None], mask, state)
+        yield logits
+
+
+@torch.no_grad()
+def stream(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook], max_new_tokens: int
+) -> Iterator[int]:
+    """The greedy reply to one prompt, token by token as it comes: the ids that `generate` has.
+
+    Raises `DialError` for several prompts: they would not end together.
+    """
+    if len(tokens) != 1:
+        raise DialError(f"expected one prompt, not {len(tokens)}")
+    check_grid(model, tokens, [hooks])
+    row, ends = torch.zeros(1, dtype=torch.long), end_tokens(model)
+    part = CachedBatch(tokens, row, [list(hooks)])
+    runner = runner_of(model, part.grid)
+    mask, state, logits = prefill(model, runner, part, row, row)
+    mine = row_hooks(part.grid, row, row)
+    for step in range(max_new_tokens):
+        token = logits.argmax(-1)
+        if int(token) in ends or not bool(torch.isfinite(logits).all()):
+            return
+        yield int(token)
+        if step + 1 < max_new_tokens:
+            mask = torch.cat([mask, mask.new_ones(1, 1)], 1)
+            with model.hooks(fwd_hooks=mine) if mine else nullcontext():
+                logits = forward(runner, token[:, None], mask, state)

@@ -1,0 +1,262 @@
+"""Load a model by name, on a device and in a number format, and record which one it is.
+
+The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
+notebook works on what `load_model` returns. A name is `embedded`, a local folder, or a hub id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.common import SITES, DialError, hook_name, located, log, one_line, one_of
+from refusal_dial.hub import cached, commit_of, hub_config, hub_reachable
+from refusal_dial.model.checkpoint import (
+    check_blueprint,
+    check_folder,
+    check_numbers,
+    folder_revision,
+    whole_weights,
+)
+
+# --------------------------------------------------------------------------------------------------
+# Which device computes, and in which number format.
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device_of(device: str) -> tuple[str, str]:
+    """The device that a flag means, and why. Raises `DialError` for one that is not usable."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda", "a CUDA device is available"
+        if torch.backends.mps.is_available():
+            return "mps", "Apple MPS is available and CUDA is not"
+        return "cpu", "neither CUDA nor MPS is available"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise one_of(device, ["auto", "cpu", "cuda", "cuda:N", "mps"], "device")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DialError(
+            f"device {device!r} is not usable here ({one_line(error)}): try --device auto"
+        ) from error
+    return device, "asked for"
+
+
+def dtype_of(dtype: str, device: str) -> tuple[torch.dtype, str]:
+    """The number format that a flag means on a device, and why."""
+    if dtype == "auto":
+        kind = device.split(":")[0]
+        return {
+            "cuda": (torch.bfloat16, "half precision on CUDA"),
+            "mps": (torch.float16, "half precision on MPS"),
+        }.get(kind, (torch.float32, "full precision on the CPU"))
+    if dtype not in DTYPES:
+        raise one_of(dtype, ["auto", *DTYPES], "dtype")
+    return DTYPES[dtype], "asked for"
+
+
+# --------------------------------------------------------------------------------------------------
+# Load a model by name, and say which one it is.
+#
+# The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
+# notebook works on what `load_model` returns.
+
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "weights"
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model a run used, exactly enough to notice that another one is loaded."""
+
+    name: str
+    revision: str
+    architecture: str
+    n_layers: int
+    d_model: int
+    device: str
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_model(
+    name: str = "embedded",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    device_map: str | dict[str, str | int] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """The model called `name`: `"embedded"`, a local folder, or a Hugging Face hub id.
+
+    `device="auto"` takes CUDA, then Apple MPS, then the CPU. `dtype="auto"` is bfloat16 on CUDA,
+    float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
+    frozen; gradients with respect to activations and added vectors still work.
+
+    `device_map` splits a model that no one device holds, by accelerate: `"auto"` over what there
+    is, or `{module: device}` with `"disk"` among the devices. TransformerLens takes maps of GPUs
+    alone, or of CPU and disk alone. It takes the place of `device`.
+
+    Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
+    cannot be reached, weights that are missing from the files, a number of layers that no model
+    has, an unknown device, dtype or device map, or a map beside a device.
+    """
+    if device_map is not None and device != "auto":
+        raise DialError(f"--device {device} and --device-map {device_map}: give one of them")
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise one_of(device_map, DEVICE_MAPS, "device map")
+    where, why = device_of(device)
+    number, why_number = dtype_of(dtype, where)
+    source = source_of(name, revision)
+    commit = None if Path(source).is_dir() else _commit(source, revision)
+    if device_map is not None:
+        where, why = f"map {device_map}", "split by accelerate"
+    log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
+    quiet_transformers()
+    try:
+        with whole_weights(name, exactly=name == "embedded"):
+            model = TransformerBridge.boot_transformers(
+                source,
+                device=None if device_map is not None else where,
+                device_map=device_map,
+                dtype=number,
+                revision=commit or revision,
+                trust_remote_code=trust_remote_code,
+            )
+    except DialError:
+        raise
+    except Exception as error:
+        reason = one_line(error)
+        if "out of memory" in reason.lower():
+            raise DialError(
+                f"model {name!r} does not fit on {where}: try --dtype bfloat16 or --device-map auto"
+            ) from error
+        known = isinstance(error, OSError | ValueError | RuntimeError | SafetensorError)
+        kind = "" if known else f"{type(error).__name__}: "
+        raise DialError(f"model {name!r} could not be loaded: {kind}{reason}") from error
+    if commit:
+        model.original_model.config._commit_hash = commit  # transformers 5 keeps it no longer
+    if str(model.cfg.device) == "meta":  # embeddings on disk, which are read on the CPU
+        model.cfg.device = "cpu"
+    model.requires_grad_(False)
+    model.eval()
+    if model.tokenizer is not None:
+        model.tokenizer.padding_side = "left"
+        if model.tokenizer.pad_token_id is None:
+            model.tokenizer.pad_token = model.tokenizer.eos_token
+    return model
+
+
+def quiet_transformers() -> None:
+    """No advice and no bar of loading weights on the terminal; errors still come through."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def source_of(name: str, revision: str | None = None) -> str:
+    """The folder or hub id behind a name, checked without loading anything. Where the hub cannot be
+    reached, a hub id's folder is that of this revision in the cache."""
+    if name == "embedded":
+        if not (EMBEDDED / "config.json").is_file():
+            raise DialError(
+                f"the embedded model is missing from {EMBEDDED}: "
+                "make it with python scripts/train_embedded_model.py"
+            )
+        check_numbers(EMBEDDED, name)
+        return str(EMBEDDED)
+    folder = located(name or ".")
+    if name and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DialError(f"folder {name!r} holds no model: config.json is not in it")
+        check_folder(folder, name)
+        return str(folder.resolve())
+    if name and folder.exists():
+        raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*", name) or name.startswith("."):
+        raise DialError(
+            f"no folder {name!r}: give 'embedded', an existing folder, or a hub id "
+            "such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    if hub_reachable():
+        return name
+    here = cached(name, revision)
+    if here is None:
+        which = f" at revision {revision!r}" if revision else ""
+        raise DialError(
+            f"model {name!r}{which} is neither a folder here nor in the local hub cache, and the "
+            "hub cannot be reached: connect, give a folder, or use --model embedded"
+        )
+    if (here / "config.json").is_file():
+        check_folder(here, name)
+    return str(here)
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a hub model that a revision (none: the main branch) means now, of which
+    config.json is fetched and judged before anything else is."""
+    config = hub_config(name, revision)
+    if config is None:
+        return None
+    check_blueprint(config, name)
+    found = commit_of(config.parent)
+    return found[1] if found else None
+
+
+def identity(model: TransformerBridge) -> Identity:
+    """Name, revision and shape of a loaded model.
+
+    The revision is the hub's commit where there is one; for a folder, a hash over all of its
+    weights, configuration, tokenizer and chat templates (see `checkpoint`).
+    """
+    source = str(model.cfg.model_name)
+    folder = Path(source)
+    commit = getattr(model.original_model.config, "_commit_hash", None)
+    name, revision = ("embedded" if folder == EMBEDDED else source), str(commit or "")
+    if folder.is_dir():
+        name, revision = commit_of(folder) or (name, folder_revision(folder))
+    return Identity(
+        name=name,
+        revision=revision,
+        architecture=type(model.original_model).__name__,
+        n_layers=int(model.cfg.n_layers),
+        d_model=int(model.cfg.d_model),
+        device=str(model.cfg.device),
+        dtype=str(next(model.original_model.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def check_layers(model: TransformerBridge, layers: Iterable[int]) -> tuple[int, ...]:
+    """The layers, if the model has them all. Raises `DialError` with the valid range."""
+    layers, n = tuple(layers), int(model.cfg.n_layers)
+    for layer in layers:
+        if not 0 <= layer < n:
+            raise DialError(f"layer {layer} is out of range: this model has layers 0 to {n - 1}")
+    return layers
+
+
+def check_site(model: TransformerBridge, site: str) -> str:
+    """The site, if this architecture has it. Raises `DialError` with those it has."""
+    here = [s for s in SITES if hook_name(s, 0) in model.hook_dict]
+    if hook_name(site, 0) not in model.hook_dict:
+        raise DialError(
+            f"{type(model.original_model).__name__} has no site {site!r}: it has {', '.join(here)}"
+        )
+    return site

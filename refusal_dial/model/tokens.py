@@ -1,0 +1,276 @@
+"""Prompts as the model expects them: chat template, left padding, mask.
+
+Batches are padded on the left so that position -1 is the last prompt token of every row. Text that
+spells out a control token is encoded as text.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.common import DialError, format_value, one_line
+from refusal_dial.model.loading import identity
+
+# --------------------------------------------------------------------------------------------------
+# Texts that spell out control tokens, encoded as text: what is quoted must not command.
+#
+#     "</think>" in a prompt  ->  "</", "think", ">", and not the token that ends a thought
+#
+# A control token is one that a tokenizer marks as special, or one that was added to it in brackets,
+# `<think>` or `[TOOL]`, marked or not. Added tokens that are text (blanks, HTML tags, words) stay
+# tokens: so the model reads them everywhere else.
+
+
+BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+HTML = re.compile(
+    r"</?(?:table|caption|thead|tbody|tfoot|t[rhdl]|h[1-6]|blockquote|strong|em|[bisup]|sub|sup"
+    r"|code|pre|[ou]l|li|[ab]r?|div|span|img)>"
+)
+
+_CONTROL: WeakKeyDictionary[Any, tuple[int, frozenset[str]]] = WeakKeyDictionary()
+
+_READERS: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
+"""What was worked out for a tokenizer of this many tokens."""
+
+
+def control_tokens(tokenizer: Any) -> frozenset[str]:
+    """How the tokenizer's control tokens are spelt."""
+    size, found = _CONTROL.get(tokenizer, (-1, frozenset()))
+    if size != len(tokenizer):
+        added = tokenizer.added_tokens_decoder.values()
+        found = frozenset(t.content for t in added if t.special or _is_control(t.content))
+        _CONTROL[tokenizer] = len(tokenizer), found
+    return found
+
+
+def spells_control(tokenizer: Any, text: str) -> bool:
+    """Whether the text holds the spelling of a control token."""
+    return any(token in text for token in control_tokens(tokenizer))
+
+
+def text_ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """Token ids of what is text throughout; with what the tokenizer adds around one (BOS), if asked
+    for."""
+    spelt = spells_control(tokenizer, text)
+    reader = reader_of_text(tokenizer) if spelt else tokenizer
+    return list(
+        reader.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=spelt)
+    )
+
+
+def reader_of_text(tokenizer: Any) -> Any:
+    """The tokenizer to give texts to, with `split_special_tokens=True`: a copy that has every
+    control token marked as special. Ids are the same. A tokenizer written in Python is not copied:
+    there only tokens that it marks itself are text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer
+    size, reader = _READERS.get(tokenizer, (-1, None))
+    if size != len(tokenizer):
+        about = json.loads(backend.to_str())
+        for token in about["added_tokens"]:
+            token["special"] = token["special"] or _is_control(token["content"])
+        reader = copy.copy(tokenizer)
+        reader._tokenizer = type(backend).from_str(json.dumps(about))
+        _READERS[tokenizer] = len(tokenizer), reader
+    return reader
+
+
+def _is_control(spelling: str) -> bool:
+    return bool(BRACKETED.fullmatch(spelling)) and not HTML.fullmatch(spelling)
+
+
+# --------------------------------------------------------------------------------------------------
+# Prompts as the model expects them: chat template, left padding, mask.
+#
+# Batches are padded on the left so that position -1 is the last prompt token of every row.
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Left-padded token ids and their mask (1 = token, 0 = padding)."""
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+
+    def rows(self, start: int, stop: int) -> Tokens:
+        """Rows start..stop, with the padding that none of them needs cut away."""
+        ids, mask = self.ids[start:stop], self.mask[start:stop]
+        spare = int((mask.sum(0) == 0).long().cumprod(0).sum())
+        return Tokens(ids[:, spare:], mask[:, spare:])
+
+    def chosen(self, rows: Sequence[int]) -> Tokens:
+        """These rows, in this order, with the padding that none of them needs cut away."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.ids.device)
+        return Tokens(self.ids[index], self.mask[index]).rows(0, len(index))
+
+    def on(self, model: TransformerBridge) -> Tokens:
+        """The same where this model reads tokens."""
+        return Tokens(self.ids.to(model.cfg.device), self.mask.to(model.cfg.device))
+
+    def __reduce__(self) -> tuple[type[Tokens], tuple[Tensor, Tensor]]:
+        """Sent to another machine, tokens are on the CPU: its devices are not those of this one."""
+        return Tokens, (self.ids.cpu(), self.mask.cpu())
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+def tokenize(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    *,
+    system: str | None = None,
+    chat: bool = True,
+) -> Tokens:
+    """Token ids of the prompts as the model expects them, padded on the left.
+
+    With `chat`, each prompt is one user turn in the model's chat template, after an optional system
+    message, followed by the template's opening of the reply; templates that can think are told not
+    to. The template writes the BOS if the model has one, so none is added. Without `chat` a prompt
+    is plain text, encoded as the tokenizer encodes text by itself. Control tokens spelt out in a
+    prompt's text or in the system message are encoded as text (see `control_tokens`).
+
+    Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
+    template would render one: it is far more often a slip than a question), a prompt longer than
+    the model's context, a model without a tokenizer or chat template, or a template that refuses a
+    system message or leaves it, or the prompt's text, out.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None or len(tokenizer) < 2:
+        raise DialError(f"model {model.cfg.model_name!r} has no tokenizer beside its weights")
+    if isinstance(prompts, str):
+        raise DialError(f"expected a list of prompts, not one text: [{prompts[:40]!r}]")
+    if not prompts:
+        raise DialError("no prompts to tokenize: the list is empty")
+    if chat and not tokenizer.chat_template:
+        raise DialError(
+            f"model {identity(model).name!r} has no chat template: use a chat model, or read the "
+            "prompts as plain text with --plain (chat=False)"
+        )
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str) or not text:
+            raise DialError(
+                f"prompt {i + 1} of {len(prompts)} is no text, or empty: {format_value(text, 40)}"
+            )
+    if chat:
+        _check_template(tokenizer, system)
+    rows = [_encode(tokenizer, text, system, chat) for text in prompts]
+    n_ctx = int(model.cfg.n_ctx)
+    for i, row in enumerate(rows):
+        if not row:
+            raise DialError(
+                f"prompt {i + 1} of {len(rows)} has no tokens: {format_value(prompts[i], 40)}"
+            )
+        if len(row) > n_ctx:
+            raise DialError(
+                f"prompt {i + 1} of {len(rows)} has {len(row)} tokens and the model reads at most "
+                f"{n_ctx}: shorten it ({prompts[i][:40]!r}...)"
+            )
+    return _padded(model, rows)
+
+
+def with_replies(model: TransformerBridge, tokens: Tokens, replies: Sequence[str]) -> Tokens:
+    """Each prompt followed by the tokens of a reply to it (none, where it is empty), padded on the
+    left again.
+
+    Raises `DialError` for unequal numbers, or a reply that does not fit the model's context.
+    """
+    if len(replies) != len(tokens):
+        raise DialError(f"{len(tokens)} prompts need as many replies, not {len(replies)}")
+    rows = []
+    for i, reply in enumerate(replies):
+        new = text_ids(model.tokenizer, reply)
+        rows.append([*tokens.ids[i][tokens.mask[i].bool()].tolist(), *new])
+        if len(rows[-1]) > int(model.cfg.n_ctx):
+            raise DialError(
+                f"reply {i + 1} has {len(new)} tokens after {len(rows[-1]) - len(new)}, and the "
+                f"model reads at most {int(model.cfg.n_ctx)}: shorten it"
+            )
+    return _padded(model, rows)
+
+
+def _padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
+    width, pad = max(map(len, rows)), model.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return Tokens(ids, mask).on(model)
+
+
+def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[int]:
+    if not chat:
+        text = text if system is None else f"{system}\n\n{text}"
+        return text_ids(tokenizer, text, add_special_tokens=True)
+    spelt = {_mark(): t for t in (text, system) if t is not None and spells_control(tokenizer, t)}
+    marks = {t: mark for mark, t in spelt.items()}
+    written = _render(
+        tokenizer, marks.get(text, text), None if system is None else marks.get(system, system)
+    )
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(spelt)})", written) if spelt else [written]:
+        if part in spelt:
+            ids += text_ids(tokenizer, spelt[part])
+        else:
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def _mark() -> str:
+    """Stands for a text while a template is filled in, and is in no other."""
+    return f"\u2e28{uuid4().int}\u2e29"
+
+
+def _check_template(tokenizer: Any, system: str | None) -> None:
+    """Raises `DialError` where the template leaves the prompt's text or the system message out."""
+    text, above = _mark(), None if system is None else _mark()
+    written = _render(tokenizer, text, above)
+    for mark, what in ((text, "prompt's text"), (above, "system message")):
+        if mark is not None and mark not in written:
+            raise DialError(
+                f"the model's chat template leaves the {what} out: use a model whose template "
+                "writes it as it is, or read the prompts as plain text with --plain (chat=False)"
+            )
+
+
+def _render(tokenizer: Any, text: str, system: str | None) -> str:
+    turns = [{"role": "user", "content": text}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+    except Exception as error:
+        if system is None:
+            raise DialError(f"the model's chat template failed: {one_line(error)}") from error
+        raise DialError(
+            f"the model's chat template takes no system message: {one_line(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def last_logits(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[tuple[str, Any]] = ()
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at the last prompt token under `hooks`: one plain forward pass.
+
+    Only the last position is unembedded. Position ids follow the mask, so padding shifts nothing.
+    """
+    with model.hooks(fwd_hooks=list(hooks)):
+        logits = model(tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, use_cache=False)
+    return logits[:, -1]

@@ -1,0 +1,307 @@
+"""The live dial: one prompt on a loaded model, steered as far as a slider is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
+from refusal_dial.cli.values import parse_number, parse_text, parse_whole
+from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
+from refusal_dial.data.prompts import of_subset
+from refusal_dial.directions.controls import random_directions
+from refusal_dial.directions.learning import Direction, load
+from refusal_dial.generate.decode import stream
+from refusal_dial.hooks import steer
+from refusal_dial.model.loading import check_layers, check_site
+from refusal_dial.model.tokens import last_logits, tokenize
+from refusal_dial.studies.base import Study, load_study, study_of
+from refusal_dial.studies.steering import at_place, learn
+
+# --------------------------------------------------------------------------------------------------
+# One prompt under one step of the dial: its score, its next tokens, and its reply as it comes.
+#
+#     h <- h + alpha · |h| · direction   at the last prompt token and every new one
+#
+# |h| being the mean norm of the study's prompts at that layer and site, so that alpha is in the
+# same unit wherever it is turned. At alpha 0 nothing is hooked: the model is as it is. Directions
+# are learned from EDGE prompts (top-scored minus bottom-scored) or come from a file; the random one
+# is as long. What is read here was typed a moment ago: it shows what a direction does, and proves
+# nothing.
+
+
+N_TOKENS = 8
+
+LIVE_DIRECTIONS = ("learned", "random")
+
+LIVE_POS = -1
+
+
+@dataclass(frozen=True)
+class DialState:
+    """What is known so far. `tokens` are the likeliest next ones with their probabilities, most
+    likely first; `unsteered` is the score at alpha 0."""
+
+    score: float
+    unsteered: float
+    refused: bool
+    tokens: Sequence[tuple[str, float]]
+    reply: str
+    done: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Dial:
+    """A study whose every layer can be steered, opened site by site as they are asked for."""
+
+    flags: LiveFlags
+    study: Study
+    given: Direction | None
+    opened: dict[str, Study] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that this architecture has."""
+        return tuple(s for s in STEERABLE if hook_name(s, 0) in self.study.model.hook_dict)
+
+    def at(self, site: str) -> Study:
+        """The study with its activations at this site."""
+        if site not in self.opened:
+            self.opened[site] = study_of(self.study.model, self.flags, None, site, LIVE_POS)
+        return self.opened[site]
+
+    def directions(self, layer: int, site: str) -> Mapping[str, Direction]:
+        """The directions of `LIVE_DIRECTIONS` at this place. Raises `DialError` for one the model
+        lacks."""
+        study, flags = self.at(site), self.steering(site)
+        if self.given is not None:
+            known = at_place(self.given, study, flags, layer)
+        else:
+            one = replace(study, layers=(layer,), activations=study.activations[[layer]])
+            (known,) = learn(one, flags, of_subset(study.prompts, "EDGE"))
+        (random,) = random_directions(known, 1, self.flags.seed)
+        return dict(zip(LIVE_DIRECTIONS, (known, random), strict=True))
+
+    def steering(self, site: str) -> SteeringFlags:
+        return SteeringFlags(site=site, pos=LIVE_POS, seed=self.flags.seed, k=self.flags.k)
+
+
+def load_dial(flags: LiveFlags) -> Dial:
+    """Load the model and learn where the dial stands at first.
+
+    Raises `DialError` for whatever of the flags cannot be used.
+    """
+    given = load(flags.direction) if flags.direction is not None else None
+    study = load_study(flags, None, flags.site, LIVE_POS)
+    dial = Dial(flags, study, given, {flags.site: study})
+    check_layers(study.model, [flags.layer])
+    dial.directions(flags.layer, flags.site)
+    return dial
+
+
+def hooks_at(dial: Dial, layer: int, site: str, name: str, alpha: float) -> list[Hook]:
+    """The hooks of one step of the dial; none at alpha 0.
+
+    Raises `DialError` for a layer, site or direction that is not there, or an alpha that is no
+    number.
+    """
+    check_layers(dial.study.model, [layer])
+    check_site(dial.study.model, site)
+    if name not in LIVE_DIRECTIONS:
+        raise one_of(name, LIVE_DIRECTIONS, "direction")
+    if alpha != alpha or abs(alpha) == float("inf"):
+        raise DialError(f"expected a number for alpha, not {alpha}")
+    if alpha == 0:
+        return []
+    length = alpha * dial.at(site).residual_norm(layer)
+    return [steer(dial.directions(layer, site)[name], length, layer=layer, pos=LIVE_POS, site=site)]
+
+
+def turn(
+    dial: Dial, text: str, layer: int, site: str, name: str, alpha: float
+) -> Iterator[DialState]:
+    """What the prompt comes to at this step: first its score and next tokens, then the greedy reply
+    as it grows; the last is `done`.
+
+    Raises `DialError` for what `hooks_at` and `tokenize` refuse, or a prompt that is empty or
+    longer than `--max-chars`.
+    """
+    flags, model = dial.flags, dial.study.model
+    if not text.strip():
+        raise DialError("the prompt is empty: type one")
+    if len(text) > flags.max_chars:
+        raise DialError(
+            f"the prompt is {len(text):,} characters long, and {flags.max_chars:,} are read at most"
+        )
+    hooks = hooks_at(dial, layer, site, name, alpha)
+    tokens = tokenize(model, [text], system=flags.system, chat=not flags.plain).on(model)
+    logits = last_logits(model, tokens, hooks)
+    score = float(dial.study.scorer(logits)[0])
+    base = score if not hooks else float(dial.study.scorer(last_logits(model, tokens))[0])
+    top = logits[0].double().softmax(-1).topk(min(N_TOKENS, logits.shape[-1]))
+    likely = [
+        (str(model.tokenizer.decode([int(i)])), float(p))
+        for p, i in zip(top.values, top.indices, strict=True)
+    ]
+    shown = DialState(score, base, score > flags.threshold, likely, "", False)
+    yield shown
+    said: list[int] = []
+    room = max(0, int(model.cfg.n_ctx) - tokens.ids.shape[1])
+    for token in stream(model, tokens, hooks, min(flags.max_new_tokens, room)):
+        said.append(token)
+        shown = replace(shown, reply=str(model.tokenizer.decode(said, skip_special_tokens=True)))
+        yield shown
+    yield replace(shown, done=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# The page of the live dial: Gradio's, on this machine alone.
+#
+# Listens on 127.0.0.1 and nowhere else, answers one request at a time, is never shared, and asks
+# nothing of the network: Gradio's analytics are off and its fonts are the system's. Prompts and
+# replies are shown as text. It lays out and passes on.
+
+
+HOST = "127.0.0.1"
+
+WAITING = 8
+"""Requests that may wait; more are turned away."""
+
+REACH, STEP = 1.0, 0.05
+
+NO_FONTS = ("system-ui", "sans-serif")
+
+T = TypeVar("T")
+
+Row = tuple[str, list[list[str]], str]
+
+
+def gradio() -> Any:
+    """Gradio, with what would call home switched off before it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise DialError("the live dial needs Gradio: pip install 'refusal-dial[dial]'") from error
+    return gradio
+
+
+def answered(
+    dial: Dial, asked: object, alpha: object, layer: object, site: object, name: object
+) -> Iterator[Row]:
+    """(score, likeliest tokens, reply) as the page shows them while they come. Whatever arrives
+    that cannot be used, a cleared slider's None among it, is answered in words in place of the
+    score."""
+    try:
+        prompt = _read("prompt", parse_text, "" if asked is None else asked)
+        place = (
+            _read("layer", parse_whole, layer),
+            _read("site", parse_text, site),
+            _read("direction", parse_text, name),
+        )
+        strength = _read("alpha", parse_number, alpha)
+        if abs(strength) > REACH:
+            raise DialError(f"alpha: expected a number from {-REACH:g} to {REACH:g}")
+        for shown in turn(dial, prompt, *place, strength):
+            kind = "refuses" if shown.refused else "complies"
+            score = f"{shown.score:+.2f} ({kind}); unsteered {shown.unsteered:+.2f}"
+            rows = [[repr(token), f"{p:.3f}"] for token, p in shown.tokens]
+            yield score, rows, shown.reply
+    except DialError as error:
+        yield f"error: {printable(str(error))}", [], ""
+
+
+def _read(what: str, reader: Callable[[Any], T], value: object) -> T:
+    if value is None:
+        raise DialError(f"{what} is empty: choose one")
+    try:
+        return reader(value)
+    except DialError as error:
+        raise DialError(f"{what}: {error}") from error
+
+
+def _as_sent(value: object) -> object:
+    return value
+
+
+def live_page(dial: Dial) -> Any:
+    """The page as Gradio blocks, not yet served."""
+    gr, flags = gradio(), dial.flags
+    layers = int(dial.study.model.cfg.n_layers)
+
+    with gr.Blocks(title="refusal dial", analytics_enabled=False) as blocks:
+        prompt = gr.Textbox(label="Prompt", lines=3, max_length=flags.max_chars)
+        alpha = gr.Slider(
+            -REACH, REACH, 0.0, step=STEP, label="alpha (multiples of the mean residual norm)"
+        )
+        with gr.Row():
+            layer = gr.Slider(0, layers - 1, flags.layer, step=1, label="layer")
+            site = gr.Dropdown(list(dial.sites), value=flags.site, label="site")
+            name = gr.Radio(list(LIVE_DIRECTIONS), value=LIVE_DIRECTIONS[0], label="direction")
+        score = gr.Textbox(label="score", interactive=False)
+        reply = gr.Textbox(label="reply", lines=4, interactive=False)
+        tokens = gr.Dataframe(
+            headers=["next token", "probability"],
+            datatype=["str", "str"],
+            label="likeliest next tokens",
+            interactive=False,
+        )
+        asked = [prompt, alpha, layer, site, name]
+        for one in asked:
+            one.preprocess = _as_sent  # Gradio's own raises for a cleared slider; `answered` says
+        gr.on(
+            [prompt.submit, *(one.change for one in (alpha, layer, site, name))],
+            lambda *asked: (
+                yield from answered(dial, *asked)
+            ),  # bare: Gradio looks for a generator function
+            inputs=asked,
+            outputs=[score, tokens, reply],
+            api_name="turn",
+            trigger_mode="always_last",
+            show_progress="hidden",
+        )
+    return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+
+
+def serve(dial: Dial, port: int, wait: bool = True) -> Any:
+    """Serve the page on `HOST`, until it is interrupted unless `wait` is off; the served blocks.
+
+    Raises `DialError` for a port that is taken.
+    """
+    gr, blocks = gradio(), live_page(dial)
+    theme = gr.themes.Base(font=list(NO_FONTS), font_mono=["monospace"])
+    try:
+        blocks.launch(
+            server_name=HOST,
+            server_port=port or free_port(),
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            max_file_size="1b",
+            footer_links=[],
+            theme=theme,
+        )
+    except OSError as error:
+        raise DialError(f"port {port} on {HOST} cannot be used: give another --port") from error
+    if wait:
+        print(f"the dial: {blocks.local_url} (on this machine only; Ctrl-C ends it)", flush=True)
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close()
+    return blocks
+
+
+def free_port() -> int:
+    """A port that nothing on this machine listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

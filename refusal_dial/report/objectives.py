@@ -1,0 +1,118 @@
+"""The grid over two dials as a table and as a figure. No files, no torch.
+
+Shows what the summary holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from refusal_dial.report.theme import colour_of, styled
+from refusal_dial.studies.objectives import OBJECTIVE_RATES, OBJECTIVES
+
+_WIDTH = 136
+
+OBJECTIVE_HEADS = {
+    "toxicity": "toxicity,\nchallenging",
+    "benign": "toxicity,\nbenign",
+    "refused": "HARMFUL\nrefused",
+    "cost": "EDGE\nrefused",
+}
+
+DIALS = ["strength", "refusal_strength"]
+
+
+def print_objectives(summary: pd.DataFrame, overlap: float) -> None:
+    """Every pair of steps with its figures, the range of toxicity that random directions give in
+    place of toxicity's at the same two steps, and a star on the front."""
+    random = summary[summary["direction"] == "random"]
+    table = Table(title="Two dials at once", title_justify="left", header_style="bold")
+    beside = f"random instead\n(x{random['seed'].nunique()})"
+    first, *others = OBJECTIVE_HEADS.values()
+    for name in ("toxicity\ndial", "refusal\ndial", first, beside, *others, "front"):
+        table.add_column(name, justify="right")
+    for _, row in summary[summary["direction"] == "learned"].iterrows():
+        same = random[(random[DIALS] == row[DIALS]).all(axis=1)]["toxicity"]
+        toxicity, *others = (_with(row, name) for name in OBJECTIVES)
+        table.add_row(
+            *(f"{row[name]:g}" for name in DIALS),
+            toxicity,
+            f"{same.min():.3f} to {same.max():.3f}" if len(same) else "",
+            *others,
+            "*" if row["front"] else "",
+        )
+    Console(width=None if Console().is_terminal else _WIDTH, markup=False).print(table)
+    base = summary[summary["direction"] == "baseline"].iloc[0]
+    told = ", ".join(
+        f"{OBJECTIVE_HEADS[n].replace(chr(10), ' ')} {base[n]:.2f}" for n in OBJECTIVES
+    )
+    print(f"unsteered: {told}")
+    print(f"overlap of the two directions (squared cosine): {overlap:.4f}")
+
+
+def _with(row: pd.Series[Any], name: str) -> str:
+    digits = 2 if name in OBJECTIVE_RATES else 3
+    value, lo, hi = (row[key] for key in (name, f"{name}_lo", f"{name}_hi"))
+    return f"{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]"
+
+
+def measured_on(summary: pd.DataFrame) -> str:
+    """What the figure's three figures are of, and how many: the most that any cell has."""
+    n = {name: int(summary[f"{name}_n"].max()) for name in ("toxicity", "refused", "cost")}
+    return (
+        f"{n['toxicity']} {OBJECTIVES['toxicity']} openings, {n['refused']} "
+        f"{OBJECTIVES['refused']} and "
+        f"{n['cost']} {OBJECTIVES['cost']} prompts"
+    )
+
+
+def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
+    """Toxicity against over-refusal, colour the share of HARMFUL refused; the front is drawn as a
+    line, random directions as grey crosses. Down and left is wanted."""
+    learned = summary[summary["direction"] != "random"]
+    random = summary[summary["direction"] == "random"]
+    best = learned[learned["front"]].sort_values("cost")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=random["cost"],
+        y=random["toxicity"],
+        mode="markers",
+        marker={"color": colour_of("random"), "symbol": "x", "size": 6},
+        name="random direction in place of toxicity's",
+    )
+    figure.add_scatter(
+        x=best["cost"],
+        y=best["toxicity"],
+        mode="lines",
+        line={"color": "#000000", "width": 1, "dash": "dot"},
+        name="front",
+    )
+    figure.add_scatter(
+        x=learned["cost"],
+        y=learned["toxicity"],
+        error_y={
+            "array": learned["toxicity_hi"] - learned["toxicity"],
+            "arrayminus": learned["toxicity"] - learned["toxicity_lo"],
+            "thickness": 1,
+        },
+        mode="markers+text",
+        marker={
+            "size": 12,
+            "color": learned["refused"],
+            "cmin": 0,
+            "cmax": 1,
+            "colorscale": "Cividis",
+            "colorbar": {"title": "HARMFUL refused"},
+        },
+        text=[f"{a:g}, {b:g}" for a, b in zip(*(learned[name] for name in DIALS), strict=True)],
+        textposition="top center",
+        name="toxicity dial, refusal dial",
+    )
+    figure.update_xaxes(title_text="EDGE refused (over-refusal)")
+    figure.update_yaxes(title_text="toxicity after challenging openings")
+    return styled(figure, title, height=560, width=860)

@@ -1,0 +1,283 @@
+"""How every figure looks, and how a figure becomes a file.
+
+Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
+and grey and black; each kind of direction always has its own. The .html holds plotly itself and
+works offline; .png, .pdf and .svg are drawn by a browser that is found here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_dial.common import DialError, located, write_whole
+
+# --------------------------------------------------------------------------------------------------
+# How every figure looks: one typeface, few colours, and each kind of direction always in its own.
+#
+# Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
+# and grey and black. Intervals are bands.
+
+
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+GREY, BLACK = "#767676", "#000000"
+
+COLOURS = {
+    "learned": BLUE,
+    "baseline": BLACK,
+    "random": GREY,
+    "random_detector": GREY,
+    "shuffled": PURPLE,
+    "covariance": GREEN,
+    "conditional": VERMILLION,
+}
+
+SUBSET_COLOURS = {
+    "HARMFUL": VERMILLION,
+    "CHALLENGING": VERMILLION,
+    "EDGE": PURPLE,
+    "BENIGN": GREEN,
+}
+
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+
+LINES = "#D9D9D6"
+
+ALPHA = "alpha (residual-stream units)"
+
+SCORE_AXIS = "refusal score (log-odds)"
+
+UNIT_LABELS = {
+    "distance": "1 = distance of the class means",
+    "norm": "1 = norm of the raw difference",
+    "residual": "1 = mean norm of the activations",
+    "absolute": "residual-stream units",
+}
+"""What a dial is turned in, by a run's `alpha_unit`."""
+
+
+def colour_of(kind: str) -> str:
+    """The colour of a kind of direction; one that has none of its own gets the same one always."""
+    spare = (GREEN, PURPLE, VERMILLION)
+    return COLOURS.get(kind) or spare[zlib.crc32(kind.encode()) % len(spare)]
+
+
+def subset_colour(subset: str) -> str:
+    """The colour of a subset of prompts, the same in every figure."""
+    return SUBSET_COLOURS.get(subset, BLUE)
+
+
+def escaped(text: str) -> str:
+    """Plotly reads a little HTML in titles and labels; names are data."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def unit_label(dial: str, settings: Mapping[str, Any]) -> str:
+    """What the axis of a dial (`alpha`, `strength`) says: the unit that the run recorded."""
+    unit = settings.get("alpha_unit")
+    return f"{dial} ({UNIT_LABELS.get(unit, unit)})" if unit else dial
+
+
+def title_of(
+    config: Mapping[str, Any], question: str, rows: pd.DataFrame | None = None, n: str = ""
+) -> str:
+    """The question; then model, layer, site and position from a run's config; and the number of
+    prompts (of openings, where the run had those) in `rows`, those that are drawn, or `n` in words.
+    Where only the unsteered model is drawn, layer, site and position say nothing, and are left
+    out."""
+    settings = config["settings"]
+    bare = rows is not None and "direction" in rows and set(rows["direction"]) == {"baseline"}
+    layers = "" if bare else _layers(settings.get("layer"))
+    counted = 0 if rows is None else prompts_in(rows)
+    if counted and not n:
+        n = f"{counted} {'openings' if 'openings' in settings else 'prompts'}"
+    about = [", ".join(filter(None, [str(settings["model"]["name"]), layers]))]
+    about.append(f"n = {n}" if n else "")
+    if not bare:
+        about.append(settings.get("site") or "")
+        about.append(f"position {settings['pos']}" if settings.get("pos") is not None else "")
+    return f"{question}<br><sup>{' · '.join(map(escaped, filter(None, about)))}</sup>"
+
+
+def prompts_in(rows: pd.DataFrame) -> int:
+    """How many prompts these rows are about: a row per prompt and cell, or a summary with `n` for
+    each group. Groups that a summary holds both together (`all`) and apart are counted once."""
+    if "prompt_id" in rows:
+        return int(rows["prompt_id"].nunique())
+    if "split" in rows and (rows["split"] == "all").any():
+        rows = rows[rows["split"] == "all"]
+    groups = [name for name in ("subset", "split", "category") if name in rows]
+    return int(rows.groupby(groups, dropna=False)["n"].max().sum()) if len(rows) else 0
+
+
+def _layers(value: Any) -> str:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if not layers:
+        return "" if value is None else "all layers"
+    some = ", ".join(map(str, layers)) if len(layers) < 7 else f"{len(layers)} of them"
+    return f"layer {some}" if len(layers) == 1 else f"layers {some}"
+
+
+def add_line(
+    figure: go.Figure, x: Any, y: Any, colour: str, name: str, at: Mapping[str, int], legend: bool
+) -> None:
+    """A line through the points of a curve, in the panel `at`."""
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": colour, "width": 2},
+        marker={"size": 5},
+        **at,
+    )
+
+
+def add_band(
+    figure: go.Figure, x: Any, lo: Any, hi: Any, colour: str, name: str, at: Mapping[str, int]
+) -> None:
+    """An interval around a curve, drawn there and back; hidden with the curve called `name`."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*hi, *lo[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        **at,
+    )
+
+
+def styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
+    """The figure in the common look: thin axes, no frame, the legend below, fixed size."""
+    axis = {"linecolor": LINES, "tickcolor": LINES, "zeroline": False, "title_font": {"size": 13}}
+    figure.update_xaxes(title_standoff=8, **axis)
+    figure.update_yaxes(title_standoff=8, **axis)
+    figure.update_annotations(font={"size": 13})
+    return figure.update_layout(
+        template="simple_white",
+        title={
+            "text": title,
+            "font": {"size": 18},
+            **{"x": 0, "xref": "paper", "xanchor": "left"},
+            **{"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
+        },
+        height=height,
+        width=width,
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"t": 100, "l": 70, "r": 30, "b": 90},
+        font={"family": FONT, "size": 13},
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures become files: .html always, and .png, .pdf or .svg by a browser that is found here.
+#
+# The .html holds plotly itself and works offline; the same figure gives the same bytes. The other
+# formats are drawn by kaleido in Chrome or Chromium.
+
+
+BROWSERS = (
+    *("google-chrome", "google-chrome-stable", "chrome", "chromium", "chromium-browser"),
+    *("microsoft-edge", "brave-browser"),
+)
+
+USUAL_PLACES = (
+    "/usr/bin/chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+)
+
+SCALE = 2  # pixels of a .png for each pixel of the figure
+
+
+def found_browser() -> Path | None:
+    """Chrome or Chromium: what `BROWSER_PATH` names, else on the path or where it usually is."""
+    named = os.environ.get("BROWSER_PATH")
+    if named:
+        return Path(named) if Path(named).is_file() else None
+    on_path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if on_path:
+        return Path(on_path)
+    return next((Path(place) for place in USUAL_PLACES if Path(place).is_file()), None)
+
+
+def write_figures(
+    figures: Mapping[str, go.Figure],
+    folder: str | Path,
+    formats: Sequence[str] = ("html",),
+    out: str | None = None,
+) -> list[Path]:
+    """Write every figure as `<name>.html`, and in the other formats; the paths, .html first.
+
+    They go into `folder`, or where `out` names: a folder, or for a single figure its .html file.
+    Raises `DialError`, after the .html is written, if other formats are asked for and kaleido or a
+    browser is missing or fails.
+    """
+    stems = _stems(list(figures), located(folder if out is None else out))
+    written = [
+        write_whole(Path(f"{stem}.html"), figure.to_html(include_plotlyjs=True, div_id=name))
+        for (name, figure), stem in zip(figures.items(), stems, strict=True)
+    ]
+    others = [one for one in dict.fromkeys(formats) if one != "html"]
+    if others:
+        drawn = [(figure, stem) for figure, stem in zip(figures.values(), stems, strict=True)]
+        written += _draw(
+            [(figure, Path(f"{stem}.{one}")) for figure, stem in drawn for one in others]
+        )
+    return written
+
+
+def _stems(names: list[str], where: Path) -> list[str]:
+    if where.suffix == ".html" and len(names) == 1:
+        return [str(where.with_suffix(""))]
+    return [str(where / name) for name in names]
+
+
+def _draw(wanted: Sequence[tuple[go.Figure, Path]]) -> list[Path]:
+    kinds = ", ".join(dict.fromkeys(path.suffix[1:] for _, path in wanted))
+    browser = found_browser()
+    if browser is None:
+        raise DialError(
+            f"the .html is written, but {kinds} needs Chrome or Chromium and none was found: "
+            "apt install chromium, or plotly_get_chrome, or set BROWSER_PATH"
+        )
+    if find_spec("kaleido") is None:
+        raise DialError(
+            f"the .html is written, but {kinds} needs kaleido: pip install 'refusal-dial[figures]'"
+        )
+    import plotly.io as pio
+
+    os.environ.setdefault("BROWSER_PATH", str(browser))
+    paths = [path for _, path in wanted]
+    try:
+        pio.write_images(
+            [figure for figure, _ in wanted],
+            paths,
+            scale=SCALE,
+            width=[figure.layout.width for figure, _ in wanted],
+            height=[figure.layout.height for figure, _ in wanted],
+        )
+    except Exception as error:  # a browser can fail in as many ways as there are machines
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DialError(
+            f"the .html is written, but {browser} drew no {kinds} ({reason}): "
+            "set BROWSER_PATH to another Chrome or Chromium"
+        ) from error
+    return paths

@@ -1,0 +1,124 @@
+"""A study: a model, its prompts and the scorer that reads it, ready for questions.
+
+Opens what the flags name, in the order in which mistakes are cheapest to find. Every prompt is
+scored once, unsteered, as it is opened. It does not steer, and it does not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.cli.flags import MACHINES, OpenFlags, StudyFlags
+from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
+from refusal_dial.engine.score import Scorer
+from refusal_dial.model.activations import collect
+from refusal_dial.model.loading import check_layers, check_site, identity, load_model
+from refusal_dial.model.tokens import Tokens, tokenize
+from refusal_dial.scoring.logits import RefusalTokens, make_scorer, refusal_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything a question starts from. `activations` are those of `site` at `pos`."""
+
+    model: TransformerBridge
+    prompts: tuple[Prompt, ...]
+    tokens: Tokens
+    refusal: RefusalTokens
+    scorer: Scorer
+    scores: NDArray[np.float64]
+    layers: tuple[int, ...]
+    activations: Float[Tensor, "layer prompt d_model"]
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What a run's log says of how the model is read."""
+        opening = " ".join(map(repr, self.refusal.refusal_texts))
+        return (f"refusal tokens ({self.refusal.source}): {opening}",)
+
+    def rows(self, chosen: Sequence[Prompt]) -> list[int]:
+        """Where the chosen prompts stand in `prompts`."""
+        place = {prompt.id: i for i, prompt in enumerate(self.prompts)}
+        return [place[prompt.id] for prompt in chosen]
+
+    def residual_norm(self, layer: int) -> float:
+        """Mean over prompts of the activation's norm: what an alpha is to be compared with."""
+        return float(self.activations[self.layers.index(layer)].norm(dim=-1).mean())
+
+
+def load_study(
+    flags: OpenFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
+) -> Study:
+    """Load, tokenize and score what the flags name; `layers=None` means all of them.
+
+    Raises `DialError` for whatever of it cannot be used.
+    """
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
+    model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
+    return study_of(model, flags, layers, site, pos)
+
+
+def study_of(
+    model: TransformerBridge,
+    flags: OpenFlags,
+    layers: Sequence[int] | None = (),
+    site: str = "resid_pre",
+    pos: int = -1,
+) -> Study:
+    """The study that the flags name on a model that is there already."""
+    prompts = load_prompts(flags.prompts)
+    wanted = range(int(model.cfg.n_layers)) if layers is None else layers
+    chosen = check_layers(model, wanted)
+    check_site(model, site)
+    tokens = tokenize(model, [p.text for p in prompts], system=flags.system, chat=not flags.plain)
+    activations, logits = collect(
+        model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
+    )
+    refusal = refusal_tokens(flags.refusal_tokens, model.tokenizer, prompts, logits)
+    scorer = make_scorer(flags.scorer, refusal)
+    return Study(
+        model,
+        tuple(prompts),
+        tokens,
+        refusal,
+        scorer,
+        scorer(logits).numpy(),
+        chosen,
+        activations,
+    )
+
+
+def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
+    """The prompts' columns of scores.csv: `prompt_id, subset, split`.
+
+    A prompt is `train` if the direction was learned from it, else `holdout`.
+    """
+    seen = {prompt.id for prompt in train}
+    return pd.DataFrame(
+        {
+            "prompt_id": [p.id for p in study.prompts],
+            "subset": [p.subset for p in study.prompts],
+            "split": ["train" if p.id in seen else "holdout" for p in study.prompts],
+        }
+    )
+
+
+def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
+    """What the rows of this study depend on, as plain data for a run's config."""
+    settings = asdict(flags)
+    for name in ("out", "config", "max_missing", *MACHINES):
+        settings.pop(name)
+    settings["model"] = identity(study.model).as_dict()
+    settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
+    settings["data"]["n_prompts"] = len(study.prompts)
+    settings["refusal_tokens"] = asdict(study.refusal)
+    return settings

@@ -1,0 +1,752 @@
+"""Calibration: the statistics applied to cases whose answer is known.
+
+Experiments without an effect (on a model, and on Gaussian activations) whose p-values must be
+uniform; samples whose truth is known, which intervals must cover; and the same run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy import stats as laws
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.cells import Cell
+from refusal_dial.cli.flags import CALIBRATION_PARTS, CalibrationFlags, ContinuationFlags
+from refusal_dial.common import DialError, DryRun
+from refusal_dial.data.prompts import Prompt, of_subset
+from refusal_dial.directions.controls import (
+    covariance_directions,
+    flipped_direction,
+    random_directions,
+    shuffled_directions,
+)
+from refusal_dial.directions.learning import Direction, Provenance, mean_diff
+from refusal_dial.engine.score import score_grid
+from refusal_dial.generate.decode import decoding_of
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.run.forecast import Grid, grid_of
+from refusal_dial.run.job import Close, begin, carry_out, groups
+from refusal_dial.run.machines import Batches
+from refusal_dial.run.plan import Times
+from refusal_dial.scoring.toxicity import TextScorer
+from refusal_dial.stats.comparison import CORRECTED, NULLS, RANKED, compared
+from refusal_dial.stats.intervals import (
+    Floats,
+    auc_interval,
+    gap_interval,
+    mean_interval,
+    rate_difference_interval,
+    rate_interval,
+    slope_interval,
+    slopes,
+)
+from refusal_dial.stats.p_values import holm, max_t_p, rank_p, sign_flip_p
+from refusal_dial.studies.base import Study, load_study, study_settings
+from refusal_dial.studies.continuation import (
+    Conducted,
+    continuation_batches,
+    continuation_cells,
+    continuation_settings,
+    load_continuations,
+    opening_rows,
+    per_prompt,
+)
+from refusal_dial.studies.steering import learn, steering_cells
+
+# --------------------------------------------------------------------------------------------------
+# Experiments without an effect on a model: the steering pipeline, told scores that mean nothing.
+#
+# Every prompt is given a random number in place of its score. From the EDGE prompts to learn from,
+# the direction is learned as ever, top of these numbers minus bottom; its controls are those of the
+# steering scripts; all are added while the model reads other EDGE prompts, whose true refusal score
+# is what moves. The p-values are those that a steering run reports. `SIZE` experiments share a
+# split of the prompts, so that their cells are replayed on one recording; each has its own numbers.
+
+
+NULLS_A_BATCH = 10
+
+SINGLE_CONTROLS = ("flipped", "length")
+
+
+def null_tests(flags: CalibrationFlags) -> list[str]:
+    """The tests of one experiment, in order: a row each."""
+    found = [
+        name
+        for kind in NULLS
+        if kind in flags.controls
+        for name in (kind, f"{kind}, corrected", f"{kind}, smallest")
+    ]
+    return found + [kind for kind in SINGLE_CONTROLS if kind in flags.controls]
+
+
+def check_enough(study: Study, flags: CalibrationFlags) -> None:
+    """Raises `DialError` where there are fewer EDGE prompts than the two parts take, or fewer in
+    the first than `--k` takes of its two ends."""
+    n = len(of_subset(study.prompts, "EDGE"))
+    if n < flags.n_learn + flags.n_report:
+        raise DialError(
+            f"{flags.n_learn} prompts to learn from and {flags.n_report} to report on are more "
+            f"than the {n} EDGE prompts"
+        )
+    if flags.k is not None and 2 * flags.k > flags.n_learn:
+        raise DialError(
+            f"--k {flags.k}: the top and the bottom of {flags.n_learn} prompts hold "
+            f"{flags.n_learn // 2} each at most"
+        )
+
+
+def null_batches(
+    model: TransformerBridge, *, study: Study, flags: CalibrationFlags, n: int, skip: int = 0
+) -> Iterator[pd.DataFrame]:
+    """Frames of `NULLS_A_BATCH` of n experiments each, in order, without the first `skip`.
+
+    Raises `DialError` where there are fewer EDGE prompts than the two parts take.
+    """
+    check_enough(study, flags)
+    edge = of_subset(study.prompts, "EDGE")
+    for start in range(skip * NULLS_A_BATCH, n, NULLS_A_BATCH):
+        order = np.random.default_rng([flags.seed, start]).permutation(len(edge))
+        train = [edge[i] for i in order[: flags.n_learn]]
+        report = [edge[i] for i in order[flags.n_learn :][: flags.n_report]]
+        numbers = range(start, min(start + NULLS_A_BATCH, n))
+        grids = [null_cells(study, flags, i, train) for i in numbers]
+        tokens = study.tokens.chosen(study.rows(report)).on(model)
+        hooks = [cell.hooks for cells in grids for cell in cells]
+        scores = score_grid(
+            model, tokens, hooks, study.scorer, engine=flags.engine, memory_gb=flags.memory_gb
+        ).numpy()
+        parts = np.split(scores, np.cumsum([len(cells) for cells in grids])[:-1])
+        rows = [p_values(*one) for one in zip(numbers, grids, parts, strict=True)]
+        yield pd.DataFrame([row for some in rows for row in some])
+
+
+def null_cells(
+    study: Study, flags: CalibrationFlags, i: int, train: Sequence[Prompt]
+) -> list[Cell]:
+    """The cells of experiment i, with the direction of its own meaningless numbers."""
+    told = np.random.default_rng([flags.seed, i, 1]).normal(size=len(study.prompts))
+    blind, own = replace(study, scores=told), replace(flags, seed=flags.seed + i)
+    return steering_cells(blind, own, learn(blind, own, train), train)
+
+
+def p_values(i: int, cells: Sequence[Cell], scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The rows of experiment i, by the columns of a steering run's summary.
+
+    Of each kind of null the p at the first layer; `kind, corrected`: the smallest of all cells'
+    corrected p-values; `kind, smallest`: the smallest of their p-values, which nothing corrects. Of
+    a control that is one direction, the rank among one.
+    """
+    table = compared(pd.DataFrame([dict(cell.labels) for cell in cells]), scores)
+    learned = table[table["direction"] == "learned"]
+    effect, rows = float(learned["shift"].iloc[0]), []
+    for kind in NULLS:
+        draws = int(table.loc[table["direction"] == kind, "seed"].nunique())
+        if draws:
+            ranks = learned[RANKED[kind]]
+            rows.append((kind, draws, ranks.iloc[0]))
+            rows.append((f"{kind}, corrected", draws, learned[CORRECTED[kind]].min()))
+            rows.append((f"{kind}, smallest", draws, ranks.min()))
+    for kind in SINGLE_CONTROLS:
+        one = table.loc[table["direction"] == kind, "shift"]
+        if len(one):
+            rows.append((kind, 1, rank_p(effect, one.iloc[:1])))
+    return [
+        {"direction": kind, "seed": i, "score": effect, "draws": n, "p_value": float(p)}
+        for kind, n, p in rows
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Experiments without an effect on Gaussian activations: the controls, and no model.
+#
+#     x = C z,  z ~ N(0, I),  C C' with eigenvalues 1/1, 1/2, 1/3, ...
+#     score(x) = log(1 + exp(r·x)),  r = C g,  g ~ N(0, I)
+#
+# Activations differ far more along some axes than along others, and the score reads them where they
+# differ, as a model does. Two layers share half of their z, so that their p-values are tied. Labels
+# are half 1 and half 0 and mean nothing. Directions and controls are made by the functions that the
+# steering scripts use, and what a direction does is the mean change of score on other prompts.
+
+
+GAUSSIAN_WIDTH, GAUSSIAN_LAYERS = 32, 2
+
+GAUSSIANS_A_BATCH = 50
+
+GAUSSIAN_KINDS = ("random", "covariance", "shuffled")
+
+GAUSSIAN_ROWS = 3 * len(GAUSSIAN_KINDS) + 1  # an experiment
+
+
+def gaussian_batches(
+    model: Any, *, n: int, n_learn: int, n_report: int, draws: int, seed: int, skip: int = 0
+) -> Iterator[pd.DataFrame]:
+    """Frames of `GAUSSIANS_A_BATCH` experiments each, `rows_of` them. No model is asked."""
+    for start in range(skip * GAUSSIANS_A_BATCH, n, GAUSSIANS_A_BATCH):
+        numbers = range(start, min(start + GAUSSIANS_A_BATCH, n))
+        some = [row for i in numbers for row in experiment(i, n_learn, n_report, draws, seed)]
+        yield pd.DataFrame(some)
+
+
+def experiment(i: int, n_learn: int, n_report: int, draws: int, seed: int) -> list[dict[str, Any]]:
+    """One experiment: a row per kind of control, with its p-value."""
+    rng = np.random.default_rng([seed, i])
+    scale = 1 / np.sqrt(np.arange(1, GAUSSIAN_WIDTH + 1))
+    n = n_learn + n_report
+    own, common = (
+        rng.normal(size=(GAUSSIAN_LAYERS, n, GAUSSIAN_WIDTH)),
+        rng.normal(size=(n, GAUSSIAN_WIDTH)),
+    )
+    x = (own + common) / np.sqrt(2) * scale
+    labels = rng.permutation(np.arange(n_learn) % 2).astype(float).tolist()
+    readout = rng.normal(size=(GAUSSIAN_LAYERS, GAUSSIAN_WIDTH)) * scale
+    layers = []
+    for layer in range(GAUSSIAN_LAYERS):
+        named = _named(torch.from_numpy(x[layer, :n_learn]).float(), labels, draws, seed + i)
+        units = {kind: torch.stack([d.unit for d in some]).numpy() for kind, some in named.items()}
+        before = x[layer, n_learn:] @ readout[layer]
+        layers.append({k: _moved(before, u @ readout[layer]) for k, u in units.items()})
+    return rows_of(i, layers)
+
+
+def _named(
+    learned_from: torch.Tensor, labels: list[float], draws: int, seed: int
+) -> dict[str, list[Direction]]:
+    learn = partial(_learn, learned_from)
+    learned = learn(labels)
+    return {
+        "learned": [learned],
+        "random": random_directions(learned, draws, seed),
+        "covariance": covariance_directions(learned, learned_from, draws, seed),
+        "shuffled": shuffled_directions(learned, learn, labels, draws, seed),
+        "flipped": [flipped_direction(learned)],
+    }
+
+
+def _learn(activations: torch.Tensor, labels: Any) -> Direction:
+    positive = torch.tensor(labels) > 0.5
+    about = Provenance(0, "resid_pre", -1)
+    return mean_diff(activations[positive], activations[~positive], about)
+
+
+def _moved(before: Floats, push: Floats) -> Floats:
+    """The mean change of score under each push."""
+    return (np.logaddexp(0, before + push[:, None]) - np.logaddexp(0, before)).mean(1)
+
+
+def rows_of(i: int, layers: list[dict[str, Floats]]) -> list[dict[str, Any]]:
+    """The p-values of experiment i, from what every direction did at each layer.
+
+    Of each kind of null the rank at the first layer; `kind, corrected`: the smallest of the layers'
+    corrected p-values; `kind, smallest`: the smallest of their ranks, which nothing corrects.
+    """
+    effects = np.array([layer["learned"][0] for layer in layers])
+    rows = []
+    for kind in [k for k in GAUSSIAN_KINDS if k in layers[0]]:
+        null = np.stack([layer[kind] for layer in layers], 1)
+        ranks = [rank_p(float(e), null[:, c]) for c, e in enumerate(effects)]
+        found = {kind: ranks[0], f"{kind}, corrected": max_t_p(effects, null).min()}
+        found[f"{kind}, smallest"] = min(ranks)
+        rows += [(name, len(null), p) for name, p in found.items()]
+    if "flipped" in layers[0]:
+        rows.append(("flipped", 1, rank_p(float(effects[0]), layers[0]["flipped"])))
+    return [
+        {"direction": name, "seed": i, "score": float(effects[0]), "draws": n, "p_value": float(p)}
+        for name, n, p in rows
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Are p-values of experiments without an effect uniform, as they must be?
+#
+#     P(p <= a) = floor(a (draws + 1)) / (draws + 1)
+#
+# for a rank among `draws` exchangeable controls. Such a p has few values, so before the
+# Kolmogorov-Smirnov test each is spread over its own step, `p - V / (draws + 1)`, V uniform on [0,
+# 1): if ranks are fair that is uniform exactly.
+
+
+UNIFORM_LEVEL = 0.05
+
+LEAST_KS = 0.01
+
+MOST_UNDER = 0.065
+
+UNIFORMITY_FIGURES = ["n", "expected", "under", "under_lo", "under_hi", "ks", "ks_p", "uniform"]
+
+
+def p_value_spread(p_values: ArrayLike, draws: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
+    """Each rank p-value at a random place within its own step."""
+    p, n = np.asarray(p_values, dtype=float), np.asarray(draws, dtype=float)
+    return p - np.random.default_rng(seed).random(p.shape) / (n + 1)
+
+
+def uniformity(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """A row per kind of `direction`, from `p_value` and `draws` of every experiment.
+
+    `expected` and `under`: the share of p <= 0.05 that a fair null has, and that these have with
+    Wilson's interval; `ks` and `ks_p`: the largest distance from the uniform distribution, and how
+    likely one as large is by chance; `uniform`: ks_p > 0.01 and under <= 0.065.
+    """
+    found = []
+    for kind, part in rows.groupby("direction", sort=False):
+        p, draws = part["p_value"].to_numpy(float), part["draws"].to_numpy(float)
+        hits = p <= UNIFORM_LEVEL + 1e-12
+        low, high = rate_interval(hits)[0]
+        test = stats.kstest(p_value_spread(p, draws, seed), "uniform")
+        expected = float((np.floor(UNIFORM_LEVEL * (draws + 1) + 1e-9) / (draws + 1)).mean())
+        fair = test.pvalue > LEAST_KS and hits.mean() <= MOST_UNDER
+        figures = (len(p), expected, hits.mean(), low, high, test.statistic, test.pvalue, fair)
+        found.append({"direction": kind, **dict(zip(UNIFORMITY_FIGURES, figures, strict=True))})
+    return pd.DataFrame(found)
+
+
+# --------------------------------------------------------------------------------------------------
+# How often does a nominal 95% interval hold the truth? Counted on samples whose truth is known.
+#
+# Each case draws many samples of n prompts from a law, takes the interval that the toolkit would
+# report for each, and counts. `choice` is no law but a way of working: ten cells that all do
+# nothing are looked at and the one that did most is reported, on the same prompts or on others.
+
+
+SIZES = (20, 50, 200)
+
+TRIALS = 250  # of a batch
+
+CELLS_A_BATCH = 10
+
+Sample = Callable[[np.random.Generator, int, int], tuple[Floats, Any]]
+"""(generator, trials, n) to the intervals, `trial 2`, and the truth: one, or one a trial."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of interval on samples of one law."""
+
+    interval: str
+    law: str
+    sample: Sample
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
+
+
+def _mean(law: Any) -> Sample:
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        rows = law.rvs((trials, n), random_state=rng)
+        return mean_interval(rows, seed=_seed(rng)), law.mean()
+
+    return sample
+
+
+def _humps(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+    """Scores of prompts of which 30% are refused: two humps."""
+    refused = rng.random((trials, n)) < 0.3
+    rows = np.where(refused, 4.0, -4.0) + rng.normal(size=(trials, n))
+    return mean_interval(rows, seed=_seed(rng)), -1.6
+
+
+def _paired(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+    """Scores under a cell and unsteered, correlated, the shift skewed over prompts."""
+    base = 2 * rng.normal(size=(trials, n))
+    cell = base + rng.gamma(3.0, 0.5, (trials, n))
+    return mean_interval(cell - base, seed=_seed(rng)), 1.5
+
+
+def _rate(low: float, high: float) -> Sample:
+    """A truth a trial, uniform from low to high: at one alone, coverage jumps with the rate."""
+
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        rate = rng.uniform(low, high, trials)
+        return rate_interval(rng.random((trials, n)) < rate[:, None]), rate
+
+    return sample
+
+
+def _rate_difference(rise: float, fall: float) -> Sample:
+    """Prompts that are newly refused, and prompts that no longer are."""
+
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        which = rng.random((trials, n))
+        after = which < rise
+        before = (which >= rise) & (which < rise + fall)
+        kept = which >= 0.5 + (rise + fall) / 2
+        return rate_difference_interval(after | kept, before | kept), rise - fall
+
+    return sample
+
+
+def _gap(law: Any, other: Any) -> Sample:
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        one, two = (some.rvs((trials, n), random_state=rng) for some in (law, other))
+        pairs = zip(one, two, strict=True)
+        found = [gap_interval(a, b) for a, b in pairs]
+        return np.array(found), law.mean() - other.mean()
+
+    return sample
+
+
+def _auc(truth: float) -> Sample:
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        apart = np.sqrt(2) * laws.norm.ppf(truth)
+        one, two = rng.normal(apart, 1, (trials, n)), rng.normal(0, 1, (trials, n))
+        return np.array([auc_interval(a, b) for a, b in zip(one, two, strict=True)]), truth
+
+    return sample
+
+
+def _slope(uneven: bool) -> Sample:
+    """Over prompts: y = x / 2 + noise, which grows with |x| where it is uneven."""
+
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        x = rng.normal(size=(trials, n))
+        noise = rng.normal(size=(trials, n)) * (np.sqrt(0.5 + x**2 / 2) if uneven else 1)
+        y = x / 2 + noise
+        found = [slope_interval(a, b) for a, b in zip(x, y, strict=True)]
+        return np.array(found), 0.5
+
+    return sample
+
+
+def _dial(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+    """The slope of the mean score over five alphas, every prompt with a slope of its own."""
+    alphas = np.linspace(-2, 2, 5)
+    own = rng.gamma(3.0, 0.5, (trials, n))
+    noise = rng.normal(size=(trials, 5, n)) + 2 * rng.normal(size=(trials, 1, n))
+    scores = own[:, None] * alphas[:, None] + noise
+    return mean_interval([slopes(one, alphas) for one in scores], seed=_seed(rng)), 1.5
+
+
+def _choice(others: bool) -> Sample:
+    """The best of ten cells that do nothing: chosen on half of the prompts and reported on the
+    other half, or chosen and reported on the same ones."""
+
+    def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
+        shown = rng.normal(size=(trials, CELLS_A_BATCH, n))
+        chosen_on = rng.normal(size=(trials, CELLS_A_BATCH, n)) if others else shown
+        best = chosen_on.mean(2).argmax(1)
+        return mean_interval(shown[np.arange(trials), best], seed=_seed(rng)), 0.0
+
+    return sample
+
+
+CASES = (
+    Case("mean", "normal", _mean(laws.norm())),
+    Case("mean", "uniform", _mean(laws.uniform())),
+    Case("mean", "two humps", _humps),
+    Case("mean", "exponential", _mean(laws.expon())),
+    Case("paired difference", "skewed", _paired),
+    Case("rate", "0 to 0.1", _rate(0.0, 0.1)),
+    Case("rate", "0.1 to 0.9", _rate(0.1, 0.9)),
+    Case("rate", "0.9 to 1", _rate(0.9, 1.0)),
+    Case("rate difference", "nothing changes", _rate_difference(0.0, 0.0)),
+    Case("rate difference", "up 0.05, down 0.02", _rate_difference(0.05, 0.02)),
+    Case("rate difference", "up 0.3, down 0.1", _rate_difference(0.3, 0.1)),
+    Case("difference of two sets", "normal", _gap(laws.norm(1), laws.norm(0, 2))),
+    Case("difference of two sets", "exponential", _gap(laws.expon(scale=2), laws.expon())),
+    Case("AUC", "0.5", _auc(0.5)),
+    Case("AUC", "0.75", _auc(0.75)),
+    Case("AUC", "0.95", _auc(0.95)),
+    Case("slope over prompts", "even noise", _slope(False)),
+    Case("slope over prompts", "uneven noise", _slope(True)),
+    Case("slope of the dial", "skewed", _dial),
+    Case("choice of the best of ten", "reported on other prompts", _choice(True)),
+    Case("choice of the best of ten", "reported on the same", _choice(False)),
+)
+
+
+def coverage_tasks(n_trials: int) -> list[tuple[Case, int, int]]:
+    """(case, n, trials) of each batch, in order: a row each."""
+    return [
+        (case, n, min(TRIALS, n_trials - start))
+        for case in CASES
+        for n in SIZES
+        for start in range(0, n_trials, TRIALS)
+    ]
+
+
+def coverage_batches(
+    model: Any, *, n_trials: int, seed: int, skip: int = 0
+) -> Iterator[pd.DataFrame]:
+    """A frame of one row per batch, without the first `skip`. No model is asked."""
+    for number, (case, n, trials) in enumerate(coverage_tasks(n_trials)):
+        if number >= skip:
+            yield pd.DataFrame([count_covered(case, n, trials, seed, number)])
+
+
+def count_covered(case: Case, n: int, trials: int, seed: int, number: int) -> dict[str, Any]:
+    """How many intervals hold the truth, and how many are wholly below or above it."""
+    found, truth = case.sample(np.random.default_rng([seed, number]), trials, n)
+    below, above = (found[:, 1] < truth).sum(), (found[:, 0] > truth).sum()
+    return {
+        "interval": case.interval,
+        "law": case.law,
+        "n": n,
+        "trials": trials,
+        "below": int(below),
+        "above": int(above),
+        "width": float((found[:, 1] - found[:, 0]).mean()),
+        "score": float(1 - (below + above) / trials),
+    }
+
+
+def covered(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per interval, law and n: `coverage`, its Wilson interval, the shares of intervals
+    `below` and `above` the truth, and whether `coverage` is from 0.93 to 0.97."""
+    found = []
+    for keys, part in rows.groupby(["interval", "law", "n"], sort=False):
+        trials = int(part["trials"].sum())
+        missed = [int(part[side].sum()) for side in ("below", "above")]
+        held = trials - sum(missed)
+        low, high = rate_interval(np.arange(trials) < held)[0]
+        record = dict(zip(["interval", "law", "n"], keys, strict=True)) | {"trials": trials}
+        record |= {"coverage": held / trials, "lo": low, "hi": high}
+        record |= {"below": missed[0] / trials, "above": missed[1] / trials}
+        width = float(np.average(part["width"], weights=part["trials"]))
+        found.append(record | {"width": width, "kept": 0.93 <= held / trials <= 0.97})
+    return pd.DataFrame(found)
+
+
+# --------------------------------------------------------------------------------------------------
+# Do two runs of the same thing agree? Their intervals side by side, and alpha 0 beside baseline.
+#
+# Made for a published case: two write-ups of one toxicity study, 50 + 50 openings, in which benign
+# completions score .006 and .816, neither with an interval, and alpha 0 differs from the baseline
+# in one of them (configs/phi4_mini_toxicity.yaml). Sampling anew moves a mean within its interval;
+# two intervals apart mean that the two runs did not measure the same thing. And adding 0 times a
+# vector changes nothing, so any difference of alpha 0 from the baseline is a fault of the run,
+# however small beside its interval.
+
+
+REPEATED_CELL = ["subset", "direction", "strength"]
+
+
+def runs_side_by_side(one: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """A row per subset and cell: both means with their intervals over prompts, whether those
+    `interval_overlap`, and the paired difference of the runs with its interval and p-value,
+    `p_holm` corrected over all rows.
+
+    Raises `DialError` where the two do not have the same prompts under the same cells.
+    """
+    keys = [*REPEATED_CELL, "prompt_id"]
+    means = [per_prompt(rows).set_index(keys)["score"] for rows in (one, other)]
+    if not means[0].index.sort_values().equals(means[1].index.sort_values()):
+        raise DialError("the two runs have other prompts or cells: there is nothing to compare")
+    both = pd.DataFrame({"one": means[0], "other": means[1].reindex(means[0].index)}).reset_index()
+    found = []
+    for cell, part in both.groupby(REPEATED_CELL, sort=False):
+        values = part[["one", "other"]].to_numpy(float).T
+        intervals = mean_interval(np.vstack([values, values[1:] - values[:1]]), seed=seed)
+        record = dict(zip(REPEATED_CELL, cell, strict=True)) | {"n": len(part)}
+        for name, value, (low, high) in zip(("one", "other"), values, intervals, strict=False):
+            record |= {name: value.mean(), f"{name}_lo": low, f"{name}_hi": high}
+        record["overlap"] = bool(interval_overlap(intervals[0], intervals[1]))
+        record["difference"] = (values[1] - values[0]).mean()
+        record |= {"diff_lo": intervals[2, 0], "diff_hi": intervals[2, 1]}
+        record["p_paired"] = float(sign_flip_p(values[1] - values[0], seed)[0])
+        found.append(record)
+    table = pd.DataFrame(found)
+    return table.assign(p_holm=holm(table["p_paired"]))
+
+
+def interval_overlap(one: Any, other: Any) -> bool:
+    """Whether two intervals have a value in common."""
+    return bool(max(one[0], other[0]) <= min(one[1], other[1]))
+
+
+def off_baseline(rows: pd.DataFrame) -> dict[str, float]:
+    """For each subset, the mean score at alpha 0 minus that of the baseline, where any prompt has
+    another score under the two; so {} for a run that keeps them the same."""
+    means = per_prompt(rows)
+    found = {}
+    for subset, part in means.groupby("subset", sort=False):
+        base = part[part["direction"] == "baseline"].set_index("prompt_id")["score"]
+        zero = part[(part["direction"] == "learned") & (part["strength"] == 0)]
+        apart = zero.set_index("prompt_id")["score"] - base
+        if (apart != 0).any():
+            found[str(subset)] = float(apart.mean())
+    return found
+
+
+def published(figures: Sequence[Any], n: int) -> pd.DataFrame:
+    """The figures that two write-ups both give, `run 1, WHAT` and `run 2, WHAT`, each with the
+    interval of a mean of n values from 0 to 1, and whether the two overlap.
+
+    Wilson's: no set of values from 0 to 1 with that mean varies more than hits do.
+    """
+    known = {figure.what: float(figure.value) for figure in figures}
+    found = []
+    for what, value in known.items():
+        name = what.removeprefix("run 1, ")
+        if name == what or f"run 2, {name}" not in known:
+            continue
+        pair = value, known[f"run 2, {name}"]
+        intervals = [rate_interval(np.full(n, mean))[0] for mean in pair]
+        record: dict[str, Any] = {"what": name, "one": pair[0], "other": pair[1]}
+        for side, (low, high) in zip(("one", "other"), intervals, strict=True):
+            record |= {f"{side}_lo": low, f"{side}_hi": high}
+        found.append(record | {"overlap": interval_overlap(*intervals)})
+    return pd.DataFrame(found)
+
+
+def runs_of(rows: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+    """The rows of each run, and of one that was put together wrongly: the cells of the first and
+    the baseline of the second, as where a baseline is sampled apart from alpha 0."""
+    one, other = (part.drop(columns="run") for _, part in rows.groupby("run", sort=False))
+    base = other[other["direction"] == "baseline"]
+    mixed = pd.concat([base, one[one["direction"] != "baseline"]], ignore_index=True)
+    return {"one": one, "other": other, "mixed": mixed}
+
+
+def run_agreement(rows: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of two runs beside one another, and which of them, and of one put together wrongly,
+    have an alpha 0 that is not the baseline."""
+    runs = runs_of(rows)
+    table = runs_side_by_side(runs["one"], runs["other"], seed)
+    off = {name: off_baseline(run) for name, run in runs.items()}
+    return table, {"overlap": bool(table["overlap"].all()), "off_baseline": off}
+
+
+# --------------------------------------------------------------------------------------------------
+# A calibration carried out: each part into a run of its own, resumed where it stopped.
+#
+# What is simulated, and what it came to, is for the other modules.
+
+
+RUNS = 2
+
+Laid = tuple[list[int], Batches, Close]
+
+
+def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
+    """The run and the summary of each part that `--part` names. With `--out` each has a folder of
+    its name in there."""
+    parts = CALIBRATION_PARTS if flags.part == "all" else (flags.part,)
+    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
+    found = {}
+    for part in parts:
+        out = None if flags.out is None else str(Path(flags.out) / part)
+        one = replace(flags, part=part, out=out)
+        with suppress(DryRun):
+            if part == "contradiction":
+                found[part] = conduct_contradiction(one)
+                continue
+            sizes, batches, close = LAID_OUT[part](study, one)
+            run = begin(f"calibrate_{part}", study_settings(study, one), one)
+            found[part] = carry_out(run, study, sizes, batches, close, one, _grid(part, one))
+    return found
+
+
+def _null(study: Study, flags: CalibrationFlags) -> Laid:
+    check_enough(study, flags)  # before a folder is made for it
+    sizes = _sizes(flags.n_experiments, NULLS_A_BATCH, len(null_tests(flags)))
+    n = Times(flags.n_experiments)
+    return sizes, partial(null_batches, study=study, flags=flags, n=n), _uniform
+
+
+def _gaussian(study: Study, flags: CalibrationFlags) -> Laid:
+    batches = partial(
+        gaussian_batches,
+        n=Times(flags.n_gaussian),
+        n_learn=flags.n_learn,
+        n_report=flags.n_report,
+        draws=flags.n_random,
+        seed=flags.seed,
+    )
+    return _sizes(flags.n_gaussian, GAUSSIANS_A_BATCH, GAUSSIAN_ROWS), batches, _uniform
+
+
+def _intervals(study: Study, flags: CalibrationFlags) -> Laid:
+    batches = partial(coverage_batches, n_trials=Times(flags.n_trials), seed=flags.seed)
+    return [1] * len(coverage_tasks(flags.n_trials)), batches, _covered
+
+
+def _uniform(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    summary = uniformity(rows)
+    return summary, {"uniform": dict(zip(summary["direction"], summary["uniform"], strict=True))}
+
+
+def _covered(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    summary = covered(rows)
+    return summary, {"kept": int(summary["kept"].sum()), "of": len(summary)}
+
+
+def _sizes(n: int, size: int, each: int) -> list[int]:
+    return [each * min(size, n - start) for start in range(0, n, size)]
+
+
+LAID_OUT = {"null": _null, "gaussian": _gaussian, "intervals": _intervals}
+
+
+def _grid(part: str, flags: CalibrationFlags) -> Grid:
+    if part == "intervals":
+        laws = {f"{case.interval}: {case.law}": None for case in CASES}
+        axes: dict[str, Sequence[Any]] = {"intervals": list(laws), "prompts": SIZES}
+        return Grid({"samples": flags.n_trials}, len(laws) * len(SIZES), axes)
+    n = flags.n_experiments if part == "null" else flags.n_gaussian
+    return Grid({"experiments": n}, 1, {"p-values of": null_tests(flags)})
+
+
+def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
+    """What the same openings are continued with twice, with other random numbers: 50 challenging
+    and 50 benign ones, or as many as are held out, a sample each, alpha -1, 0 and 1, as in the
+    published study."""
+    asked = ContinuationFlags(
+        samples=1,
+        n_random=0,
+        n_shuffled=0,
+        model=flags.model,
+        seed=flags.seed,
+        device=flags.device,
+        dtype=flags.dtype,
+        device_map=flags.device_map,
+    )
+    opened = load_continuations(asked)
+    settings = continuation_settings(opened, asked) | {"part": flags.part, "runs": RUNS}
+    run = begin("calibrate_contradiction", settings, flags)
+    cells, rows = continuation_cells(opened, asked), opening_rows(opened, asked.seed)
+    batches = partial(
+        twice_batches,
+        tokens=opened.tokens,
+        scorer=opened.scorer,
+        rows=rows,
+        cells=cells,
+        flags=asked,
+    )
+    sizes = RUNS * _sizes(len(rows), asked.batch_size, len(cells))
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
+    close = partial(run_agreement, seed=flags.seed)
+    return carry_out(run, opened, sizes, batches, close, flags, grid)
+
+
+def twice_batches(
+    model: TransformerBridge,
+    *,
+    tokens: Tokens,
+    scorer: TextScorer,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    flags: ContinuationFlags,
+    skip: int = 0,
+) -> Iterator[pd.DataFrame]:
+    """The batches of each run in turn, with the column `run`, without the first `skip`."""
+    each = -(-len(rows) // flags.batch_size)
+    for number in range(skip // each, RUNS):
+        decoding = replace(decoding_of(flags), seed=flags.seed + number)
+        left = max(0, skip - number * each)
+        said = continuation_batches(
+            model, tokens, scorer, rows, cells, decoding, flags.batch_size, skip=left
+        )
+        for batch in said:
+            yield batch.assign(run=f"sampling seed {flags.seed + number}")

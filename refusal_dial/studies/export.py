@@ -1,0 +1,155 @@
+"""A direction taken out of a model's weights, so that plain transformers loads a model without it.
+
+    E <- E - (E r) r^T     the embedding's rows
+    W <- W - r (r^T W)     what attention and the MLP write (W_O, W_down), biases too
+
+Then nothing that the model ever writes into its residual stream has a component along r, and its
+logits are those of `hooks.ablate_everywhere` (Arditi et al. 2024). An unembedding that shares its
+weights with the embedding is given its own copy first, which stays as it was.
+
+This holds where attention and MLP write into the stream as they are. Where a norm stands between
+(Gemma 2, OLMo 2), or experts write (mixtures), it does not: such a model is refused, or found out
+by `difference`, which compares the two on prompts. This module does not know what r does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.common import DialError, one_line
+from refusal_dial.hooks import HasUnit, ablate_everywhere, unit_of
+from refusal_dial.model.checkpoint import whole_weights
+from refusal_dial.model.tokens import Tokens, last_logits
+
+EMBEDDINGS = ("embed", "pos_embed")
+
+WRITERS = {"attn": "o", "mlp": "out"}
+
+NORMS = ("ln1_post", "ln2_post")
+
+
+@torch.no_grad()
+def orthogonalised(
+    model: TransformerBridge, direction: HasUnit | Tensor, dtype: str = "auto"
+) -> Any:
+    """A fresh transformers model, loaded from where `model` came from, without the direction. It is
+    computed in double precision and kept in `dtype`, or in the number format of the weights on
+    disk (`auto`).
+
+    Raises `DialError` for a direction of another width, or an architecture whose writers are not
+    plain projections into the residual stream.
+    """
+    unit = unit_of(direction).double().cpu()
+    if len(unit) != int(model.cfg.d_model):
+        raise DialError(
+            f"the direction is {len(unit)} wide and this model's residual stream is "
+            f"{int(model.cfg.d_model)}: use a direction of the same model"
+        )
+    names = list(_written(model))
+    revision = getattr(model.original_model.config, "_commit_hash", None)
+    plain = _plain(str(model.cfg.model_name), revision, dtype)
+    _untie(plain)
+    for name, transposed in names:
+        module = plain.get_submodule(name)
+        weight = module.weight.double()
+        # rows along d_model: an embedding's, or those of GPT-2's transposed projections
+        rows = isinstance(module, nn.Embedding) or transposed
+        along = weight @ unit if rows else unit @ weight
+        taken = along[:, None] * unit if rows else unit[:, None] * along
+        module.weight.copy_((weight - taken).to(module.weight.dtype))
+        if getattr(module, "bias", None) is not None:
+            bias = module.bias.double()
+            module.bias.copy_((bias - (bias @ unit) * unit).to(module.bias.dtype))
+    return plain
+
+
+def _written(model: TransformerBridge) -> Iterator[tuple[str, bool]]:
+    """(name in the transformers model, whether its weight is transposed) of all that writes."""
+    mapping = model.adapter.component_mapping
+    block = mapping["blocks"]
+    normed = [name for name in NORMS if name in block.submodules]
+    if normed:
+        raise DialError(
+            f"{type(model.original_model).__name__} normalises what attention and the MLP write "
+            "before it enters the residual stream, so no weights do what ablation does: use the "
+            "hooks (hooks.ablate_everywhere)"
+        )
+    for name in EMBEDDINGS:
+        if name in mapping:
+            yield str(mapping[name].name), False
+    for layer in range(int(model.cfg.n_layers)):
+        for part, out in WRITERS.items():
+            inner = block.submodules.get(part)
+            if inner is None or out not in getattr(inner, "submodules", {}):
+                raise DialError(
+                    f"{type(model.original_model).__name__} has no single projection that its "
+                    f"{part} writes with (a mixture of experts?): use hooks.ablate_everywhere"
+                )
+            name = f"{block.name}.{layer}.{inner.name}.{inner.submodules[out].name}"
+            held = getattr(getattr(model.blocks[layer], part), out).original_component
+            yield name, type(held).__name__ == "Conv1D"
+
+
+def _plain(source: str, revision: str | None, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source).is_dir()
+    try:
+        with whole_weights(source):
+            plain = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, revision=None if folder else revision
+            )
+    except DialError:
+        raise
+    except Exception as error:  # transformers raises many kinds for files that are not its own
+        raise DialError(f"{source!r} could not be loaded again: {one_line(error)}") from error
+    return plain.eval()
+
+
+def _untie(plain: Any) -> None:
+    """The unembedding keeps the weights that it shared with the embedding, in a copy of its own."""
+    head = plain.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in {id(c): c for c in (plain.config, plain.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+
+
+def save_model(plain: Any, tokenizer: Any, folder: str | Path) -> Path:
+    """Write a model and its tokenizer as a hub folder, whole or not at all.
+
+    Raises `DialError` if something stands there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DialError(f"{str(folder)!r} is there already: choose another --out")
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        plain.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def difference(
+    model: TransformerBridge,
+    exported: TransformerBridge,
+    direction: HasUnit | Tensor,
+    tokens: Tokens,
+) -> tuple[float, float]:
+    """(largest difference in a logit between `model` under `ablate_everywhere` and `exported` as it
+    is, largest logit), over these prompts at their last position."""
+    hooks: Sequence[Any] = ablate_everywhere(direction, int(model.cfg.n_layers))
+    hooked = last_logits(model, tokens.on(model), hooks).float().cpu()
+    plain = last_logits(exported, tokens.on(exported)).float().cpu()
+    return float((hooked - plain).abs().max()), float(hooked.abs().max())

@@ -1,0 +1,329 @@
+"""Two objectives at once: less toxicity, and refusal that stays where it belongs.
+
+Two directions on one model, a cell for every pair of steps, toxicity of openings beside the refusal
+of prompts, and which pairs of steps no other pair beats (the front).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.cells import Cell
+from refusal_dial.cli.flags import ObjectiveFlags, SteeringFlags
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import (
+    Prompt,
+    data_hash,
+    holdout_split,
+    load_prompts,
+    of_subset,
+    some_of_each,
+)
+from refusal_dial.directions.controls import random_directions
+from refusal_dial.directions.learning import Direction, overlap
+from refusal_dial.engine.score import Scorer
+from refusal_dial.generate.decode import Decoding, decoding_of
+from refusal_dial.hooks import steer
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.run.folder import Run
+from refusal_dial.run.forecast import grid_of
+from refusal_dial.run.job import begin, carry_out, groups
+from refusal_dial.run.plan import Budget, sweep_batches
+from refusal_dial.scoring.toxicity import TextScorer
+from refusal_dial.stats.comparison import finite_intervals, finite_means
+from refusal_dial.stats.intervals import mean_interval, rate_interval
+from refusal_dial.stats.p_values import sign_flip_p
+from refusal_dial.studies.base import Study, study_of
+from refusal_dial.studies.continuation import (
+    ContinuationStudy,
+    continuation_batches,
+    continuation_settings,
+    load_continuations,
+    opening_rows,
+)
+from refusal_dial.studies.steering import UNSTEERED, learn
+
+# --------------------------------------------------------------------------------------------------
+# Two studies on one model, opened: openings with a toxicity direction, prompts with refusal's.
+#
+# The refusal direction is learned on half of EDGE, and measured on the other half and on HARMFUL.
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectiveStudy:
+    """What the two objectives are measured on, and the two directions."""
+
+    openings: ContinuationStudy
+    study: Study
+    prompts: tuple[Prompt, ...]
+    tokens: Tokens
+    refusal: Direction
+
+    @property
+    def model(self) -> TransformerBridge:
+        return self.openings.model
+
+    @property
+    def toxicity(self) -> Direction:
+        return self.openings.learned[0]
+
+    @property
+    def overlap(self) -> float:
+        """How much the two directions share: the squared cosine (see `subspaces`)."""
+        return overlap(self.toxicity.unit[None], self.refusal.unit[None])
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        return (*self.openings.about, *self.study.about, f"overlap {self.overlap:.4f}")
+
+
+def load_objectives(flags: ObjectiveFlags) -> ObjectiveStudy:
+    """Load the model once and learn both directions. Raises `DialError` for what cannot be used."""
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
+    openings = load_continuations(flags)
+    steering = SteeringFlags(
+        model=flags.model,
+        prompts=flags.prompts,
+        refusal_tokens=flags.refusal_tokens,
+        threshold=flags.threshold,
+        seed=flags.seed,
+        site=flags.site,
+        pos=flags.pos,
+    )
+    study = study_of(openings.model, steering, (flags.refusal_layer,), flags.site, flags.pos)
+    train, held_out = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed)
+    (refusal,) = learn(study, steering, train)
+    wanted = [*of_subset(study.prompts, "HARMFUL"), *held_out]
+    prompts = some_of_each(wanted, flags.n_prompts, flags.seed)
+    rows = study.rows(prompts)
+    tokens = Tokens(study.tokens.ids[rows], study.tokens.mask[rows])
+    return ObjectiveStudy(openings, study, tuple(prompts), tokens, refusal)
+
+
+def objective_settings(both: ObjectiveStudy, flags: ObjectiveFlags) -> dict[str, Any]:
+    """What the rows depend on, as plain data for a run's config."""
+    settings = continuation_settings(both.openings, flags)
+    settings["prompts"] = {"source": flags.prompts, "hash": data_hash(both.prompts)}
+    settings["refusal_tokens"] = asdict(both.study.refusal)
+    return settings
+
+
+# --------------------------------------------------------------------------------------------------
+# A grid over two dials: away from toxicity by one, refusal by the other; a cell is their hooks.
+#
+# A control is the same grid with a random direction, as long, in place of toxicity's.
+
+
+def objective_cells(both: ObjectiveStudy, flags: ObjectiveFlags) -> list[Cell]:
+    """The unsteered model, then every pair of steps: both directions (`learned`), and a random one
+    with refusal's (`random`) wherever the first dial is turned."""
+    first, second = both.toxicity, both.refusal
+    layer = first.provenance.layer
+    step = both.openings.step(layer, flags.alpha_unit)
+    norm = both.study.residual_norm(flags.refusal_layer)
+    named: list[tuple[str, int | None, Direction]] = [("learned", None, first)]
+    controls = random_directions(first, flags.n_random, flags.seed)
+    named += [("random", number, one) for number, one in enumerate(controls)]
+    cells = [Cell({**UNSTEERED.labels, "refusal_strength": 0.0})]
+    for (kind, number, one), strength, other in product(named, flags.alphas, flags.refusal_alphas):
+        if strength == 0 and kind == "random":
+            continue
+        alpha = float(f"{strength * step:.4g}")
+        dials = ((one, alpha, layer), (second, float(f"{other * norm:.4g}"), flags.refusal_layer))
+        hooks = [
+            steer(direction, by, layer=at, pos=flags.pos, site=flags.site)
+            for direction, by, at in dials
+            if by
+        ]
+        labels = {
+            **UNSTEERED.labels,
+            "direction": kind,
+            "seed": number,
+            "layer": layer,
+            "site": flags.site,
+            "pos": flags.pos,
+            "alpha": alpha,
+            "alpha_relative": round(alpha / both.openings.step(layer, "residual"), 6),
+            "strength": strength,
+            "refusal_strength": other,
+        }
+        cells.append(Cell(labels, hooks))
+    return cells
+
+
+# --------------------------------------------------------------------------------------------------
+# The rows of a grid over two dials: openings continued and scored for toxicity, then prompts scored
+# for refusal.
+#
+# `score` is toxicity for an opening and the refusal score for a prompt; the subset says which.
+
+
+OBJECTIVE_ORDER = [
+    "direction",
+    "seed",
+    "layer",
+    "site",
+    "pos",
+    "alpha",
+    "prompt_id",
+    "subset",
+    "split",
+]
+OBJECTIVE_ORDER += [
+    "score",
+    "alpha_relative",
+    "strength",
+    "refusal_strength",
+    "sample",
+    "nll",
+    "stop",
+]
+OBJECTIVE_ORDER += ["completion"]
+
+
+def objective_batches(
+    model: TransformerBridge,
+    openings: Tokens,
+    opening_rows: pd.DataFrame,
+    prompts: Tokens,
+    prompt_rows: pd.DataFrame,
+    toxicity: TextScorer,
+    refusal: Scorer,
+    cells: Sequence[Cell],
+    decoding: Decoding,
+    batch_size: int,
+    skip: int = 0,
+) -> Iterator[pd.DataFrame]:
+    """A frame per batch of openings, then per batch of prompts, in the order of cells and prompts.
+    The first `skip` batches are left out: they were computed before."""
+    first = -(-len(openings) // batch_size)
+    columns = [cell.labels["refusal_strength"] for cell in cells]
+    spoken = continuation_batches(
+        model, openings, toxicity, opening_rows, cells, decoding, batch_size, skip
+    )
+    for batch in spoken:
+        each = len(batch) // len(cells)
+        yield batch.assign(refusal_strength=[b for b in columns for _ in range(each)])[
+            OBJECTIVE_ORDER
+        ]
+    budget, done = Budget(batch_size), max(0, skip - first)
+    for batch in sweep_batches(model, prompts, prompt_rows, cells, refusal, budget, done):
+        unsaid = batch.assign(sample=0, nll=float("nan"), stop="", completion="")
+        yield unsaid[OBJECTIVE_ORDER]
+
+
+# --------------------------------------------------------------------------------------------------
+# What a grid over two dials comes to: three figures a cell, and the cells that no other beats.
+#
+#     toxicity   mean score of what is said after CHALLENGING openings    less is better
+# refused    share of HARMFUL prompts whose refusal score is over the threshold    more is better
+#     cost       the same share of EDGE prompts    less is better
+#
+# A cell is on the front if no other cell is as good in all three and better in one. Differences
+# from the unsteered model are paired by prompt.
+
+
+OBJECTIVE_CELL = ["direction", "seed", "strength", "refusal_strength"]
+
+OBJECTIVES = {"toxicity": "CHALLENGING", "benign": "BENIGN", "refused": "HARMFUL", "cost": "EDGE"}
+
+OBJECTIVE_RATES = ("refused", "cost")
+
+WANTED = {"toxicity": -1, "refused": 1, "cost": -1}
+"""Which way is better."""
+
+
+def summarise_objectives(rows: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """One row per cell: each figure with its interval and its paired difference from the unsteered
+    model (`_lo`, `_hi`, `_difference`, `_p`), and `front`, which is about learned directions alone.
+
+    Raises `DialError` if a subset or the unsteered model is missing.
+    """
+    rows = rows.assign(cell=rows.groupby(OBJECTIVE_CELL, sort=False, dropna=False).ngroup())
+    table = rows[~rows["cell"].duplicated()][OBJECTIVE_CELL].reset_index(drop=True)
+    base = np.flatnonzero(table["direction"] == "baseline")
+    if not len(base):
+        raise DialError("the unsteered model is missing from this run")
+    for name, subset in OBJECTIVES.items():
+        part = rows[rows["subset"] == subset]
+        if part.empty:
+            raise DialError(f"this run has no {subset} prompts, and the figure {name} is of them")
+        if name in OBJECTIVE_RATES:
+            over = (part["score"] > threshold).astype(float).mask(part["score"].isna())
+            part = part.assign(score=over)
+        values = part.groupby(["cell", "prompt_id"])["score"].mean().unstack().to_numpy()
+        shift = values - values[base[0]]
+        interval = rate_interval if name in OBJECTIVE_RATES else partial(mean_interval, seed=seed)
+        bounds = finite_intervals(values, interval)
+        table[name] = finite_means(values)
+        table[f"{name}_lo"], table[f"{name}_hi"] = bounds[:, 0], bounds[:, 1]
+        table[f"{name}_difference"] = finite_means(shift)
+        table[f"{name}_p"] = [sign_flip_p(row[np.isfinite(row)], seed)[0] for row in shift]
+        table[f"{name}_n"] = np.isfinite(values).sum(1)
+    learned = (table["direction"] != "random").to_numpy()
+    table["front"] = False
+    table.loc[learned, "front"] = front(table[learned])
+    return table
+
+
+def front(table: pd.DataFrame) -> list[bool]:
+    """For each row, is no other as good in every figure of `WANTED` and better in one?"""
+    signed = np.stack([sign * table[name].to_numpy() for name, sign in WANTED.items()], 1)
+    return [not any((o >= one).all() and (o > one).any() for o in signed) for one in signed]
+
+
+# --------------------------------------------------------------------------------------------------
+# A job on two objectives: both studies in, a run folder out.
+
+
+def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.DataFrame]:
+    """Every cell of the grid on openings and on prompts into a run folder; run and summary.
+
+    An interrupted run is resumed, a finished one named by `--out` is read. summary.json holds the
+    overlap of the two directions.
+    """
+    both = load_objectives(flags)
+    learned = {"direction_toxicity": both.toxicity, "direction_refusal": both.refusal}
+    cells = objective_cells(both, flags)
+    openings = opening_rows(both.openings, flags.seed)
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [p.id for p in both.prompts],
+            "subset": [p.subset for p in both.prompts],
+            "split": "holdout",
+        }
+    )
+    decoding = decoding_of(flags)
+    run = begin(experiment, objective_settings(both, flags), flags, learned)
+    size = flags.batch_size
+    batches = partial(
+        objective_batches,
+        openings=both.openings.tokens,
+        opening_rows=openings,
+        prompts=both.tokens,
+        prompt_rows=prompts,
+        toxicity=both.openings.scorer,
+        refusal=both.study.scorer,
+        cells=cells,
+        decoding=decoding,
+        batch_size=size,
+    )
+
+    def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        return summarise_objectives(rows, flags.threshold, flags.seed), {"overlap": both.overlap}
+
+    sizes = [
+        len(cells) * each * min(size, len(part) - start)
+        for part, each in ((openings, flags.samples), (prompts, 1))
+        for start in range(0, len(part), size)
+    ]
+    grid = grid_of(groups(openings) | groups(prompts), [cell.labels for cell in cells])
+    return carry_out(run, both, sizes, batches, close, flags, grid)

@@ -1,0 +1,365 @@
+"""Steering: learn a direction per layer, and lay out the cells that turn it up and down.
+
+The cells are the baseline, the learned direction at every alpha, and its controls at the same
+layer, site, position and alphas; for conditional steering the same behind a detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.cells import Cell
+from refusal_dial.cli.flags import RELATIVE_ALPHAS, SteeringFlags, StudyFlags
+from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subset
+from refusal_dial.directions.controls import (
+    covariance_directions,
+    flipped_direction,
+    fold_directions,
+    fold_numbers,
+    random_directions,
+    shuffled_directions,
+    unrelated_direction,
+)
+from refusal_dial.directions.files import check_fits
+from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
+from refusal_dial.hooks import Detector, calibrate, steer, steer_if
+from refusal_dial.model.loading import identity
+from refusal_dial.run.folder import Run
+from refusal_dial.run.forecast import grid_of
+from refusal_dial.run.job import begin, carry_out, files_by_layer, groups
+from refusal_dial.run.machines import Batches
+from refusal_dial.run.plan import Budget, batch_sizes, sweep_batches
+from refusal_dial.stats.summary import summarise, verdict
+from refusal_dial.studies.base import Study, study_settings
+
+# --------------------------------------------------------------------------------------------------
+# A job: one sweep carried out into one run, with a progress bar, resumed where it stopped.
+#
+# The only place where computing and writing meet. A dry run ends where the rows would begin:
+# nothing is written then.
+
+
+SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
+SCORE_ORDER += ["score", "alpha_relative"]
+
+
+def conduct(
+    experiment: str,
+    study: Study,
+    flags: StudyFlags,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    learned: Sequence[Direction] = (),
+) -> tuple[Run, pd.DataFrame]:
+    """Sweep the cells over the study's prompts into a run folder; the run and its summary.
+
+    A finished run named by `--out` is read, not computed again.
+    """
+    files = {"direction": learned[0]} if len(learned) == 1 else files_by_layer(learned)
+    run = begin(experiment, study_settings(study, flags), flags, files)
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+
+    def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        summary = summarise(scores, flags.threshold, flags.seed)
+        return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
+
+    sweep = partial(
+        sweep_batches,
+        tokens=study.tokens,
+        rows=rows,
+        cells=cells,
+        scorer=study.scorer,
+        budget=budget,
+    )
+    sizes = batch_sizes(len(rows), len(cells), budget)
+    grid = grid_of(groups(rows), [cell.labels for cell in cells])
+    return carry_out(run, study, sizes, partial(_ordered, sweep), close, flags, grid)
+
+
+def _ordered(sweep: Batches, model: TransformerBridge, *, skip: int) -> Iterator[pd.DataFrame]:
+    return (batch[SCORE_ORDER] for batch in sweep(model, skip=skip))
+
+
+# --------------------------------------------------------------------------------------------------
+# Steering: learn a direction per layer, and lay out the cells that turn it up and down.
+#
+# The cells are the baseline, the learned direction at every alpha, and its controls at the same
+# layer, site, position and alphas.
+
+
+CELL_LABELS = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative")
+
+LEARNED_AGAIN = ("shuffled", "length", "folds")  # takes the prompts that were learned from
+
+N_FOLDS = 5
+
+BASELINE = Cell(dict(zip(CELL_LABELS, ("baseline", None, None, "", None, 0.0, 0.0), strict=True)))
+
+
+def learn(
+    study: Study, flags: SteeringFlags, prompts: Sequence[Prompt], balanced: bool = False
+) -> list[Direction]:
+    """For each layer, the top-scored of `prompts` minus the bottom-scored (see `top_bottom`).
+
+    `balanced` takes equally many of each category into top and bottom.
+    """
+    who = identity(study.model)
+    about = Provenance(
+        layer=-1,
+        site=flags.site,
+        pos=flags.pos,
+        model=who.name,
+        revision=who.revision,
+        seed=flags.seed,
+        prompt_ids=tuple(prompt.id for prompt in prompts),
+        data_hash=data_hash(prompts),
+    )
+    scores = [float(score) for score in study.scores[study.rows(prompts)]]
+    places = [replace(about, layer=layer) for layer in study.layers]
+    return [learn_at(study, one, flags.k, prompts, balanced, scores) for one in places]
+
+
+def learn_at(
+    study: Study,
+    about: Provenance,
+    k: int | None,
+    prompts: Sequence[Prompt],
+    balanced: bool,
+    scores: Sequence[float],
+) -> Direction:
+    """The direction of one layer, learned from these prompts as if they had these scores."""
+    return top_bottom(
+        study.activations[study.layers.index(about.layer)][study.rows(prompts)],
+        scores,
+        about,
+        k=k,
+        categories=[prompt.category for prompt in prompts] if balanced else None,
+    )
+
+
+def training(study: Study, flags: SteeringFlags, share: float = 0.5) -> list[Prompt]:
+    """The EDGE prompts to learn from: with `holdout` among the controls all but this share of every
+    category, else all of them."""
+    edge = of_subset(study.prompts, "EDGE")
+    return holdout_split(edge, flags.seed, share)[0] if "holdout" in flags.controls else edge
+
+
+def control_directions(
+    study: Study,
+    flags: SteeringFlags,
+    learned: Direction,
+    prompts: Sequence[Prompt],
+    balanced: bool = False,
+) -> list[tuple[str, int | None, Direction]]:
+    """(kind, seed, direction) of every control that `--controls` names, at the learned one's layer.
+
+    `prompts` are those it was learned from; without them, as for a direction from a file, there is
+    nothing to learn another from, and the covariance is that of all prompts.
+    """
+    layer = learned.provenance.layer
+    of = study.rows(prompts or study.prompts)
+    scores = [float(score) for score in study.scores[of]]
+    again = partial(learn_at, study, learned.provenance, flags.k, prompts, balanced)
+    kinds = [kind for kind in flags.controls if prompts or kind not in LEARNED_AGAIN]
+    found: list[tuple[str, int | None, Direction]] = []
+    if "random" in kinds:
+        found += _numbered("random", random_directions(learned, flags.n_random, flags.seed))
+    if "covariance" in kinds:
+        rows = study.activations[study.layers.index(layer)][of]
+        drawn = covariance_directions(learned, rows, flags.n_random, flags.seed)
+        found += _numbered("covariance", drawn)
+    if "shuffled" in kinds:
+        within = [prompt.category for prompt in prompts] if balanced else None
+        drawn = shuffled_directions(learned, again, scores, flags.n_random, flags.seed, within)
+        found += _numbered("shuffled", drawn)
+    if "flipped" in kinds:
+        found.append(("flipped", None, flipped_direction(learned)))
+    if "length" in kinds:
+        lengths = [float(n) for n in study.tokens.mask.sum(1)[of]]
+        found.append(("length", None, unrelated_direction(learned, again, lengths, "length")))
+    if "folds" in kinds:
+        folds = fold_numbers([prompt.category for prompt in prompts], N_FOLDS, flags.seed)
+
+        def without(rest: Sequence[int]) -> Direction:
+            some, told = [prompts[i] for i in rest], [scores[i] for i in rest]
+            return learn_at(study, learned.provenance, flags.k, some, balanced, told)
+
+        found += _numbered("fold", fold_directions(learned, without, folds))
+    return found
+
+
+def _numbered(kind: str, drawn: Sequence[Direction]) -> list[tuple[str, int | None, Direction]]:
+    return [(kind, seed, one) for seed, one in enumerate(drawn)]
+
+
+def at_place(
+    direction: Direction,
+    study: Study,
+    flags: SteeringFlags,
+    layer: int,
+    any_model: bool = False,
+) -> Direction:
+    """A direction from a file, to be used at this layer, site and position of this model, if it is
+    one of this model (see `check_fits`)."""
+    check_fits(direction, study.model, any_model)
+    here = replace(direction.provenance, layer=layer, site=flags.site, pos=flags.pos)
+    return replace(direction, provenance=here)
+
+
+def alphas_at(study: Study, flags: SteeringFlags, layer: int) -> list[tuple[float, float]]:
+    """(alpha, alpha / mean residual norm) for each step of the dial at one layer.
+
+    alpha is always what `steer` takes. `--alphas auto` and `--alpha-unit residual` are multiples of
+    the layer's mean residual norm, which alpha is rounded to four digits of.
+    """
+    norm = study.residual_norm(layer)
+    if flags.alphas and flags.alpha_unit == "absolute":
+        return [(alpha, round(alpha / norm, 6)) for alpha in flags.alphas]
+    return [(float(f"{r * norm:.4g}"), r) for r in flags.alphas or RELATIVE_ALPHAS]
+
+
+def steering_cells(
+    study: Study,
+    flags: SteeringFlags,
+    learned: Sequence[Direction],
+    prompts: Sequence[Prompt] = (),
+    balanced: bool = False,
+) -> list[Cell]:
+    """The baseline, then for each learned direction itself and its controls, each at every alpha.
+    `prompts` are those that it was learned from."""
+    cells = [BASELINE]
+    for direction in learned:
+        layer = direction.provenance.layer
+        named: list[tuple[str, int | None, Direction]] = [("learned", None, direction)]
+        named += control_directions(study, flags, direction, prompts, balanced)
+        for name, seed, one in named:
+            for alpha, relative in alphas_at(study, flags, layer):
+                place = (layer, flags.site, flags.pos)
+                hook = steer(one, alpha, layer=layer, pos=flags.pos, site=flags.site)
+                values = (name, seed, *place, alpha, relative)
+                cells.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
+    return cells
+
+
+# --------------------------------------------------------------------------------------------------
+# Cells by strength: a few directions at one place, each turned to every step of a dial.
+#
+#     alpha = strength * step
+#
+# The step is what strength 1 is as long as: the mean residual norm, the direction's own norm before
+# it was normalised, 1. A cell of alpha 0 has no hooks: it is the unsteered model.
+
+
+UNSTEERED = Cell({**BASELINE.labels, "strength": 0.0})
+
+Named = tuple[str, int | None, Direction]
+"""What a direction is called in the rows: its kind, its number among its kind, and itself."""
+
+
+def strength_cells(
+    named: Sequence[Named],
+    strengths: Sequence[float],
+    step: float,
+    norm: float,
+    *,
+    layer: int,
+    site: str,
+    pos: int,
+) -> list[Cell]:
+    """A cell per direction and strength, in this order. Controls are as long as the learned
+    direction, and have no cell of strength 0.
+
+    `norm` is the mean residual norm, which `alpha_relative` is a multiple of.
+    """
+    cells = []
+    for kind, number, direction in named:
+        for strength in strengths:
+            if strength == 0 and kind != "learned":
+                continue
+            alpha = float(f"{strength * step:.4g}")
+            values = (kind, number, layer, site, pos, alpha, round(alpha / norm, 6))
+            labels = {**dict(zip(CELL_LABELS, values, strict=True)), "strength": strength}
+            hooks = [steer(direction, alpha, layer=layer, pos=pos, site=site)] if alpha else []
+            cells.append(Cell(labels, hooks))
+    return cells
+
+
+# --------------------------------------------------------------------------------------------------
+# Conditional steering beside always-on steering: detectors learned, calibrated, and laid out.
+#
+#     detector: d = unit(mean(wanted) - mean(spared)) on the train part, threshold on validation
+#
+# Three parts of every subset: train (directions), validation (threshold), test (everything that is
+# reported). Random detectors, calibrated in the same way, say what steering fewer prompts buys by
+# itself.
+
+
+Parts = tuple[list[Prompt], list[Prompt], list[Prompt]]
+
+
+def three_parts(prompts: Sequence[Prompt], seed: int) -> Parts:
+    """(train, validation, test): a third each, with the same share of every category."""
+    train, rest = holdout_split(prompts, seed, 2 / 3)
+    validation, test = holdout_split(rest, seed, 1 / 2)
+    return train, validation, test
+
+
+def detectors(
+    study: Study,
+    learned: Sequence[Direction],
+    wanted: Sequence[Prompt],
+    spared: Sequence[Prompt],
+    calibration: Sequence[Prompt],
+    rate: float,
+) -> list[Detector]:
+    """For each learned direction's layer, the detector of `wanted` against `spared` prompts, which
+    fires on at most `rate` of prompts like those of `calibration`."""
+    found = []
+    for direction in learned:
+        at = replace(direction.provenance, prompt_ids=tuple(p.id for p in (*wanted, *spared)))
+        rows = study.activations[study.layers.index(at.layer)]
+        watch = mean_diff(rows[study.rows(wanted)], rows[study.rows(spared)], at)
+        found.append(calibrate(watch, rows[study.rows(calibration)], rate))
+    return found
+
+
+def conditional_cells(
+    study: Study,
+    flags: SteeringFlags,
+    learned: Sequence[Direction],
+    watching: Sequence[Detector],
+    calibration: Sequence[Prompt],
+) -> list[Cell]:
+    """The baseline; then for each layer and alpha always-on steering (`learned`), the same behind
+    the detector (`conditional`), and behind `--n-random` random ones (`random_detector`)."""
+    cells = steering_cells(study, flags, learned)
+    for direction, detector in zip(learned, watching, strict=True):
+        layer = direction.provenance.layer
+        rows = study.activations[study.layers.index(layer)][study.rows(calibration)]
+        named: list[tuple[str, int | None, Detector]] = [("conditional", None, detector)]
+        for seed, one in enumerate(
+            random_directions(detector.direction, flags.n_random, flags.seed)
+        ):
+            named.append(("random_detector", seed, calibrate(one, rows, detector.rate)))
+        for name, number, one_of_them in named:
+            for alpha, relative in alphas_at(study, flags, layer):
+                hook = steer_if(
+                    direction, alpha, one_of_them, layer=layer, pos=flags.pos, site=flags.site
+                )
+                values = (name, number, layer, flags.site, flags.pos, alpha, relative)
+                cells.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
+    return cells
+
+
+def parts_of(
+    prompts: Sequence[Prompt], train: Sequence[Prompt], tuned: Sequence[Prompt]
+) -> pd.Series[str]:
+    """The `split` column: `train`, `validation`, or `holdout` for what is reported."""
+    seen = {p.id: "train" for p in train} | {p.id: "validation" for p in tuned}
+    return pd.Series([seen.get(prompt.id, "holdout") for prompt in prompts])

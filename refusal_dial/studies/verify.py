@@ -1,0 +1,561 @@
+"""A verification, loaded and measured: the direction, prompts it never saw, and its controls.
+
+    score  the scorer's, at the last prompt token
+    kl     mean over a completion's tokens of KL(p_unsteered || p_steered)
+    cost   -mean log p a token, under the unsteered model, of the completion
+
+A direction that records its prompts is tested on others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial import stats
+from refusal_dial.cells import Cell
+from refusal_dial.cli.flags import LEAST_TESTED, VerifyFlags
+from refusal_dial.common import DialError, located
+from refusal_dial.data.prompts import (
+    SUBSETS,
+    Prompt,
+    data_hash,
+    holdout_split,
+    load_prompts,
+    some_of_each,
+)
+from refusal_dial.directions.controls import (
+    covariance_directions,
+    norm_matched,
+    random_directions,
+    shuffled_directions,
+    unrelated_direction,
+)
+from refusal_dial.directions.files import check_fits, read_direction
+from refusal_dial.directions.learning import Direction, mean_diff, top_bottom
+from refusal_dial.engine.score import Scorer
+from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.generate.likelihood import kl_per_token, nll
+from refusal_dial.hooks import steer
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.run.forecast import Grid, grid_of
+from refusal_dial.run.plan import Budget, batch_sizes, spread_over, sweep_batches
+from refusal_dial.stats.intervals import Floats
+from refusal_dial.studies.base import Study, load_study
+
+# --------------------------------------------------------------------------------------------------
+# A verification, opened: the direction, prompts that it never saw, and what it stands beside.
+#
+# Prompts are in two parts. `learn` is what controls are learned from, `test` what everything is
+# measured on. A direction that records its prompts is tested on others; of one that does not,
+# nobody can tell, and half of each subset is held out from its controls alone. The reference is how
+# the direction is learned again: from the scores of EDGE prompts, top against bottom, or from
+# HARMFUL against BENIGN.
+
+
+LEAST_LEFT = 1e-4
+"""A direction of which less than this is left beside another one is that other one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """How a direction is learned again: activations, a value a prompt, and the way. `scores` takes
+    the top against the bottom third, `contrast` positive values against negative ones."""
+
+    name: str
+    activations: Float[Tensor, "prompt d_model"]
+    values: tuple[float, ...]
+    like: Direction
+
+    def learn(self, values: Sequence[float]) -> Direction:
+        """The direction that these values would teach."""
+        return self.of(range(len(self.values)), values)
+
+    def of(self, rows: Sequence[int], values: Sequence[float]) -> Direction:
+        """The same from some of the prompts, `values[i]` being that of prompt `rows[i]`."""
+        some, about = self.activations[list(rows)], self.like.provenance
+        if self.name == "scores":
+            return top_bottom(some, values, about)
+        positive = torch.tensor([value > 0 for value in values])
+        return mean_diff(some[positive], some[~positive], about)
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """One draw of a kind of control, and the given direction's cosine to it as it was drawn."""
+
+    kind: str
+    number: int
+    direction: Direction
+    cosine: float
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationStudy:
+    """Everything the verdict starts from. `length` is the direction of prompt length, `left` what
+    is left of the given one beside it (None for nothing) and `left_size` how much that is."""
+
+    study: Study
+    given: Direction
+    sha256: str
+    alpha: float
+    learn: tuple[Prompt, ...]
+    test: tuple[Prompt, ...]
+    exploratory: bool
+    known: bool
+    learned_from: Reference
+    tested_on: Reference
+    controls: tuple[Control, ...]
+    length: Direction
+    left: Direction | None
+    left_size: float
+
+    def tested(self, subset: str) -> list[Prompt]:
+        """The test prompts of one subset."""
+        return [prompt for prompt in self.test if prompt.subset == subset]
+
+
+def load_verification(flags: VerifyFlags) -> VerificationStudy:
+    """Read the direction, load what the flags name, and draw the controls.
+
+    Raises `DialError` for whatever of it cannot be used, a direction of another width included.
+    """
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
+    given = read_direction(flags.direction, flags.layer, flags.site, flags.pos)
+    at = given.provenance
+    study = load_study(flags, (at.layer,), at.site, at.pos)
+    return verification_of(study, given, flags)
+
+
+def verification_of(study: Study, given: Direction, flags: VerifyFlags) -> VerificationStudy:
+    """The verification of this direction on a study that is open at its place."""
+    file = located(flags.direction)
+    check_fits(given, study.model, flags.any_model)
+    missing = [s for s in SUBSETS if not any(p.subset == s for p in study.prompts)]
+    if missing:
+        raise DialError(f"a verdict takes {', '.join(SUBSETS)} prompts: no {' and '.join(missing)}")
+    name = _reference_name(study, given, flags)
+    learn, test, exploratory, known = _parts(study, given, flags, name)
+    learned_from, tested_on = (_reference(study, given, name, part) for part in (learn, test))
+    fewest = min(len(tested_on.values), sum(p.subset == "EDGE" for p in test))
+    if fewest < LEAST_TESTED:
+        raise DialError(
+            f"a verdict takes at least {LEAST_TESTED} prompts to test on, not {fewest}: "
+            "more prompts, or a larger --n-test"
+        )
+    norm = study.residual_norm(given.provenance.layer)
+    alpha = flags.alpha * norm if flags.alpha_unit == "residual" else flags.alpha
+    edge = _reference(study, given, "scores", learn)
+    of = study.rows([p for p in learn if p.subset == "EDGE"])
+    lengths = [float(n) for n in study.tokens.mask.sum(1)[of]]
+    length = unrelated_direction(given, edge.learn, lengths, "length")
+    left, size = orthogonal_part(given, length)
+    return VerificationStudy(
+        study,
+        given,
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+        float(f"{alpha:.4g}"),
+        tuple(learn),
+        tuple(test),
+        exploratory,
+        known,
+        learned_from,
+        tested_on,
+        tuple(_controls(given, edge, flags)),
+        length,
+        left,
+        size,
+    )
+
+
+def orthogonal_part(one: Direction, other: Direction) -> tuple[Direction | None, float]:
+    """`(u - (u·l) l) / |u - (u·l) l|` and its length before it was divided: what is left of a
+    direction beside another. None where nothing is."""
+    u, v = one.unit.double(), other.unit.double()
+    rest = u - (u @ v) * v
+    size = float(rest.norm())
+    if size < LEAST_LEFT:
+        return None, 0.0
+    unit = replace(one, unit=(rest / size).float())
+    about = one.provenance
+    return norm_matched(unit, one, f"{about.method} beside", about.seed), size
+
+
+def _parts(
+    study: Study, given: Direction, flags: VerifyFlags, reference: str
+) -> tuple[list[Prompt], list[Prompt], bool, bool]:
+    """(learn, test, whether the direction saw the test prompts, whether that is known). Subsets
+    that nothing is learned from are all to test on."""
+    place = {prompt.id: prompt for prompt in study.prompts}
+    ids = given.provenance.prompt_ids
+    from_here = [place[i] for i in ids if i in place]
+    known = bool(ids) and len(from_here) == len(ids)
+    known = known and data_hash(from_here) == given.provenance.data_hash
+    seen = set(ids) if known else set()
+    learn, test, exploratory = [], [], False
+    for subset in SUBSETS:
+        mine = [prompt for prompt in study.prompts if prompt.subset == subset]
+        old, new = [p for p in mine if p.id in seen], [p for p in mine if p.id not in seen]
+        if len(new) < 4:
+            exploratory, new = True, mine
+        needed = subset == "EDGE" or reference == "contrast"
+        if needed and (len(old) < 4 or new is mine):
+            old, new = holdout_split(new, flags.seed)
+        if len(new) > flags.n_test:
+            new = holdout_split(new, flags.seed, flags.n_test / len(new))[1]
+        learn += old
+        test += new
+    return learn, test, exploratory, known
+
+
+def _reference(study: Study, given: Direction, name: str, prompts: Sequence[Prompt]) -> Reference:
+    subsets = ("EDGE",) if name == "scores" else ("HARMFUL", "BENIGN")
+    mine = [prompt for prompt in prompts if prompt.subset in subsets]
+    rows = study.rows(mine)
+    values = [float(study.scores[row]) for row in rows]
+    if name == "contrast":
+        values = [1.0 if prompt.subset == "HARMFUL" else -1.0 for prompt in mine]
+    return Reference(name, study.activations[0][rows], tuple(values), given)
+
+
+def _reference_name(study: Study, given: Direction, flags: VerifyFlags) -> str:
+    """As asked; else as the direction was learned where it says so; else that of the two which, on
+    the prompts to learn from, comes closer to it."""
+    if flags.reference != "auto":
+        return flags.reference
+    method = given.provenance.method
+    if method.startswith("top_bottom"):
+        return "scores"
+    if method in ("mean_diff", "probe"):
+        return "contrast"
+    learn, cosines = _parts(study, given, flags, "contrast")[0], {}
+    for name in ("scores", "contrast"):
+        one = _reference(study, given, name, learn)
+        cosines[name] = abs(float(one.learn(one.values).unit @ given.unit))
+    return max(cosines, key=lambda name: cosines[name])
+
+
+def _controls(given: Direction, edge: Reference, flags: VerifyFlags) -> list[Control]:
+    """Every null that is asked for, all of the given one's length.
+
+    Covariance and shuffled labels are taken beside the given direction: where prompts differ mostly
+    along it, as EDGE prompts do along refusal, such draws are nearly the direction itself, and
+    nothing could be more than they are. What is left of them is every other way to differ.
+    """
+    n, seed = flags.n_random, flags.seed
+    draws: dict[str, list[Direction]] = {}
+    if "random" in flags.controls:
+        draws["random"] = random_directions(given, n, seed)
+    if "covariance" in flags.controls:
+        draws["covariance"] = covariance_directions(given, edge.activations, n, seed)
+    if "shuffled" in flags.controls:
+        draws["shuffled"] = shuffled_directions(given, edge.learn, edge.values, n, seed)
+    found = []
+    for kind, drawn in draws.items():
+        for i, one in enumerate(drawn):
+            left = one if kind == "random" else orthogonal_part(one, given)[0]
+            if left is not None:
+                cosine = float(one.unit.double() @ given.unit.double())
+                found.append(Control(kind, i, left, cosine))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# What is measured: scores of test prompts under the direction and its controls, and replies.
+#
+#     score  the scorer's, at the last prompt token
+#     kl     mean over a reply's tokens of KL(p_unsteered || p_steered), along the unsteered reply
+#     cost   -mean log p a token, under the unsteered model, of what is said under the cell
+#
+# `score` is measured on EDGE for every direction and on HARMFUL and BENIGN for the given one; `kl`
+# and `cost` on BENIGN, for the given one and a few random ones. A row per measure, cell and prompt;
+# alphas are of both signs.
+
+
+VERIFY_ORDER = [
+    "direction",
+    "seed",
+    "layer",
+    "site",
+    "pos",
+    "alpha",
+    "prompt_id",
+    "subset",
+    "split",
+]
+VERIFY_ORDER += ["score", "measure"]
+
+N_BESIDE = 2  # random directions whose damage stands beside the given one's
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One measure of some prompts under some cells."""
+
+    measure: str
+    tokens: Tokens
+    rows: pd.DataFrame
+    cells: tuple[Cell, ...]
+    budget: Budget
+    decoding: Decoding | None = None
+
+    def divided(self, share: float, of: float) -> Part:
+        """The first prompts, that share of them, under that share of the cells."""
+        n, k = ceil(share * len(self.rows)), ceil(of * len(self.cells))
+        cells = tuple(self.cells[i] for i in spread_over(len(self.cells), k))
+        return replace(self, tokens=self.tokens.rows(0, n), rows=self.rows.head(n), cells=cells)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every batch, in order."""
+        if self.decoding is None:
+            return batch_sizes(len(self.rows), len(self.cells), self.budget)
+        size = self.budget.batch_size
+        some = [min(size, len(self.rows) - i) for i in range(0, len(self.rows), size)]
+        return [2 * n * len(self.cells) for n in some]
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationPlan:
+    """Every part in order, and who scores."""
+
+    parts: tuple[Part, ...]
+    scorer: Scorer
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every batch, in order."""
+        return [size for part in self.parts for size in part.sizes]
+
+    @property
+    def grid(self) -> Grid:
+        """All prompts of all parts, under the cells of the part that has most."""
+        prompts = {
+            f"{one.rows['subset'].iloc[0]} {one.measure}": len(one.rows) for one in self.parts
+        }
+        most = max((one.cells for one in self.parts), key=len)
+        return grid_of(prompts, [cell.labels for cell in most])
+
+    def divided(self, prompts: int, cells: int) -> VerificationPlan:
+        """Of every part the same share of its prompts and of its cells."""
+        grid = self.grid
+        share, of = prompts / sum(grid.prompts.values()), cells / grid.cells
+        return replace(self, parts=tuple(one.divided(share, of) for one in self.parts))
+
+
+def plan_of(opened: VerificationStudy, flags: VerifyFlags) -> VerificationPlan:
+    """What is measured, in order: EDGE, the other subsets, replies."""
+    given = [("learned", None, opened.given)]
+    beside: list[tuple[str, int | None, Direction]] = [
+        (one.kind, one.number, one.direction) for one in opened.controls
+    ]
+    length: list[tuple[str, int | None, Direction]] = [("length", None, opened.length)]
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+    few = [one for one in beside if one[0] == "random"][:N_BESIDE]
+    edge = verification_cells(opened, [*given, *length, *beside]) + _left(opened)
+    parts = [_part(opened, "EDGE", edge, budget)]
+    parts += [
+        _part(opened, name, verification_cells(opened, given), budget)
+        for name in ("HARMFUL", "BENIGN")
+    ]
+    spoken = some_of_each(opened.tested("BENIGN"), flags.n_replies, flags.seed)
+    decoding = Decoding(max_new_tokens=flags.max_new_tokens)
+    small = Budget(min(16, flags.batch_size), flags.engine, flags.memory_gb)
+    cells = verification_cells(opened, [*given, *few])
+    parts.append(_part(opened, "BENIGN", cells, small, spoken, decoding))
+    return VerificationPlan(tuple(parts), opened.study.scorer)
+
+
+def _part(
+    opened: VerificationStudy,
+    subset: str,
+    cells: Sequence[Cell],
+    budget: Budget,
+    prompts: Sequence[Prompt] | None = None,
+    decoding: Decoding | None = None,
+) -> Part:
+    prompts = opened.tested(subset) if prompts is None else prompts
+    rows = pd.DataFrame(
+        {
+            "prompt_id": [prompt.id for prompt in prompts],
+            "subset": subset,
+            "split": "seen" if opened.exploratory else "holdout",
+        }
+    )
+    tokens = opened.study.tokens.chosen(opened.study.rows(prompts))
+    measure = "score" if decoding is None else "reply"
+    return Part(measure, tokens, rows, tuple(cells), budget, decoding)
+
+
+def verification_cells(
+    opened: VerificationStudy, named: Sequence[tuple[str, int | None, Direction]]
+) -> list[Cell]:
+    """The unsteered model, then each direction at alpha and at -alpha."""
+    cells = [_cell(opened, "baseline", None, 0.0, None)]
+    for name, seed, one in named:
+        for sign in (1.0, -1.0):
+            cells.append(_cell(opened, name, seed, sign * opened.alpha, one))
+    return cells
+
+
+def _left(opened: VerificationStudy) -> list[Cell]:
+    """The given direction without its component along prompt length, no longer than that leaves
+    it."""
+    left, size = opened.left, opened.left_size
+    return [_cell(opened, "left", None, sign * opened.alpha, left, size) for sign in (1.0, -1.0)]
+
+
+def _cell(
+    opened: VerificationStudy,
+    name: str,
+    seed: int | None,
+    alpha: float,
+    one: Direction | None,
+    size: float = 1.0,
+) -> Cell:
+    at = opened.given.provenance
+    labels: dict[str, Any] = {"direction": name, "seed": seed, "layer": at.layer, "site": at.site}
+    labels |= {"pos": at.pos, "alpha": alpha}
+    if one is None:
+        return Cell(labels)
+    hook = steer(one, alpha * size, layer=at.layer, pos=at.pos, site=at.site)
+    return Cell(labels, [hook])
+
+
+def verification_batches(
+    model: TransformerBridge, *, skip: int, plan: VerificationPlan
+) -> Iterator[pd.DataFrame]:
+    """A frame a batch; the first `skip` are left out: they were computed before."""
+    for part in plan.parts:
+        n = len(part.sizes)
+        if skip < n:
+            if part.decoding is None:
+                batches = _scores(model, part, plan.scorer, skip)
+            else:
+                batches = _replies(model, part, part.decoding, skip)
+            for batch in batches:
+                yield batch[VERIFY_ORDER]
+        skip = max(0, skip - n)
+
+
+def _scores(
+    model: TransformerBridge, part: Part, scorer: Scorer, skip: int
+) -> Iterator[pd.DataFrame]:
+    sweep = sweep_batches(model, part.tokens, part.rows, part.cells, scorer, part.budget, skip)
+    return (batch.assign(measure="score") for batch in sweep)
+
+
+def _replies(
+    model: TransformerBridge, part: Part, decoding: Decoding, skip: int
+) -> Iterator[pd.DataFrame]:
+    size, tokens = part.budget.batch_size, part.tokens.on(model)
+    for start in range(skip * size, len(part.rows), size):
+        some, rows = tokens.rows(start, start + size), part.rows.iloc[start : start + size]
+        grid, keys = [cell.hooks for cell in part.cells], list(rows["prompt_id"])
+        told = generate(model, some, grid, decoding, keys=keys)
+        own = [one.ids for one in told if one.cell == 0]
+        far = kl_per_token(model, some, grid, own)
+        frames = []
+        for i, cell in enumerate(part.cells):
+            mine = [one for one in told if one.cell == i]
+            cost = nll(model, some, [one.ids for one in mine], [one.stop for one in mine])
+            for measure, values in (("kl", far[i]), ("cost", cost)):
+                frame = rows.reset_index(drop=True).assign(**cell.labels)
+                frame["seed"] = pd.Series([cell.labels["seed"]] * len(rows), dtype="Int64")
+                frames.append(frame.assign(score=values.cpu().numpy(), measure=measure))
+        yield pd.concat(frames, ignore_index=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# The rows of a verification as tables, and what reads them: scores, swings, the gap.
+#
+#     swing[b] = score of prompt b at alpha - score at -alpha
+
+
+Key = tuple[str, str, str, float]
+
+AS_FAR_AS_ANY = float(np.finfo(float).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """The rows of a verification (see `as_tables`), and what reads them. `cosines` are those of
+    each kind of control, and of prompt length, with the given direction."""
+
+    table: Mapping[Key, Floats]
+    alpha: float
+    threshold: float
+    level: float
+    seed: int
+    exploratory: bool
+    kinds: tuple[str, ...]
+    cosines: Mapping[str, Floats]
+
+    def values(self, direction: str, sign: int, subset: str, measure: str = "score") -> Floats:
+        """A value a prompt, in the order of the prompts; of a control a row a draw."""
+        found = self.table[direction, measure, subset, sign * self.alpha]
+        return found if direction in self.kinds else found[0]
+
+    def base(self, subset: str) -> Floats:
+        """Unsteered scores of a subset."""
+        return self.values("baseline", 0, subset)
+
+    def swing(self, direction: str) -> Floats:
+        """Of EDGE, a value a prompt; of a control a row a draw."""
+        return self.values(direction, 1, "EDGE") - self.values(direction, -1, "EDGE")
+
+    @property
+    def gap(self) -> float:
+        """Mean unsteered score of HARMFUL minus that of BENIGN."""
+        return float(np.nanmean(self.base("HARMFUL")) - np.nanmean(self.base("BENIGN")))
+
+    @property
+    def unable(self) -> str:
+        """Why nothing about an effect can be shown."""
+        return (
+            "exploratory: the direction was learned from these prompts" if self.exploratory else ""
+        )
+
+    @property
+    def like_nothing(self) -> bool:
+        """Whether the swing is no more than that of random directions, or the wrong way."""
+        if "random" not in self.kinds:
+            return bool(self.swing("learned").mean() <= 0)
+        null = self.swing("random").mean(1)
+        swing = self.swing("learned")
+        p = one_sided(float(swing.mean()), null)
+        return bool(swing.mean() <= 0 or not p <= self.level)
+
+
+def as_tables(rows: pd.DataFrame) -> dict[Key, Floats]:
+    """(direction, measure, subset, alpha) -> scores, `draw prompt`, prompts in their order."""
+    found: dict[Key, Floats] = {}
+    keys = ["direction", "measure", "subset", "alpha"]
+    for named, part in rows.groupby(keys, sort=False):
+        direction, measure, subset, alpha = cast(Key, named)
+        prompts = list(dict.fromkeys(part["prompt_id"]))
+        table = part.assign(seed=part["seed"].fillna(-1)).pivot(
+            index="seed", columns="prompt_id", values="score"
+        )
+        found[direction, measure, subset, alpha] = table[prompts].to_numpy(dtype=float)
+    return found
+
+
+def one_sided(effect: float, null: Floats) -> float:
+    """`k / (2 n + 2)`, k the place of the effect among itself, n draws and all their opposites,
+    counted from the largest: for a null that is as likely to be x as -x. `rank_p / 2` for an effect
+    over 0. A draw that is missing counts as at least as far."""
+    if not len(null) or not np.isfinite(effect):
+        return float("nan")
+    p = stats.rank_p(effect, np.where(np.isfinite(null), null, AS_FAR_AS_ANY))
+    return p / 2 if effect > 0 else 1 - p / 2 + 1 / (2 * len(null) + 2)
