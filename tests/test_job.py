@@ -75,7 +75,7 @@ def test_interrupting_after_a_batch_keeps_it_and_resuming_gives_the_same_bytes(
 
 
 def test_a_finished_run_is_read_and_not_computed(work, whole, monkeypatch):
-    monkeypatch.setattr(job, "sweep_batches", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("refusal_dial.studies.steering.sweep_batches", lambda *_: pytest.fail("computed again"))
     run, summary = carry_out(work, whole)
     assert run.finished
     assert len(summary) == len(read_table(whole, "summary"))
