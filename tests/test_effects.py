@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from refusal_dial.common import DialError
 from refusal_dial.stats.p_values import (
     gap_share,
     rank_p,
-    sign_flip_p,
     smallest_detectable,
-    smallest_detectable_rate,
     smallest_ranked,
     standardised,
 )
@@ -56,25 +53,6 @@ def test_more_prompts_detect_less_and_none_detect_nothing():
     assert smallest_detectable(1.0, 50, power=0.9) > smallest_detectable(1.0, 50)
     assert np.isnan(smallest_detectable(1.0, 1))
     assert np.isnan(smallest_detectable(np.nan, 50))
-
-
-@pytest.mark.parametrize("n", [6, 20, 50])
-def test_the_smallest_detectable_rate_is_where_a_test_of_pairs_first_falls_under_the_level(n):
-    changed = round(smallest_detectable_rate(0.0, n) * n)
-    d = np.zeros(n)
-    d[:changed] = 1.0
-    assert 2 * 0.5**changed <= 0.05 < 2 * 0.5 ** (changed - 1)
-    if n <= 13:
-        assert sign_flip_p(d)[0] <= 0.05
-        d[changed - 1] = 0.0
-        assert sign_flip_p(d)[0] > 0.05
-
-
-def test_too_few_prompts_detect_no_rate():
-    assert np.isnan(smallest_detectable_rate(0.0, 5))
-    assert np.isnan(smallest_detectable_rate(0.5, 10))
-    with pytest.raises(DialError, match=r"between 0 and 1, not 1\.5"):
-        smallest_detectable_rate(1.5, 10)
 
 
 @pytest.mark.parametrize("n", [19, 20, 99])

@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from refusal_dial.common import DialError
-from refusal_dial.stats.intervals import (
-    auc,
+from refusal_dial.stats.intervals import auc, expanded, mean_interval, rate_interval
+from refusal_dial.studies.calibration import (
     auc_interval,
-    expanded,
     gap_interval,
-    mean_interval,
     rate_difference_interval,
-    rate_interval,
     slope_interval,
     slopes,
 )

@@ -13,8 +13,8 @@ from refusal_dial.stats.intervals import Floats
 # p-values that assume no distribution: ranks among controls, permutations, and their corrections.
 #
 # `rank_p` asks whether a direction does more than its controls do, and is what a claim about a
-# direction needs. `sign_flip_p` and `permutation_p` ask whether prompts moved at all, which almost
-# any direction makes them do. Many cells are looked at together, so one of them is small by chance:
+# direction needs. `sign_flip_p` asks whether prompts moved at all, which almost any direction makes
+# them do. Many cells are looked at together, so one of them is small by chance:
 # `max_t_p`, `holm` and `benjamini_hochberg` take that into account. None of this says how large an
 # effect is.
 
@@ -38,12 +38,6 @@ def rank_p(effect: float, null: ArrayLike) -> float:
         return float("nan")
     _check_null(draws)
     return float((1 + (np.abs(draws) >= abs(effect)).sum()) / (1 + draws.size))
-
-
-def rank_p_values(effects: ArrayLike, null: ArrayLike) -> Floats:
-    """`rank_p` of many cells at once, `cell`, `draw cell` -> `cell`: each among its own column."""
-    found, draws = np.asarray(effects, dtype=float), np.asarray(null, dtype=float)
-    return np.array([rank_p(one, draws[:, c]) for c, one in enumerate(found)])
 
 
 def max_t_p(effects: ArrayLike, null: ArrayLike) -> Floats:
@@ -106,25 +100,6 @@ def sign_flip_p(
         for row, low in zip(rows, least, strict=True)
     ]
     return (counted + np.array(reached, dtype=float)) / total
-
-
-def permutation_p(
-    one: ArrayLike, other: ArrayLike, seed: int = 0, n_permutations: int = N_PERMUTATIONS
-) -> float:
-    """Two-sided p of `mean(one) = mean(other)` for different prompts, by dealing them out anew:
-    every deal where there are at most `n_permutations`, else that many with the +1 (by scipy).
-    NaN where a set is empty or holds NaN."""
-    a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
-    if not len(a) or not len(b) or not np.isfinite([*a, *b]).all():
-        return float("nan")
-    found = stats.permutation_test(
-        (a, b),
-        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
-        vectorized=True,
-        n_resamples=n_permutations,
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -208,19 +183,6 @@ def smallest_detectable(spread: float, n: int, level: float = 0.05, power: float
 
     guess = critical + stats.norm.ppf(power)
     return float(spread / np.sqrt(n) * optimize.brentq(short, 0.0, 2 * guess))
-
-
-def smallest_detectable_rate(base: float, n: int, level: float = 0.05) -> float:
-    """The smallest rise or fall of a rate that n prompts can show at `level` at all: so many
-    prompts change, all the same way, that McNemar's exact test is under it, `2 (1/2)^k <= level`.
-
-    A share of the prompts, NaN where so many cannot change. `base` is the unsteered rate.
-    """
-    if not 0 <= base <= 1:
-        raise DialError(f"a rate is between 0 and 1, not {base}")
-    needed = int(np.ceil(np.log2(2 / level) - 1e-9))
-    room = max(round(base * n), n - round(base * n))
-    return needed / n if n and needed <= room else float("nan")
 
 
 def smallest_ranked(null: ArrayLike, level: float = 0.05) -> float:
