@@ -7,10 +7,12 @@ a `Pos` means is `positions`. `DialError` is the one error that a person reads.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
 import os
 import re
+import secrets
 import unicodedata
 from collections.abc import Callable, Iterable
 from numbers import Integral
@@ -256,16 +258,33 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
         raise DialError(f"{str(path)!r} is a folder: expected the path of a file to write")
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # no link waits there
     try:
-        with draft.open("wb") as file:
+        with draft.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder, on the disk when this returns: without it, a file that was written or
+    renamed may be gone after a loss of power. Windows and some network file systems have no such
+    call, and nothing is done there."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -51,8 +53,31 @@ def test_a_reader_never_sees_a_part(tmp_path, monkeypatch):
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda n: (seen.append(path.read_text()), fsync(n)))
     write_whole(path, "new")
-    assert seen == ["old"]  # when the new bytes are on the disk, the old file is still in place
+    # When the new bytes are on the disk the old file is still in place; then the folder follows.
+    assert seen == ["old", "new"]
     assert path.read_text() == "new"
+
+
+def test_a_draft_has_a_name_that_nobody_knows_before(tmp_path, monkeypatch):
+    names = []
+    real = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, other: (names.append(self.name), real(self, other))[1]
+    )
+    for _ in range(3):
+        write_whole(tmp_path / "a.txt", "x")
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"\.a\.txt\.[0-9a-f]{16}\.part", name) for name in names)
+
+
+def test_the_folder_is_on_the_disk_too_after_a_rename(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda n: (synced.append(stat.S_ISDIR(os.fstat(n).st_mode)), fsync(n))
+    )
+    write_whole(tmp_path / "a.txt", "x")
+    assert synced == [False, True]
 
 
 def test_a_folder_in_the_way_is_an_os_error_and_stays(tmp_path):

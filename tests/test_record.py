@@ -58,4 +58,7 @@ def test_what_came_from_elsewhere_is_text():
     text = log_page(CONFIG, verdict(summary), summary, {})
     assert "<b>" not in text.replace("\\<b\\>", "")
     assert "# caa\\_refusal: a\\|b" in text
+    assert "- versions: torch 2" in text
+    resumed = CONFIG | {"resumed": [{"started": "later", "versions": {"torch": "3"}}]}
+    assert "- versions: torch 2, then 3" in log_page(resumed, verdict(summary), summary, {})
     assert plain_markdown("a\nb [c](d)") == "a b \\[c\\](d)"

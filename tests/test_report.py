@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -201,6 +202,14 @@ def test_command_versions_hashes_and_settings_are_on_the_page(html, reading, fol
     assert reading.files["scores.csv"] in html
     for name, version in reading.config["versions"].items():
         assert f"<dt>{name}</dt><dd>{version}</dd>" in html
+
+
+def test_a_run_that_went_on_under_other_versions_shows_both(reading):
+    config = dict(reading.config) | {
+        "resumed": [{"started": "later", "versions": {"torch": "9.9"}}]
+    }
+    html = report_page([replace(reading, config=config)])
+    assert f"<dt>torch</dt><dd>{config['versions']['torch']}, then 9.9</dd>" in html
 
 
 def test_a_name_that_is_markup_is_text(tmp_path, scores):

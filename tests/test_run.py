@@ -28,10 +28,13 @@ from refusal_dial.run.folder import (
     find_run,
     finish,
     kept_batches,
+    open_log,
     open_run,
     read_config,
     read_table,
     read_verdict,
+    versions,
+    versions_used,
 )
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
@@ -176,7 +179,7 @@ def test_rows_are_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda n: (synced.append(run.scores.stat().st_size), fsync(n)))
     append(run, frame(3))
     append(run, frame(3, 3))
-    assert len(synced) == 4  # the rows, then their line in the journal
+    assert len(synced) == 5  # the rows, then their line in the journal, and once their names
     assert synced[-2] == run.scores.stat().st_size
 
 
@@ -580,6 +583,31 @@ def test_a_run_from_before_there_were_hashes_is_read_and_left_alone(whole_run, t
     assert results_of(folder) == results_of(whole_run)
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "journal.txt", "log.txt", ".lock"])
+def test_a_link_in_the_place_of_a_file_is_refused_and_not_followed(name, whole_run, tmp_path):
+    folder, other = shutil.copytree(whole_run, tmp_path / "run"), tmp_path / "elsewhere"
+    (folder / "summary.json").unlink()
+    other.write_text("keep me")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(other)
+    with pytest.raises(
+        DialError, match=rf"{name} is a symbolic link, and a run writes into its own"
+    ):
+        open_run("steer", SETTINGS, out=str(folder))
+    assert other.read_text() == "keep me"
+
+
+def test_a_link_that_comes_after_the_look_is_not_followed_either(tmp_path):
+    (tmp_path / "elsewhere").write_text("keep me")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"log\.txt"):
+        open_log(tmp_path / "run")
+    assert (tmp_path / "elsewhere").read_text() == "keep me"
+    (tmp_path / "run" / "log.txt").unlink()
+    open_log(tmp_path / "run")  # the lock was let go
+
+
 @pytest.mark.parametrize("name", ["scores.csv", "journal.txt", "summary.json", "log.txt"])
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused_and_nothing_touched(name, make, whole_run, tmp_path):
@@ -628,21 +656,21 @@ def test_a_nan_is_no_number_in_json_and_not_written_silently(tmp_path):
 
 
 HOLD = """
-import fcntl, sys
-with open(sys.argv[1], "a") as file:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        print("held", flush=True)
-    except BlockingIOError:
-        print("refused", flush=True)
-    sys.stdin.read()
+import filelock, sys
+lock = filelock.FileLock(sys.argv[1])
+try:
+    lock.acquire(timeout=0)
+    print("held", flush=True)
+except filelock.Timeout:
+    print("refused", flush=True)
+sys.stdin.read()
 """
 
 
 @contextmanager
 def another_process(folder):
     """Another process that asks for a run's lock, and holds it for as long as this lasts."""
-    command = [sys.executable, "-c", HOLD, str(folder / "log.txt")]
+    command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
         yield process.stdout.readline().strip()
         process.stdin.close()
@@ -669,8 +697,7 @@ def test_of_two_processes_that_begin_a_run_one_wins_and_the_other_writes_nothing
         assert got == "held"
         with pytest.raises(DialError, match="is being written by another process"):
             open_run("a", {"x": 1}, str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
-    assert (tmp_path / "log.txt").read_text() == ""
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert open_run("a", {"x": 1}, str(tmp_path)).folder == tmp_path
 
 
@@ -707,4 +734,19 @@ def test_a_run_resumed_with_other_packages_says_so(tmp_path, caplog):
     config["versions"]["torch"] = "1.0"
     (out / "config.json").write_text(json.dumps(config))
     open_run("a", {}, str(out))
-    assert "begun with other versions: torch 1.0 -> " in (out / "log.txt").read_text()
+    here = versions()["torch"]
+    assert f"begun with other versions: torch 1.0 -> {here}" in (out / "log.txt").read_text()
+    config = read_config(out)
+    assert config["versions"]["torch"] == "1.0"
+    assert [one["versions"]["torch"] for one in config["resumed"]] == [here]
+    assert versions_used(config)["torch"] == f"1.0, then {here}"
+    assert versions_used(config)["numpy"] == np.__version__
+    open_run("a", {}, str(out))
+    assert read_config(out) == config  # the same versions again are no news
+
+
+def test_a_run_resumed_with_the_same_packages_keeps_its_config(tmp_path):
+    run = begun(tmp_path)
+    before = (run.folder / "config.json").read_bytes()
+    begun(tmp_path)
+    assert (run.folder / "config.json").read_bytes() == before

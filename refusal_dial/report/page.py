@@ -30,6 +30,7 @@ from refusal_dial.report.steering import (
     trade_off_curves,
 )
 from refusal_dial.report.theme import SCORE_AXIS, title_of, unit_label
+from refusal_dial.run.folder import versions_used
 from refusal_dial.stats.comparison import fairest_p
 from refusal_dial.stats.summary import GROUP
 from refusal_dial.stats.trade_off import trade_off
@@ -442,7 +443,7 @@ def _made(reading: RunReading) -> str:
         "device": f"{settings['model'].get('device')}, {settings['model'].get('dtype')}",
         **{f"prompts, {name}": value for name, value in data.items()},
         **{f"SHA-256 of {name}": value for name, value in reading.files.items()},
-        **(reading.config.get("versions") or {}),
+        **versions_used(reading.config),
     }
     command, every = str(reading.config.get("command", "")), json.dumps(dict(settings), indent=2)
     return (

@@ -14,6 +14,7 @@ from rich.table import Table
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.theme import GREY, styled, subset_colour
+from refusal_dial.run.folder import versions_used
 from refusal_dial.run.schema import REPLY_COLUMNS
 from refusal_dial.studies.replies import (
     BestCell,
@@ -416,7 +417,7 @@ def log_page(
 
 
 def _circumstances(config: Mapping[str, Any]) -> str:
-    settings, versions = config["settings"], config.get("versions", {})
+    settings = config["settings"]
     who, data, judge = settings["model"], settings["data"], settings["judge"]
     lines = {
         "command": config.get("command", ""),
@@ -424,7 +425,7 @@ def _circumstances(config: Mapping[str, Any]) -> str:
         "model": f"{who['name']}, revision {who['revision']}, {who['device']}, {who['dtype']}",
         "prompts": f"{data['source']}, hash {data['hash']}; seed {settings['seed']}",
         "judge": f"{judge['name']}, version {judge['version']}",
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "versions": "; ".join(f"{k} {v}" for k, v in versions_used(config).items()),
     }
     return "\n".join(f"- {name}: {plain_markdown(value)}" for name, value in lines.items())
 

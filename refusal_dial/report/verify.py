@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_dial.common import printable, write_whole
-from refusal_dial.run.folder import read_config, read_verdict
+from refusal_dial.run.folder import read_config, read_verdict, versions_used
 
 # --------------------------------------------------------------------------------------------------
 # The verdict for the terminal: claims, intervals, p-values, reasons, and what is not shown.
@@ -152,7 +152,11 @@ def verdict_page(verdict: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"{one['file']}: layer {one['layer']}, {one['site']}, position {one['pos']}, alpha "
         f"±{one['alpha']:g} ({one['alpha_relative']:.2f} of the mean norm), SHA-256 {one['sha256']}"
     )
-    circumstances = {name: config.get(name) for name in ("started", "versions", "settings")}
+    circumstances = {
+        "started": config.get("started"),
+        "versions": versions_used(config),
+        "settings": config.get("settings"),
+    }
     return VERDICT_PAGE.substitute(
         status=escape(verdict["status"]),
         class_=verdict["status"].replace(" ", "-"),

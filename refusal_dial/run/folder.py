@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -25,10 +26,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from refusal_dial.common import DialError, located, log, read_json, write_whole
 from refusal_dial.run.journal import Kept, cut, record, trusted
@@ -49,7 +51,11 @@ from refusal_dial.run.schema import (
 
 ROOT = Path("runs")
 
-FILES = ("config.json", "scores.csv", "journal.txt", "summary.csv", "summary.json", "log.txt")
+APPENDED = ("scores.csv", "journal.txt", "log.txt")
+
+LOCK = ".lock"
+
+FILES = ("config.json", *APPENDED, "summary.csv", "summary.json", LOCK)
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,12 @@ def planned_run(
 
 def _begun(folder: Path) -> bool:
     """Whether anything is in the folder. What a process leaves that ends before its config is
-    written, an empty log and a draft, is nothing."""
+    written, an empty log, a lock and a draft, is nothing."""
     return folder.is_dir() and any(
         path.name != "log.txt" or path.stat().st_size
         for path in folder.iterdir()
-        if not (path.name.startswith(".config.json.") and path.suffix == ".part")
+        if path.name != LOCK
+        and not (path.name.startswith(".config.json.") and path.suffix == ".part")
     )
 
 
@@ -133,6 +140,12 @@ def _check_files(folder: Path) -> None:
     for path in (*(folder / name for name in FILES), *folder.glob("*.safetensors")):
         if (path.exists() or path.is_symlink()) and not path.is_file():
             raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")
+    for path in (folder / name for name in (*APPENDED, LOCK)):
+        if path.is_symlink():
+            raise DialError(
+                f"{path} is a symbolic link, and a run writes into its own folder only: "
+                "put a copy of the file in its place, or choose another --out"
+            )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,17 +218,22 @@ def _window(text: str, start: int) -> str:
 # A run's log.txt: what the package says while one run is written, and who may write it.
 #
 # Everything from INFO up goes to the file, whatever level a notebook or a script set for its
-# console; the console goes on showing what it showed before. The open file is also the run's lock.
+# console; the console goes on showing what it showed before. Whoever has the log open holds the
+# run's lock, the file `.lock`; the operating system lets go when the process ends, however it ends.
 
 
 class LogFile(logging.FileHandler):
-    """The handler of the one open log.txt. As a filter of the logger it keeps from the console what
-    the console's own level (`console`) would have dropped."""
+    """The handler of the one open log.txt, and the run's lock. As a filter of the logger it keeps
+    from the console what the console's own level (`console`) would have dropped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.before, self.console = log.level, log.getEffectiveLevel()
+        self.before, self.console, self.held = log.level, log.getEffectiveLevel(), lock
+
+    def _open(self) -> Any:
+        """The file itself: a symbolic link that came in its place is not followed."""
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_not_followed)
 
     def shown(self, record: logging.LogRecord) -> bool:
         """Whether the console sees it. What it does not see is written here and goes no further."""
@@ -231,6 +249,7 @@ class LogFile(logging.FileHandler):
             if log.level == logging.INFO:  # nobody has chosen another since
                 log.setLevel(self.before)
         super().close()
+        self.held.release()
 
 
 def open_log(folder: Path) -> None:
@@ -239,8 +258,14 @@ def open_log(folder: Path) -> None:
     Raises `DialError` where another process has it open.
     """
     close_log()
-    handler = LogFile(folder / "log.txt")
-    _claim(handler, folder)
+    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DialError(
+            f"{folder} is being written by another process: wait for it, or choose another --out"
+        ) from error
+    handler = LogFile(folder / "log.txt", lock)
     log.addHandler(handler)
     log.addFilter(handler.shown)
     log.setLevel(min(handler.console, logging.INFO))
@@ -252,24 +277,8 @@ def close_log() -> None:
         handler.close()
 
 
-def _claim(handler: logging.FileHandler, folder: Path) -> None:
-    """Hold the run's log while this process writes to the run; a second process is refused.
-
-    The operating system lets go when the process ends, however it ends.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(cast(TextIO, handler.stream), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handler.close()
-        raise DialError(
-            f"{folder} is being written by another process: wait for it, or choose another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        log.info("no lock on %s: see that no other process writes to it", folder)
+def _not_followed(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -366,16 +375,24 @@ def open_run(
         "experiment": experiment,
         "settings": run.settings,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": _now(),
         "versions": versions(),
     }
-    write_whole(path, json.dumps(config, indent=2) + "\n")
+    _write_config(run.folder, config)
     return run
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _resumed(run: Run) -> Run:
     """The run that is there, without a summary that its rows do not bear out. Its log says that,
-    and where packages have changed since it was begun."""
+    and where packages have changed since it was begun; config.json records both versions then."""
     fault = damage(run)
     if fault:
         open_log(run.folder)  # nobody else writes to it from here on
@@ -383,10 +400,16 @@ def _resumed(run: Run) -> Run:
         for name in ("summary.json", "summary.csv"):
             (run.folder / name).unlink(missing_ok=True)
     run = _logged(run)
-    before, now = read_config(run.folder).get("versions", {}), versions()
+    if run.finished:
+        return run
+    config, now = read_config(run.folder), versions()
+    before, again = config.get("versions", {}), config.get("resumed", [])
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-    if changed and not run.finished:
+    if changed:
         log.warning("begun with other versions: %s", ", ".join(changed))
+    if now != (again[-1] if again else config).get("versions", {}):
+        record = {"started": _now(), "versions": now}
+        _write_config(run.folder, {**config, "resumed": [*again, record]})
     return run
 
 
@@ -568,6 +591,18 @@ def read_verdict(folder: str | Path, *needed: str) -> dict[str, Any]:
     if not (folder / "summary.json").is_file():
         raise DialError(f"{folder} has no summary.json: {UNFINISHED}")
     return check_verdict(folder / "summary.json", _mendable(folder), needed)
+
+
+def versions_used(config: Mapping[str, Any]) -> dict[str, str]:
+    """Each package of a run's config.json with its version, or with all that rows were computed
+    under, `2.12.0, then 2.13.0`, where the run was resumed under another one."""
+    used: dict[str, list[str]] = {}
+    for some in (config, *config.get("resumed", [])):
+        for name, version in some.get("versions", {}).items():
+            known = used.setdefault(name, [])
+            if not known or known[-1] != version:
+                known.append(version)
+    return {name: ", then ".join(map(str, known)) for name, known in used.items()}
 
 
 def find_run(where: str | Path) -> Path:

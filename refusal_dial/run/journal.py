@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from refusal_dial.common import sync_folder
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,6 +50,8 @@ def record(table: Path, key: str, data: bytes, rows: int) -> None:
         _to_disk(file, data)
     with _journal(table).open("ab") as file:
         _to_disk(file, _line(batch, key, data))
+    if batch.start == 0:  # both files are new
+        sync_folder(table.parent)
 
 
 def trusted(table: Path, key: str) -> Kept:
