@@ -99,15 +99,13 @@ def timed(run: Callable[[], object]) -> float:
 
 def real(batch_size: int = 16) -> Iterator[dict[str, float | str]]:
     """The embedded model, 17 alphas x 11 directions, where it is and on workers."""
-    from functools import partial
-
     import torch
 
     from refusal_dial import load_model, load_prompts, steer, tokenize
     from refusal_dial.cells import Cell
     from refusal_dial.directions.controls import random_directions
     from refusal_dial.directions.learning import Provenance, from_vector
-    from refusal_dial.run.plan import Budget, sweep_batches
+    from refusal_dial.run.plan import Budget, SweepPlan
     from refusal_dial.scoring.logits import LogitDiff
 
     model, prompts = load_model("embedded", "cpu"), load_prompts("embedded")[: 12 * batch_size]
@@ -120,8 +118,7 @@ def real(batch_size: int = 16) -> Iterator[dict[str, float | str]]:
         for i, one in enumerate([first, *random_directions(first, 10, 0)])
         for alpha in range(-8, 9)
     ]
-    sweep = partial(
-        sweep_batches,
+    sweep = SweepPlan(
         tokens=tokens,
         rows=pd.DataFrame({"prompt_id": [prompt.id for prompt in prompts]}),
         cells=cells,
@@ -133,7 +130,7 @@ def real(batch_size: int = 16) -> Iterator[dict[str, float | str]]:
         flags = SteeringFlags(executor=executor, workers=workers or None)
         start = time.perf_counter()
         first_at, frames = 0.0, []
-        for frame in compute(model, sweep, 0, 12, flags):
+        for frame in compute(model, sweep, sweep.tasks, flags):
             first_at = first_at or time.perf_counter() - start
             frames.append(frame)
         scores.append(pd.concat(frames)["score"])

@@ -9,6 +9,7 @@ import tiny
 import torch
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
+from refusal_dial.studies import patching
 from refusal_dial.studies.pairs import unpadded
 from refusal_dial.studies.patching import (
     LAST_ROLE,
@@ -16,7 +17,6 @@ from refusal_dial.studies.patching import (
     PairRun,
     Patching,
     Place,
-    attribution_batches,
     gradients,
     last_k,
     lay_out,
@@ -37,8 +37,8 @@ def layout(model, pairs) -> list[Place]:
 
 
 def attributed(model, pairs, places, ways=("denoise", "noise")) -> pd.DataFrame:
-    batches = attribution_batches(model, Patching(pairs, places, ways), pairs_case.scorer)
-    return pd.concat(batches, ignore_index=True)
+    frames = patching.attributed(model, Patching(pairs, places, ways), pairs_case.scorer)
+    return pd.concat(frames, ignore_index=True)
 
 
 def nearly_the_same(architecture: str):

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from hypothesis import given
@@ -20,8 +17,12 @@ from hypothesis import strategies as st
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.cli.values import host_and_port
 from refusal_dial.common import DialError
-from refusal_dial.run import machines as cluster
-from refusal_dial.run.machines import check_answers, check_machines, installed, room_for_workers
+from refusal_dial.run.machines import (
+    check_listens,
+    check_machines,
+    installed,
+    room_for_workers,
+)
 
 FLAGS = SteeringFlags(device="cpu", executor="ray")
 
@@ -54,7 +55,7 @@ ODD += ["head\0:6379", "head\n:6379", "\ud800:6379", f"head:{'9' * 5000}"]
 
 @pytest.mark.parametrize("address", ODD, ids=lambda odd: repr(odd)[:30])
 def test_what_is_no_address_is_one_line_from_python_too(address):
-    for ask in (host_and_port, check_answers):
+    for ask in (host_and_port, check_listens):
         with pytest.raises(DialError, match=r"^expected") as error:
             ask(address)
         assert "\n" not in str(error.value)
@@ -79,86 +80,13 @@ def test_any_text_is_an_address_or_refused(text):
 # --- who listens there
 
 
-@contextmanager
-def listening(answer):
-    """The address of a socket that says this to whoever connects; nothing where it is empty."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve():
-            line, _ = server.accept()
-            held.append(line)
-            line.recv(100)
-            if answer:
-                line.sendall(answer)
-
-        held = []
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        thread.join(5)
-        for line in held:
-            line.close()
-
-
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-def test_a_web_server_is_no_head(name):
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        address = f"{name}:{server.server_port}"
-        with pytest.raises(DialError, match=f"what answers at {address} is no Ray head: give the"):
-            check_answers(address)
-
-
-@pytest.mark.parametrize("said", [b"220 mail.example\r\n", b"\0", b"\0\0\0\x07\0\0\0\0\0"])
-def test_whoever_does_not_speak_http_2_is_no_head(said):
-    with listening(said) as address, pytest.raises(DialError, match="is no Ray head"):
-        check_answers(address)
-
-
-def test_one_who_never_answers_is_given_up_in_time(monkeypatch):
-    assert cluster.CONNECT_SECONDS <= 10
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
-    with (
-        listening(b"") as address,
-        pytest.raises(DialError, match=f"no Ray head answers at {address}: timed out; start"),
-    ):
-        check_answers(address)
-
-
-@pytest.mark.parametrize("tls", ["", "1"])
-def test_settings_are_the_answer_of_a_head_and_with_tls_ray_asks_itself(tls, monkeypatch):
-    monkeypatch.setenv("RAY_USE_TLS", tls)
-    with listening(b"" if tls else b"\0\0\x06\x04\0\0\0\0\0" + bytes(6)) as address:
-        check_answers(address)
-
-
-def test_an_address_that_the_environment_names_is_asked_like_any_other(monkeypatch):
-    with_ray()
+def test_an_address_where_nothing_listens_is_refused_at_once():
     with socket.socket() as bound:  # bound and not listening
-        bound.bind(("", 0))
-        monkeypatch.setenv("RAY_ADDRESS", f"localhost:{bound.getsockname()[1]}")
-        with pytest.raises(DialError, match=r"answers at auto \(.*\): .*refused; start"):
-            check_machines(replace(FLAGS, ray_address="auto"))
-
-
-def test_without_a_cluster_auto_says_what_to_start(monkeypatch):
-    with_ray()
-    from ray._private import services
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "find_gcs_addresses", finds_none)  # others may run on here
-    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
-    with pytest.raises(
-        DialError, match=r"auto: Could not find .* variable; start a head with `ray"
-    ):
-        check_machines(replace(FLAGS, ray_address="auto"))
-
-
-def finds_none():
-    return set()
-
-
-finds_none.cache_clear = lambda: None  # type: ignore[attr-defined]
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for ask in (check_listens, lambda one: check_machines(replace(FLAGS, ray_address=one))):
+            with pytest.raises(DialError, match=f"no Ray head answers at {address}: .*refused; st"):
+                ask(address)
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):

@@ -7,7 +7,6 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import tiny
 import torch
@@ -18,10 +17,11 @@ from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.tokens import tokenize
 from refusal_dial.report.continuation import print_continuations
 from refusal_dial.run.folder import read_table
+from refusal_dial.run.plan import compute_all
 from refusal_dial.studies import continuation as job
 from refusal_dial.studies import continuation as results
 from refusal_dial.studies.continuation import (
-    continuation_batches,
+    ContinuationPlan,
     continuation_cells,
     load_continuations,
 )
@@ -100,14 +100,10 @@ def test_alpha_zero_is_the_baseline_and_the_machine_does_not_matter(opened, flag
     frames = []
     for size, at_once in ((4, 512), (12, 40)):
         decoding = Decoding(5, 0.7, 0.9, 2, 0, at_once)
-        parts = list(
-            continuation_batches(
-                opened.model, opened.tokens, opened.scorer, rows, cells, decoding, size
-            )
-        )
-        assert sum(map(len, parts)) == 12 * 2 * len(cells)
+        plan = ContinuationPlan(opened.tokens, opened.scorer, rows, cells, decoding, size)
+        frame = compute_all(opened.model, plan)
+        assert len(frame) == sum(task.rows for task in plan.tasks) == 12 * 2 * len(cells)
         keys = ["direction", "layer", "strength", "prompt_id", "sample"]
-        frame = pd.concat(parts)
         frames.append(frame.sort_values(keys).reset_index(drop=True))
     assert list(frames[0]["completion"]) == list(frames[1]["completion"])
     one = frames[0].set_index(["direction", "strength", "prompt_id", "sample"])["completion"]

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusal_dial.run.plan import compute_all
 from refusal_dial.studies import calibration as coverage
 from refusal_dial.studies.calibration import (
     CASES,
     SIZES,
     TRIALS,
     Case,
+    CoveragePlan,
     count_covered,
-    coverage_batches,
-    coverage_tasks,
     covered,
 )
 
@@ -64,12 +64,13 @@ def test_an_interval_that_takes_a_standard_error_for_a_half_width_is_seen():
     assert not found["kept"]
 
 
-def test_batches_add_up_and_skipping_leaves_out_the_first(monkeypatch):
+def test_tasks_add_up_and_each_is_the_same_alone(monkeypatch):
     monkeypatch.setattr(coverage, "CASES", [case_of(*one) for one in FAIR[2:5]])
-    assert [trials for _, _, trials in coverage_tasks(TRIALS + 10)[:2]] == [TRIALS, 10]
-    whole = pd.concat(coverage_batches(None, n_trials=TRIALS + 10, seed=3), ignore_index=True)
-    rest = pd.concat(coverage_batches(None, n_trials=TRIALS + 10, seed=3, skip=5))
-    pd.testing.assert_frame_equal(rest.reset_index(drop=True), whole[5:].reset_index(drop=True))
+    plan = CoveragePlan(TRIALS + 10, seed=3)
+    assert [len(task.prompts) for task in plan.tasks[:2]] == [TRIALS, 10]
+    whole = compute_all(None, plan)
+    fifth = plan.compute(None, plan.tasks[5])
+    pd.testing.assert_frame_equal(fifth, whole[5:6].reset_index(drop=True))
     table = covered(whole)
     assert list(table["n"]) == 3 * list(SIZES)
     assert (table["trials"] == TRIALS + 10).all()

@@ -22,13 +22,13 @@ from refusal_dial.studies.patching import (
     LAST_ROLE,
     PATCH_COLUMNS,
     Patching,
+    PatchPlan,
     Place,
     as_far,
     by_role,
     donors,
     last_k,
     lay_out,
-    patch_batches,
     patched,
     unit_noise,
 )
@@ -191,14 +191,13 @@ def test_both_engines_agree(qwen, pairs, everywhere, table):
 def test_rows_do_not_depend_on_the_batches_or_on_other_places(qwen, pairs, everywhere, table, size):
     places = everywhere if size == 4 else everywhere[7:11]
     many = Patching(pairs, places, ("denoise", "noise"), budget=Budget(batch_size=size))
-    frames = list(patch_batches(qwen, many, pairs_case.scorer))
-    assert [len(frame) for frame in frames] == many.sizes()
+    plan = PatchPlan(many, pairs_case.scorer)
+    frames = [plan.compute(qwen, task) for task in plan.tasks]
+    assert [len(frame) for frame in frames] == [task.rows for task in plan.tasks]
     scores = pd.concat(frames).set_index(KEYS)["score"]
     wanted = table.set_index(KEYS)["score"].reindex(scores.index)
     assert (scores - wanted).abs().max() < 1e-5
-    rest = list(patch_batches(qwen, many, pairs_case.scorer, skip=len(frames) - 1))
-    assert len(rest) == 1
-    pd.testing.assert_frame_equal(rest[0], frames[-1])
+    pd.testing.assert_frame_equal(plan.compute(qwen, plan.tasks[-1]), frames[-1])
 
 
 def test_the_values_of_a_batch_are_held_in_parts(qwen, pairs, everywhere, table, monkeypatch):

@@ -29,6 +29,7 @@ from refusal_dial.run import job
 from refusal_dial.run import machines as executors
 from refusal_dial.run.folder import read_table
 from refusal_dial.run.machines import connected, resources
+from refusal_dial.run.plan import Known
 from refusal_dial.studies.base import load_study, prompt_rows
 from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -129,7 +130,7 @@ def test_an_actor_that_is_killed_costs_nothing_but_time(
     monkeypatch.setattr(job, "append", disturbed)
     carry_out(study, on(cluster, flags), tmp_path / "run")
     said = (tmp_path / "run" / "log.txt").read_text()
-    assert "ray: 1 workers on cpu, for 12 batches" in said
+    assert "ray: 1 workers on cpu, for 12 tasks" in said
     assert "computed again" in said
     assert len(appended) == BATCHES
     ours, theirs = (read_table(path, "scores") for path in (tmp_path / "run", local))
@@ -171,7 +172,7 @@ def asked(flags, out) -> dict[str, object]:
 def test_a_node_with_other_code_is_refused(cluster, study, flags, tmp_path, monkeypatch):
     """Ray looks for modules in the driver's folder first, and there is a copy with another line."""
     shutil.copytree(ROOT / "refusal_dial", tmp_path / "refusal_dial")
-    with (tmp_path / "refusal_dial" / "stats.py").open("a") as file:
+    with (tmp_path / "refusal_dial" / "common.py").open("a") as file:
         file.write("\n# a change that nobody else has\n")
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "run"
@@ -183,8 +184,7 @@ def test_a_node_with_other_code_is_refused(cluster, study, flags, tmp_path, monk
 # --- before there is a cluster
 
 
-def nothing(model, *, skip):
-    yield from ()
+ONE = Known([pd.DataFrame({"row": [0]})])
 
 
 def test_a_head_that_cannot_be_reached_is_refused(study, flags):
@@ -194,7 +194,7 @@ def test_a_head_that_cannot_be_reached_is_refused(study, flags):
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         there = replace(flags, executor="ray", ray_address=address)
         with pytest.raises(DialError, match=f"no Ray head answers at {address}"):
-            list(executors.compute(study.model, nothing, 0, 1, there))
+            list(executors.compute(study.model, ONE, ONE.tasks, there))
 
 
 def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
@@ -213,12 +213,12 @@ def test_a_port_of_ray_that_is_no_head_is_refused(cluster, monkeypatch):
 def test_devices_that_do_not_agree_are_refused(study, flags):
     gpu = replace(flags, executor="ray", gpus_per_worker=1.0)
     with pytest.raises(DialError, match="model on cpu, and a worker with 1 GPUs"):
-        list(executors.compute(study.model, nothing, 0, 1, gpu))
+        list(executors.compute(study.model, ONE, ONE.tasks, gpu))
 
 
 def test_a_finished_sweep_starts_no_cluster(study, flags):
     nowhere = replace(flags, executor="ray", ray_address="127.0.0.1:1")
-    assert list(executors.compute(study.model, nothing, 3, 3, nowhere)) == []
+    assert list(executors.compute(study.model, ONE, [], nowhere)) == []
 
 
 # --- handing out, with actors that have no model
@@ -233,17 +233,20 @@ def handed(cluster):
             self._batch = batch
             return {"version": "1"}
 
-        def batch(self, number):
-            return self._batch(number), [f"said by {number}"]
+        def compute(self, number):
+            return self._batch(number), [f"logged by {number}"]
 
     with connected(cluster.address) as ray:
         made = ray.remote(Light)
 
         def hand(batch, n, version="1", workers=2, **options):
             actor_of = made.options(**{"num_cpus": 0.25, **options}).remote
-            pool = executors.Pool(ray, actor_of, workers, ray.put(batch), {"version": version})
+            numbers = range(n)
+            pool = executors.Pool(
+                ray, actor_of, workers, ray.put(batch), numbers, {"version": version}
+            )
             with closing(pool):
-                yield from executors.in_order(pool, range(n))
+                yield from executors.in_order(pool, n)
 
         yield hand
 
@@ -257,7 +260,7 @@ def test_batches_come_in_order_and_none_is_begun_far_ahead(handed, tmp_path):
     came = []
     for number, lines in handed(batch, 30):
         came.append(number)
-        assert lines == [f"said by {number}"]
+        assert lines == [f"logged by {number}"]
         begun = {int(path.name) for path in tmp_path.iterdir()}
         assert max(begun) < number + 2 * 2
     assert came == list(range(30))
@@ -272,7 +275,7 @@ def test_a_batch_that_loses_its_worker_is_computed_again(handed, tmp_path, caplo
 
     with caplog.at_level("WARNING", "refusal_dial"):
         assert [number for number, _ in handed(batch, 5)] == list(range(5))
-    assert "a worker is lost: batch 2 is computed again" in caplog.text
+    assert "a worker is lost: task 2 is computed again" in caplog.text
 
 
 def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_path, caplog):
@@ -300,13 +303,13 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_p
         assert [number for number, _ in came] == [1, 2, 3]
     taker.join()
     cluster.remove_node(second, allow_graceful=False)
-    assert "a worker is lost: batch 2 is computed again" in caplog.text
+    assert "a worker is lost: task 2 is computed again" in caplog.text
 
 
 def test_a_batch_that_ends_every_worker_is_named(handed, monkeypatch):
     monkeypatch.setattr(executors, "LOSSES", 2)
     batches = handed(lambda number: os._exit(1) if number == 1 else number, 3, workers=1)
-    with pytest.raises(DialError, match=r"batch 1 has ended 2 workers.*smaller --batch-size"):
+    with pytest.raises(DialError, match=r"task 1 has ended 2 workers.*smaller --batch-size"):
         list(batches)
 
 
@@ -333,4 +336,4 @@ def test_waiting_for_a_node_is_said(handed, caplog, monkeypatch):
 def test_a_worker_that_no_node_has_room_for_is_refused(handed, study, flags):
     big = replace(flags, executor="ray", cpus_per_worker=1000)
     with pytest.raises(DialError, match="no node has room for a worker of 1000 CPUs and 0 GPUs"):
-        list(executors.compute(study.model, nothing, 0, 1, big))
+        list(executors.compute(study.model, ONE, ONE.tasks, big))

@@ -16,9 +16,10 @@ from script_case import load
 
 from refusal_dial.cli import command_line as cli
 from refusal_dial.model.loading import load_model
-from refusal_dial.run import plan as probe
+from refusal_dial.run import forecast
 from refusal_dial.run.folder import close_log, read_table
-from refusal_dial.run.forecast import Forecast, Grid, duration, grid_of, print_forecast
+from refusal_dial.run.forecast import Estimate, Forecast, duration, print_forecast
+from refusal_dial.run.plan import Grid, grid_of
 from refusal_dial.studies import base as study
 from refusal_dial.studies import continuation as opened
 
@@ -57,7 +58,8 @@ NO_PROMPTS = {"toxicity_steering", "analyze_layers", "conditional_toxicity"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """Any time will do, and a model is loaded once."""
-    monkeypatch.setattr(probe, "ENOUGH", 0.0)
+    monkeypatch.setattr(forecast, "ENOUGH", 0.0)
+    monkeypatch.setattr(forecast, "REPEATS", 1)
     for module in (study, opened):
         monkeypatch.setattr(module, "load_model", LOADED)
 
@@ -107,7 +109,8 @@ def test_a_dry_run_foretells_the_rows_and_writes_nothing(
     assert rows == len(scores)
     assert batches == len(Path("run/journal.txt").read_text().splitlines())
     assert f"Dry run: {name}" in said
-    assert re.search(r"^time: about [\d.]+ s, foretold from \d+ rows", said, re.MULTILINE)
+    time = r"^time: about [\d.]+ s \([\d.]+ s to [\d.]+ s\), estimated from \d+ rows"
+    assert re.search(time, said, re.MULTILINE)
     assert re.search(r"^memory: [\d.]+ GB of weights, and at most about [\d.]+ GB", said, re.M)
 
 
@@ -220,8 +223,9 @@ def test_a_grid_has_the_values_of_every_label_numbers_by_size():
 
 def test_labels_are_text_and_long_axes_are_cut(capsys):
     grid = Grid({"[red]EDGE[/red]": 2}, 9, {"layer": tuple(range(9))})
-    print_forecast(Forecast("e", "runs/e", grid, 18, 1, 0, 3700.0, 8, 0.5, 1.25, "cpu"))
+    time = Estimate(3700.0, 3500.0, 4000.0, 8)
+    print_forecast(Forecast("e", "runs/e", grid, 18, 1, 0, time, 0.5, 1.25, "cpu"))
     said = capsys.readouterr().out
     assert "[red]EDGE[/red] 2" in said
     assert "0 to 8" in said
-    assert "time: about 1 h 1 min, foretold from 8 rows" in said
+    assert "time: about 1 h 1 min (58 min 20 s to 1 h 6 min), estimated from 8 rows" in said

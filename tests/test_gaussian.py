@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusal_dial.run.plan import compute_all
 from refusal_dial.studies import calibration as gaussian
 from refusal_dial.studies.calibration import (
     GAUSSIAN_ROWS,
     GAUSSIANS_A_BATCH,
-    gaussian_batches,
+    GaussianPlan,
     rows_of,
     uniformity,
 )
@@ -21,7 +22,7 @@ SMALL = {"n_learn": 20, "n_report": 6, "draws": 4, "seed": 0}
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    return pd.concat(gaussian_batches(None, n=N, **SMALL), ignore_index=True)
+    return compute_all(None, GaussianPlan(N, **SMALL))
 
 
 @pytest.mark.parametrize("kind", ["covariance", "shuffled", "flipped"])
@@ -47,8 +48,9 @@ def test_directions_of_labels_that_mean_nothing_beat_isotropic_ones(rows):
     assert (rows.loc[rows["direction"] == "random", "p_value"] <= 0.2).mean() > 0.28
 
 
-def test_skipping_batches_leaves_out_the_first_and_nothing_else(rows):
-    (rest,) = gaussian_batches(None, n=N - 40, skip=2, **SMALL)
+def test_a_task_is_the_same_however_many_come_before_it(rows):
+    plan = GaussianPlan(N - 40, **SMALL)
+    rest = plan.compute(None, plan.tasks[2])
     assert len(rest) == (N - 40 - 2 * GAUSSIANS_A_BATCH) * GAUSSIAN_ROWS
     whole = rows[rows["seed"].between(2 * GAUSSIANS_A_BATCH, N - 41)].reset_index(drop=True)
     pd.testing.assert_frame_equal(rest, whole)

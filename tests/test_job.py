@@ -13,6 +13,7 @@ from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import DialError
 from refusal_dial.run import job
 from refusal_dial.run.folder import read_table
+from refusal_dial.run.plan import SweepPlan
 from refusal_dial.studies.base import load_study, prompt_rows
 from refusal_dial.studies.steering import conduct, learn, steering_cells
 
@@ -75,7 +76,7 @@ def test_interrupting_after_a_batch_keeps_it_and_resuming_gives_the_same_bytes(
 
 
 def test_a_finished_run_is_read_and_not_computed(work, whole, monkeypatch):
-    monkeypatch.setattr("refusal_dial.studies.steering.sweep_batches", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(SweepPlan, "compute", lambda *_: pytest.fail("computed again"))
     run, summary = carry_out(work, whole)
     assert run.finished
     assert len(summary) == len(read_table(whole, "summary"))

@@ -13,11 +13,12 @@ from refusal_dial.cli.flags import CalibrationFlags
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import load_prompts, of_subset
 from refusal_dial.engine.score import score_grid
+from refusal_dial.run.plan import compute_all
 from refusal_dial.stats.summary import summarise
 from refusal_dial.studies.base import study_of
 from refusal_dial.studies.calibration import (
     NULLS_A_BATCH,
-    null_batches,
+    NullPlan,
     null_cells,
     null_tests,
     p_values,
@@ -44,7 +45,7 @@ def opened(embedded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(opened, embedded):
     study, flags = opened
-    return pd.concat(null_batches(embedded, study=study, flags=flags, n=N), ignore_index=True)
+    return compute_all(embedded, NullPlan(study, flags, N))
 
 
 def test_every_experiment_has_a_row_for_every_test(opened, rows):
@@ -103,10 +104,11 @@ def test_the_p_values_are_those_of_a_steering_runs_summary(opened, embedded, row
     assert mine["random"] == first["p_value"]
 
 
-def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded, rows):
+def test_a_task_is_the_same_whatever_comes_before_it(opened, embedded, rows):
     study, flags = opened
     short = replace(flags, n_experiments=NULLS_A_BATCH + 2)
-    (rest,) = null_batches(embedded, study=study, flags=short, n=NULLS_A_BATCH + 2, skip=1)
+    plan = NullPlan(study, short, NULLS_A_BATCH + 2)
+    rest = plan.compute(embedded, plan.tasks[1])
     whole = rows[rows["seed"].between(NULLS_A_BATCH, NULLS_A_BATCH + 1)].reset_index(drop=True)
     assert list(rest["p_value"]) == list(whole["p_value"])
     np.testing.assert_allclose(rest["score"], whole["score"], atol=1e-6)
@@ -115,4 +117,4 @@ def test_skipping_batches_leaves_out_the_first_and_nothing_else(opened, embedded
 def test_too_few_prompts_are_said(opened, embedded):
     study, flags = opened
     with pytest.raises(DialError, match=r"48 .* and 3 to report on are more than the 50 EDGE"):
-        next(null_batches(embedded, study=study, flags=replace(flags, n_learn=48), n=N))
+        compute_all(embedded, NullPlan(study, replace(flags, n_learn=48), N))

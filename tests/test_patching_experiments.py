@@ -125,8 +125,8 @@ def test_a_finished_run_is_read_and_not_computed(
 ):
     from refusal_dial.studies import patching as patching_job
 
-    for function in ("patch_batches", "attribution_batches"):
-        monkeypatch.setattr(patching_job, function, lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(patching_job, "attributed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(patching_job.PatchPlan, "compute", lambda *_: pytest.fail("computed again"))
     before = {path: path.read_bytes() for path in runs[name].iterdir()}
     small(name, qwen_folder, prompts_file, runs[name])
     assert "Cells that moved most" in capsys.readouterr().out

@@ -26,9 +26,9 @@ from refusal_dial.studies import replies as layers
 from refusal_dial.studies.base import load_study
 from refusal_dial.studies.replies import (
     SYSTEM_NAME,
+    ReplyPlan,
     conduct_replies,
     direction_at,
-    judged_batches,
     learned_from,
     load_conversation,
     reply_cells,
@@ -74,14 +74,9 @@ def test_rows_hold_both_readings_of_every_cell(talk):
     talk, flags, learned = talk
     cells = with_and_without(reply_cells(talk.study, flags, learned), SYSTEM_NAME)
     assert len(cells) == (1 + 2 * 5) + (1 + 2 * 3)
-    budget = Budget(4, "auto", None)
-
-    def batches(skip=0):
-        rest = talk.rows(), cells, decoding_of(flags), budget, skip
-        who = talk.tokens, talk.prompts, talk.judge, talk.study.scorer
-        return list(judged_batches(talk.model, *who, *rest))
-
-    parts = batches()
+    who = talk.tokens, talk.prompts, talk.judge, talk.study.scorer
+    plan = ReplyPlan(*who, talk.rows(), cells, decoding_of(flags), Budget(4, "auto", None))
+    parts = [plan.compute(talk.model, task) for task in plan.tasks]
     assert [len(part) for part in parts] == [4 * len(cells), 2 * len(cells)]
     first = parts[0]
     assert set(first["label"]) <= {"full_compliance", "partial_refusal", "full_refusal", "unclear"}
@@ -99,7 +94,7 @@ def test_rows_hold_both_readings_of_every_cell(talk):
     own = first[(first["direction"] == "baseline")].set_index(["system", "prompt_id"])
     for _, row in zero.iterrows():
         assert row["completion"] == own.loc[(row["system"], row["prompt_id"]), "completion"]
-    assert batches(1)[0].equals(parts[1])
+    assert plan.compute(talk.model, plan.tasks[1]).equals(parts[1])
 
 
 def test_a_cell_under_a_system_message_that_nobody_gave(talk, tmp_path):

@@ -15,7 +15,8 @@ from refusal_dial.cli import command_line as cli
 from refusal_dial.common import DialError
 from refusal_dial.model.loading import identity, load_model
 from refusal_dial.run import job
-from refusal_dial.run.machines import Task, Worker, about, check_same_worker
+from refusal_dial.run.machines import Assignment, Worker, about, check_same_worker
+from refusal_dial.run.plan import Known
 
 ROOT = Path(__file__).parents[1]
 STUDY = ("--refusal-tokens=I", "--batch-size=4", "--layer=1,2")
@@ -65,15 +66,17 @@ def test_every_sweep_sends_batches_that_do_the_same_elsewhere_and_no_model(
     cloudpickle = pytest.importorskip("ray.cloudpickle", reason=reason)
     seen = []
 
-    def elsewhere(model, batches, skip, n, machines):
-        sent = cloudpickle.dumps(batches)
+    def elsewhere(model, plan, tasks, machines):
+        sent = cloudpickle.dumps((plan, tasks))
         weights = model.original_model.get_input_embeddings().weight
         assert weights[100].detach().numpy().tobytes() not in sent
-        there = cloudpickle.loads(sent)
-        for number in range(skip, n):
-            here, frame = (next(one(model, skip=number)) for one in (batches, there))
+        there, sent_tasks = cloudpickle.loads(sent)
+        assert sent_tasks == tasks
+        for task in tasks:
+            here, frame = (one.compute(model, task) for one in (plan, there))
             pd.testing.assert_frame_equal(frame, here)
-            seen.append(number)
+            assert len(frame) == task.rows
+            seen.append(task)
             yield frame
         raise Enough  # no summary is asked for
 
@@ -84,21 +87,19 @@ def test_every_sweep_sends_batches_that_do_the_same_elsewhere_and_no_model(
     with pytest.raises(Enough):
         cli.run(script["main"], [*given, "--out", str(tmp_path / "run")])
     assert len(seen) > 1
-    assert seen == list(range(len(seen)))
 
 
-def nothing(model, *, skip):
-    yield pd.DataFrame({"skip": [skip]})
+KNOWN = Known([pd.DataFrame({"row": [i]}) for i in range(4)])
 
 
 def test_a_worker_loads_the_model_by_its_name_and_says_what_it_is(qwen, qwen_folder):
     worker = Worker()
-    task = Task(str(qwen_folder), None, "cpu", "float32", None, nothing)
-    there, here = worker.open(task), about(qwen)
+    assignment = Assignment(str(qwen_folder), None, "cpu", "float32", None, KNOWN)
+    there, here = worker.open(assignment), about(qwen)
     check_same_worker(here, there)
     assert there["the weights"].startswith(identity(qwen).revision)
-    frame, lines = worker.batch(3)
-    assert list(frame["skip"]) == [3]
+    frame, lines = worker.compute(KNOWN.tasks[3])
+    assert list(frame["row"]) == [3]
     assert lines == []
 
 
@@ -106,7 +107,7 @@ def test_a_worker_with_other_weights_is_refused(qwen, qwen_folder, tmp_path):
     other = tiny.hf_model("Qwen2", seed=1)
     other.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    there = Worker().open(Task(str(tmp_path), None, "cpu", "float32", None, nothing))
+    there = Worker().open(Assignment(str(tmp_path), None, "cpu", "float32", None, KNOWN))
     with pytest.raises(DialError, match=r"a worker has the weights \w+ .* where this process has"):
         check_same_worker(about(qwen), there)
 
@@ -121,7 +122,7 @@ def test_a_worker_with_another_package_is_refused(qwen):
 
 def test_a_worker_without_the_model_says_so(tmp_path):
     with pytest.raises(DialError, match="no folder"):
-        Worker().open(Task(str(tmp_path / "gone"), None, "cpu", "float32", None, nothing))
+        Worker().open(Assignment(str(tmp_path / "gone"), None, "cpu", "float32", None, KNOWN))
 
 
 def test_two_loads_of_one_model_are_the_same(qwen, qwen_folder):

@@ -1,14 +1,38 @@
-"""What a run would compute, and what that would take, as a dry run prints it.
+"""What a run would compute, what that would take, and how a dry run prints it.
 
-Takes the grid and the measured figures, and prints. It does not know the model, and it times
-nothing (`probe` does).
+    seconds = P / p · (a + b C),  a and b from p prompts under c and under c / 4 cells
+
+for P prompts and C cells: what a prompt costs once (recording it) and what each cell adds. The part
+grows until it takes long enough to be told from noise: first to all cells, then to more prompts.
+Then it is timed several times; the median is printed, with its range. All of it takes at most
+`LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a large
+device badly, so that it is too long there; and cells differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.engine.recording import GIGABYTE
+from refusal_dial.run.plan import Grid, Plan
+
+ENOUGH = 1.0
+"""Seconds that a part takes to be told from noise."""
+
+LIMIT = 15.0
+"""Seconds that timing may take."""
+
+REPEATS = 5
+"""How often the last part is timed, at most."""
+
+FIRST_PROMPTS, FIRST_CELLS = 2, 4
+"""The first part."""
 
 MOST_VALUES_LISTED = 8
 """Values of an axis that are written out; of more, the first and the last."""
@@ -17,44 +41,84 @@ _WIDTH = 118
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a sweep computes: so many prompts of each group, under so many cells, whose labels take
-    these values."""
+class Estimate:
+    """Seconds of a whole plan: the median of several estimates, the least and the most; and how
+    many rows were timed for each."""
 
-    prompts: Mapping[str, int]
-    cells: int
-    axes: Mapping[str, Sequence[Any]]
+    seconds: float
+    least: float
+    most: float
+    rows: int
+
+    def scaled(self, share: float) -> Estimate:
+        """The same of a share of the plan."""
+        return Estimate(self.seconds * share, self.least * share, self.most * share, self.rows)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run that was not begun. `seconds` are those of the rows that are not `there` yet, None
-    where nothing would be computed; they were foretold from `timed` rows."""
+    """A run that was not begun. `time` is that of the rows that are not `there` yet, None where
+    nothing would be computed."""
 
     experiment: str
     folder: str
     grid: Grid
     rows: int
-    batches: int
+    tasks: int
     there: int
-    seconds: float | None
-    timed: int
+    time: Estimate | None
     weights_gb: float
     working_gb: float
     device: str
 
 
-def grid_of(prompts: Mapping[str, int], labels: Sequence[Mapping[str, Any]]) -> Grid:
-    """The grid of cells with these labels: of each label its values, in order."""
-    names = dict.fromkeys(name for one in labels for name in one)
-    axes = {name: _values(one.get(name) for one in labels) for name in names}
-    return Grid(prompts, len(labels), {name: values for name, values in axes.items() if values})
+def estimate_time(
+    model: TransformerBridge, plan: Plan, clock: Callable[[], float] = perf_counter
+) -> Estimate:
+    """How long the whole plan would take here, from a small part of it that is really computed."""
+    begun = clock()
+
+    def timed(p: int, c: int) -> tuple[float, int]:
+        part, start = plan.shrink(p, c), clock()
+        rows = sum(len(part.compute(model, task)) for task in part.tasks)
+        return clock() - start, rows
+
+    def left() -> float:
+        return LIMIT - (clock() - begun)
+
+    # 1. What happens once (checks, kernels) is not timed.
+    prompts, cells = plan.grid.n_prompts, plan.grid.cells
+    p, c = min(FIRST_PROMPTS, prompts), min(FIRST_CELLS, cells)
+    timed(p, c)
+    # 2. The part grows until it is long enough, while there is time for a larger one.
+    while True:
+        seconds, rows = timed(p, c)
+        grown = (p, min(4 * c, cells)) if c < cells else (min(2 * p, prompts), c)
+        times = grown[0] * grown[1] / (p * c)
+        if seconds >= ENOUGH or grown == (p, c) or 2 * times * seconds > left():
+            break
+        p, c = grown
+    # 3. It is timed again, as often as there is time. Where it has not all cells, a quarter of them
+    # is timed beside it, to tell what each cell adds from what a prompt costs once.
+    found = []
+    while True:
+        start, each = clock(), 0.0
+        if c < cells:
+            fewer = max(1, c // 4)
+            each = (seconds - timed(p, fewer)[0]) / max(1, c - fewer)
+            each = min(max(0.0, each), seconds / c)
+        found.append(prompts / p * (seconds + each * (cells - c)))
+        if len(found) == REPEATS or (clock() - start) + 2 * seconds > left():
+            break
+        seconds, rows = timed(p, c)
+    return Estimate(median(found), min(found), max(found), rows)
 
 
-def _values(some: Iterable[Any]) -> tuple[Any, ...]:
-    """The different values; numbers by size, other things as they come."""
-    values = list(dict.fromkeys(value for value in some if value is not None and value != ""))
-    return tuple(sorted(values) if all(isinstance(v, int | float) for v in values) else values)
+def weights(model: TransformerBridge) -> float:
+    """Gigabytes of the model's parameters and buffers, shared ones once."""
+    some = [*model.original_model.parameters(), *model.original_model.buffers()]
+    sizes = {one.data_ptr(): one.numel() * one.element_size() for one in some}
+    return sum(sizes.values()) / GIGABYTE
 
 
 def duration(seconds: float) -> str:
@@ -79,14 +143,14 @@ def print_forecast(forecast: Forecast) -> None:
     table = Table(title=f"Dry run: {forecast.experiment}", title_justify="left")
     for name, justify in (("", "left"), ("n", "right"), ("which", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    said = ", ".join(f"{group} {n}" for group, n in grid.prompts.items())
-    table.add_row("prompts", f"{sum(grid.prompts.values()):,}", said)
+    by_group = ", ".join(f"{group} {n}" for group, n in grid.prompts.items())
+    table.add_row("prompts", f"{grid.n_prompts:,}", by_group)
     table.add_row("cells", f"{grid.cells:,}", "", end_section=True)
     for name, values in grid.axes.items():
-        table.add_row(name, f"{len(values):,}", _shown(values))
+        table.add_row(name, f"{len(values):,}", _values_text(values))
     width = None if Console().is_terminal else _WIDTH
     Console(width=width, markup=False, emoji=False).print(table)
-    print(f"rows: {forecast.rows:,} in {forecast.batches:,} batches")
+    print(f"rows: {forecast.rows:,} in {forecast.tasks:,} batches")
     if forecast.there:
         print(f"there already: {forecast.there:,} rows")
     print(f"time: {_time(forecast)}")
@@ -99,15 +163,16 @@ def print_forecast(forecast: Forecast) -> None:
 
 
 def _time(forecast: Forecast) -> str:
-    if forecast.seconds is None:
+    time = forecast.time
+    if time is None:
         return "none: this run is finished already"
     return (
-        f"about {duration(forecast.seconds)}, foretold from {forecast.timed:,} rows timed here; "
-        "loading and the summary come on top"
+        f"about {duration(time.seconds)} ({duration(time.least)} to {duration(time.most)}), "
+        f"estimated from {time.rows:,} rows timed here; loading and the summary come on top"
     )
 
 
-def _shown(values: Sequence[Any]) -> str:
+def _values_text(values: Sequence[Any]) -> str:
     texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
     if len(texts) > MOST_VALUES_LISTED:
         return f"{texts[0]} to {texts[-1]}"

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial import directions
 from refusal_dial.common import DryRun, log
 from refusal_dial.directions.learning import Direction
+from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import (
     Run,
@@ -33,9 +34,9 @@ from refusal_dial.run.folder import (
     read_table,
     usable_batches,
 )
-from refusal_dial.run.forecast import Forecast, Grid, print_forecast
-from refusal_dial.run.machines import Batches, Machines, check_machines, compute
-from refusal_dial.run.plan import estimate_time, weights, working
+from refusal_dial.run.forecast import Forecast, estimate_time, print_forecast, weights
+from refusal_dial.run.machines import Machines, check_machines, compute
+from refusal_dial.run.plan import Plan
 from refusal_dial.stats.comparison import (
     check_dropped_share,
     dropped_reasons,
@@ -95,93 +96,84 @@ def files_by_layer(learned: Sequence[Direction]) -> dict[str, Direction]:
     return {f"direction_layer{one.provenance.layer}": one for one in learned}
 
 
-def groups(rows: pd.DataFrame) -> dict[str, int]:
-    """How many prompts of each subset and split."""
-    counts = rows.groupby(["subset", "split"], sort=False).size()
-    return {" ".join(map(str, group)): int(n) for group, n in counts.items()}  # type: ignore[call-overload]
-
-
 def carry_out(
     run: Run,
     study: Loaded,
-    sizes: Sequence[int],
-    batches: Batches,
+    plan: Plan,
     close: Close,
     flags: RunFlags,
-    grid: Grid,
     note: Callable[[int, pd.DataFrame], object] | None = None,
 ) -> tuple[Run, pd.DataFrame]:
-    """Append to the run what is left of its batches, and finish it; the run and its summary.
+    """Append to the run the rows of the plan's tasks that are left, and finish it; the run and its
+    summary.
 
-    `sizes` are the rows of every batch in order, and `flags` says where `batches` are computed.
-    `grid` is what they are batches of.
-    `note` is called with each batch's number and rows once they are on disk. `close` turns all
-    rows, as read back, into the summary and the verdict. A finished run is read, and nothing of it
-    is computed again.
+    `flags` says where tasks are computed. `note` is called with each task's number and rows once
+    they are on disk. `close` turns all rows, as read back, into the summary and the verdict. A
+    finished run is read, and nothing of it is computed again.
 
-    Raises `DialError` before the batch with which more than the share `max_missing` of all rows
-    would have no score. The rows before it stay, and a rerun computes it again. Raises `DryRun` in
-    a dry run.
+    Raises `DialError` before the task with which more than the share `max_missing` of all rows
+    would have no score. The rows before it stay, and a rerun computes it again. In a dry run prints
+    the forecast and raises `DryRun`.
     """
     if flags.dry_run:
-        forecast = _forecast(run, study.model, sizes, batches, grid)
+        forecast = _forecast(run, study.model, plan)
         print_forecast(forecast)
         raise DryRun(forecast)
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
         return run, read_table(run.folder, "summary")
+    # 1. What the log records of the model and of how it is read.
     who = identity(study.model)
     log.info("model: %s (%s, revision %s)", who.name, who.architecture, who.revision)
     log.info("device %s, dtype %s", who.device, who.dtype)
     for line in study.about:
         log.info("%s", line)
-    kept = kept_batches(run, sizes)
-    missing = Counter(dropped_reasons(read_table(run.folder, "scores")) if kept else {})
+    # 2. What an earlier start left on the disk is kept.
+    tasks = plan.tasks
+    sizes = [task.rows for task in tasks]
+    done = kept_batches(run, sizes)
+    missing = Counter(dropped_reasons(read_table(run.folder, "scores")) if done else {})
     check_dropped_share(missing, sum(sizes), flags.max_missing)
+    # 3. The other tasks, appended as they come.
     bar = tqdm(
         total=sum(sizes),
-        initial=sum(sizes[:kept]),
+        initial=sum(sizes[:done]),
         unit="score",
         desc=run.experiment,
         disable=None,
         file=sys.stderr,
     )
-    computed = compute(study.model, batches, kept, len(sizes), flags)
+    computed = compute(study.model, plan, tasks[done:], flags)
     with bar, closing(computed):
-        for number, batch in enumerate(map(mark_dropped, computed), kept):
-            missing.update(dropped_reasons(batch))
+        for number, rows in enumerate(map(mark_dropped, computed), done):
+            missing.update(dropped_reasons(rows))
             check_dropped_share(missing, sum(sizes), flags.max_missing)
-            append(run, batch)
-            bar.update(len(batch))
+            append(run, rows)
+            bar.update(len(rows))
             if note is not None:
-                note(number, batch)
+                note(number, rows)
     for reason, n in missing.items():
         log.warning("%d of %d rows have no score and are left out: %s", n, sum(sizes), reason)
+    # 4. The summary of all rows, as they stand on the disk.
     summary, found = close(read_table(run.folder, "scores"))
     finish(run, summary, with_dropped(found, missing, sum(sizes)))
     return run, summary
 
 
-def _forecast(
-    run: Run, model: TransformerBridge, sizes: Sequence[int], batches: Batches, grid: Grid
-) -> Forecast:
+def _forecast(run: Run, model: TransformerBridge, plan: Plan) -> Forecast:
+    sizes = [task.rows for task in plan.tasks]
     rows = sum(sizes)
     whole = run.finished and not damage(run)
     there = rows if whole else sum(sizes[: usable_batches(run, sizes)])
-    seconds, timed = None, 0
-    if not whole:
-        entire, timed = estimate_time(model, batches, sum(grid.prompts.values()), grid.cells)
-        seconds = entire * (rows - there) / rows
     return Forecast(
         experiment=run.experiment,
         folder=str(run.folder),
-        grid=grid,
+        grid=plan.grid,
         rows=rows,
-        batches=len(sizes),
+        tasks=len(sizes),
         there=there,
-        seconds=seconds,
-        timed=timed,
+        time=None if whole else estimate_time(model, plan).scaled((rows - there) / rows),
         weights_gb=weights(model),
-        working_gb=working(model, batches, max(sizes)),
+        working_gb=plan.memory(model) / GIGABYTE,
         device=identity(model).device,
     )

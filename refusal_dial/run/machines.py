@@ -28,61 +28,33 @@ from refusal_dial.cli.values import host_and_port
 from refusal_dial.common import DialError, located, log, one_line
 from refusal_dial.model.loading import device_of, identity, load_model
 from refusal_dial.run.folder import versions
-
-# --------------------------------------------------------------------------------------------------
-# A Ray cluster: whether one answers at an address, and how many workers it has room for.
-#
-# Ray waits for minutes at a port where something else listens. So the port is asked first: a head
-# speaks gRPC, which is HTTP/2, and a server of that answers the client's first bytes with a
-# SETTINGS frame before anything is asked of it (RFC 9113, section 3.4).
-#
-# Ray itself sends pickles between the machines of a cluster: whoever can submit work to one can run
-# any code on it, with or without this package. Use a head that you would log in to.
-
+from refusal_dial.run.plan import Plan, Task
 
 CONNECT_SECONDS = 10.0
 """Seconds that an address is given to answer."""
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What an HTTP/2 client says first: a fixed text, and SETTINGS without any."""
+LOSSES = 5
+"""Workers that a task may take with it before it is held to be its fault."""
 
-FRAME_BYTES = 9
-"""Bytes that a frame begins with; the fourth is its type, and SETTINGS is 4."""
+WAIT_SECONDS = 60.0
+"""Seconds without any worker after which the log says so."""
 
-TRIES = "RAY_gcs_server_port_wait_time_s"
-"""Ray's own setting: how often, once a second, it looks for a head at an address."""
+LOADING = -1
+"""The number of no task: a worker is loading the model."""
 
-HINT = "; if `ray start --head` made a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to it"
-"""Of an address that is given, Ray asks without a token unless it is told to send one."""
+Answer = tuple[Any, list[str]]
+"""A task's rows, and what the worker logged meanwhile."""
 
 
-def check_answers(address: str, known_as: str | None = None) -> None:
-    """Raises `DialError` where nothing that could be a Ray head answers within
-    `CONNECT_SECONDS`."""
-    where = host_and_port(address)
-    name = address if known_as in (address, None) else f"{known_as} ({address})"
-    try:
-        with socket.create_connection(where, timeout=CONNECT_SECONDS) as line:
-            if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
-                return  # it is Ray that has the certificates to ask further
-            line.sendall(PREFACE)
-            frame = line.recv(FRAME_BYTES)
-    except OSError as error:
-        raise DialError(
-            f"no Ray head answers at {name}: {error.strerror or error}; start one with "
-            "`ray start --head`, or leave --ray-address away to compute on this machine"
-        ) from error
-    if frame[3:4] != b"\x04":
-        raise DialError(
-            f"what answers at {name} is no Ray head: give the address that `ray start --head` "
-            "printed, or leave --ray-address away to compute on this machine"
-        )
+# --------------------------------------------------------------------------------------------------
+# A Ray cluster: connecting to one, and how many workers it has room for.
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to this address (`auto`: to the cluster that Ray finds here), or started here
-    for as long as this lasts. A connection that is there already is used as it is.
+    """Ray, connected to a head at this address (`auto`: the cluster that Ray finds here), or
+    started here, on the loopback address, for as long as this lasts. A connection that is there
+    already is used as it is.
 
     Raises `DialError` where Ray is not installed, and where it cannot be reached or started.
     """
@@ -90,20 +62,43 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    where = "local" if address is None else _asked(address)
-    if where != "local":
-        check_answers(where, address)
-    with _few_tries(where != "local"):
-        try:
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
-        except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-            hint = "" if where == "local" or os.environ.get("RAY_AUTH_MODE") == "token" else HINT
-            why = one_line(error).rstrip(".")
-            raise DialError(f"Ray at {where} cannot be used: {why}{hint}") from error
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        else:
+            if address != "auto":
+                check_listens(address)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        if isinstance(error, DialError):
+            raise
+        where = "this machine" if address is None else f"--ray-address {address}"
+        raise DialError(
+            f"Ray at {where} cannot be used: {one_line(error).rstrip('.')}; expected the address "
+            "that `ray start --head` printed (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where it made "
+            "a token); leave --ray-address away to compute on this machine"
+        ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_listens(address: str) -> None:
+    """Raises `DialError` where nothing takes a connection at an address: Ray would go on trying."""
+    try:
+        socket.create_connection(host_and_port(address), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise DialError(
+            f"no Ray head answers at {address}: {error.strerror or error}; start one with "
+            "`ray start --head`, or leave --ray-address away to compute on this machine"
+        ) from error
 
 
 def installed() -> Any:
@@ -145,36 +140,6 @@ def room_for_workers(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: floa
     return room
 
 
-def _asked(address: str) -> str:
-    """The address that Ray will ask: what `auto` finds here or in RAY_ADDRESS, and for this machine
-    by any name the one that others know it by."""
-    from ray._private import services  # `ray.init` asks it the same
-
-    if address != "auto":
-        host_and_port(address)
-    services.find_gcs_addresses.cache_clear()
-    try:
-        return services.canonicalize_bootstrap_address(address) or "local"
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DialError(
-            f"--ray-address {address}: {one_line(error).rstrip('.')}; start a head with "
-            "`ray start --head`, or leave --ray-address away to compute on this machine"
-        ) from error
-
-
-@contextmanager
-def _few_tries(few: bool) -> Iterator[None]:
-    """Where a server answered, one that is no head says so every time it is asked."""
-    if not few or TRIES in os.environ:
-        yield
-        return
-    os.environ[TRIES] = "3"
-    try:
-        yield
-    finally:
-        del os.environ[TRIES]
-
-
 # --------------------------------------------------------------------------------------------------
 # A worker: a model of its own on some machine, and the batches of a sweep that it is asked for.
 #
@@ -182,45 +147,38 @@ def _few_tries(few: bool) -> Iterator[None]:
 # the packages, the source of this one, the weights.
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """The batches of a sweep on this model, in order, without the first `skip`. Has to pickle."""
-
-    def __call__(self, model: TransformerBridge, *, skip: int) -> Iterator[pd.DataFrame]: ...
-
-
 @dataclass(frozen=True, eq=False)
-class Task:
-    """What a worker needs to know: which model, and how batches are computed on it."""
+class Assignment:
+    """What a worker needs to know: which model, and the plan whose tasks it will be given."""
 
     name: str
     revision: str | None
     device: str
     dtype: str
     device_map: str | None
-    batches: Batches
+    plan: Plan
 
 
 class Worker:
-    """What runs in an actor: a model of its own, and the batches that it is asked for."""
+    """What runs in an actor: a model of its own, and the tasks that it is given."""
 
-    def open(self, task: Task) -> dict[str, str]:
+    def open(self, assignment: Assignment) -> dict[str, str]:
         """Load the model; what this worker is, to be compared with `about` of the driver."""
         log.setLevel(logging.INFO)
         self._model = load_model(
-            task.name,
-            task.device,
-            task.dtype,
-            device_map=task.device_map,
-            revision=task.revision,
+            assignment.name,
+            assignment.device,
+            assignment.dtype,
+            device_map=assignment.device_map,
+            revision=assignment.revision,
         )
-        self._batches = task.batches
+        self._plan = assignment.plan
         return about(self._model)
 
-    def batch(self, number: int) -> tuple[pd.DataFrame, list[str]]:
-        """One batch, and what was logged meanwhile."""
-        with _heard() as lines:
-            return next(self._batches(self._model, skip=number)), lines
+    def compute(self, task: Task) -> tuple[pd.DataFrame, list[str]]:
+        """The rows of one task, and what was logged meanwhile."""
+        with _logged() as lines:
+            return self._plan.compute(self._model, task), lines
 
 
 def about(model: TransformerBridge) -> dict[str, str]:
@@ -243,7 +201,7 @@ def _source() -> str:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def _logged() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -265,33 +223,11 @@ def check_same_worker(here: Mapping[str, str], there: Mapping[str, str]) -> None
 
 
 # --------------------------------------------------------------------------------------------------
-# Executors: where the batches of a sweep are computed. `local` is this process, `ray` a cluster.
-#
-# A batch is some prompts under all cells, so whoever computes it keeps the gain of sharing one
-# recording; and batches do not depend on one another. `ray` asks Ray (core API) for actors of so
-# many CPUs or GPUs, has each load the model once, by its name, and hands out batches. The rows come
-# back to this process in the order of `local`: one run, written by one hand, holding the same rows.
-#
-# Placing actors and telling that one is lost are Ray's. A lost one is asked for again, and its
-# batch goes to whoever is free first. Ray's own restarts and retries are left at their default,
-# none: they would have a batch wait for its own actor however long that waits for a node, and count
-# as a retry every look at an actor that is not back yet. No batch is begun far ahead of the one to
-# be written: this process holds `2 * workers` batches at most, and that is all that is lost with
-# it.
-#
-# How a cluster is reached, and what room it has, is `cluster`'s business.
-
-
-LOSSES = 5
-"""Actors that a batch may take with it before it is held to be its fault."""
-
-WAIT_SECONDS = 60.0
-"""Seconds without any worker after which the log says so."""
-
-NO_BATCH = -1
-
-Answer = tuple[Any, list[str]]
-"""A batch's rows, and what the worker logged meanwhile."""
+# Computing the tasks of a plan, in order. A lost worker is asked for again, and its task goes to
+# whoever is free first. Ray's own restarts and retries are left at their default, none: they would
+# have a task wait for its own worker however long that waits for a node. No task is begun far ahead
+# of the one to be written: this process holds the rows of `2 * workers` tasks at most, and that is
+# all that is lost with it.
 
 
 @runtime_checkable
@@ -337,45 +273,47 @@ def check_machines(machines: Machines) -> None:
 
 
 def compute(
-    model: TransformerBridge, batches: Batches, skip: int, n: int, machines: Machines
+    model: TransformerBridge, plan: Plan, tasks: Sequence[Task], machines: Machines
 ) -> Generator[pd.DataFrame, None, None]:
-    """The batches `skip` to n of a sweep, in order, wherever the flags have them computed.
+    """The rows of these tasks, a frame a task, in order, wherever the flags have them computed.
 
     Raises `DialError` for a cluster that cannot be reached or is too small for one worker, and for
     a worker with other versions of the packages or other weights than this process.
     """
     if machines.executor == "local":
-        yield from batches(model, skip=skip)
-    elif skip < n:
-        yield from _on_ray(model, batches, range(skip, n), machines)
+        yield from (plan.compute(model, task) for task in tasks)
+    elif tasks:
+        yield from _on_ray(model, plan, tasks, machines)
 
 
 def _on_ray(
-    model: TransformerBridge, batches: Batches, numbers: range, machines: Machines
+    model: TransformerBridge, plan: Plan, tasks: Sequence[Task], machines: Machines
 ) -> Iterator[pd.DataFrame]:
+    # 1. What a worker has to load, and what it has to have in common with this process.
     here, who = about(model), identity(model)
     device, gpus = who.device.split(":")[0], _gpus(machines, who.device)
-    folder = located(who.name)
-    task = Task(
+    assignment = Assignment(
         name=who.name,
-        revision=None if folder.is_dir() or who.name == "embedded" else who.revision,
+        revision=None if located(who.name).is_dir() or who.name == "embedded" else who.revision,
         device=device if machines.device_map is None else "auto",
         device_map=machines.device_map,
         dtype=who.dtype,
-        batches=batches,
+        plan=plan,
     )
     with connected(machines.ray_address) as ray:
+        # 2. As many workers as there is room for.
         room = room_for_workers(resources(ray), machines.cpus_per_worker, gpus)
-        workers = min(machines.workers or room, len(numbers))
-        log.info("ray: %d workers on %s, for %d batches", workers, task.device, len(numbers))
+        workers = min(machines.workers or room, len(tasks))
+        log.info("ray: %d workers on %s, for %d tasks", workers, assignment.device, len(tasks))
         made = ray.remote(Worker).options(num_cpus=machines.cpus_per_worker, num_gpus=gpus)
-        told: set[str] = set()
-        with closing(Pool(ray, made.remote, workers, ray.put(task), here)) as pool:
-            for frame, lines in in_order(pool, numbers):
+        # 3. Their rows in order; what they log, once.
+        logged: set[str] = set()
+        with closing(Pool(ray, made.remote, workers, ray.put(assignment), tasks, here)) as pool:
+            for frame, lines in in_order(pool, len(tasks)):
                 for line in dict.fromkeys(lines):
-                    if line not in told:
+                    if line not in logged:
                         log.info("a worker: %s", line)
-                told.update(lines)
+                logged.update(lines)
                 yield frame
 
 
@@ -392,50 +330,51 @@ def _gpus(machines: Machines, device: str) -> float:
     return gpus
 
 
-def in_order(pool: Pool, numbers: range) -> Iterator[Answer]:
-    """The pool's answer to every number, in order."""
-    todo, early = deque(numbers), dict[int, Answer]()
-    for due in numbers:
+def in_order(pool: Pool, n: int) -> Iterator[Answer]:
+    """The pool's answers to its first n tasks, in order."""
+    todo, early = deque(range(n)), dict[int, Answer]()
+    for due in range(n):
         while due not in early:
             while pool.idle and todo and todo[0] < due + 2 * pool.size:
                 pool.give(todo.popleft())
             number, answer = pool.take()
             if answer is not None:
                 early[number] = answer
-            elif number != NO_BATCH:
+            elif number != LOADING:
                 todo.appendleft(number)
         yield early.pop(due)
 
 
 @dataclass(eq=False)
 class Pool:
-    """So many actors, each of which loads the model, computes a batch, or is idle."""
+    """So many workers, each of which loads the model, computes a task, or is idle."""
 
     ray: Any
     actor_of: Callable[[], Any]
     size: int
-    task: Any
+    assignment: Any
+    tasks: Sequence[Task]
     here: Mapping[str, str]
     idle: deque[Any] = field(default_factory=deque)
     busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     lost: Counter[int] = field(default_factory=Counter)
 
     def give(self, number: int) -> None:
-        """Have an idle actor compute this batch."""
+        """Have an idle worker compute the task of this number."""
         actor = self.idle.popleft()
-        self.busy[actor.batch.remote(number)] = actor, number
+        self.busy[actor.compute.remote(self.tasks[number])] = actor, number
 
     def take(self) -> tuple[int, Answer | None]:
-        """Wait for what comes next: a batch's number and answer, None for one that is lost with its
-        actor; or `NO_BATCH`. Raises what went wrong in a worker."""
+        """Wait for what comes next: a task's number and answer, None for one that is lost with its
+        worker; or `LOADING`. Raises what went wrong in a worker."""
         while len(self.busy) + len(self.idle) < self.size:
             actor = self.actor_of()
-            self.busy[actor.open.remote(self.task)] = actor, NO_BATCH
+            self.busy[actor.open.remote(self.assignment)] = actor, LOADING
         done, _ = self.ray.wait(list(self.busy), timeout=WAIT_SECONDS)
         if not done:
-            if all(number == NO_BATCH for _, number in self.busy.values()):
+            if all(number == LOADING for _, number in self.busy.values()):
                 log.warning("no worker is up: Ray is waiting for a node with room for one")
-            return NO_BATCH, None
+            return LOADING, None
         actor, number = self.busy.pop(done[0])
         try:
             found = self.ray.get(done[0])
@@ -445,29 +384,29 @@ class Pool:
             self._bear(number, error)
             return number, None
         self.idle.append(actor)
-        if number != NO_BATCH:
+        if number != LOADING:
             return number, found
         check_same_worker(self.here, found)
-        self.lost[NO_BATCH] = 0
-        return NO_BATCH, None
+        self.lost[LOADING] = 0
+        return LOADING, None
 
     def _bear(self, number: int, error: BaseException) -> None:
         """Take note of a loss; raise where there are too many."""
         self.lost[number] += 1
         if self.lost[number] < LOSSES:
-            if number != NO_BATCH:
-                log.warning("a worker is lost: batch %d is computed again", number)
-        elif number == NO_BATCH:
+            if number != LOADING:
+                log.warning("a worker is lost: task %d is computed again", number)
+        elif number == LOADING:
             why = f"{LOSSES} workers in a row were lost as they began: {one_line(error)}"
             raise DialError(why) from error
         else:
             raise DialError(
-                f"batch {number} has ended {LOSSES} workers, most likely for want of memory: try a "
+                f"task {number} has ended {LOSSES} workers, most likely for want of memory: try a "
                 "smaller --batch-size"
             ) from error
 
     def close(self) -> None:
-        """Let go of all actors."""
+        """Let go of all workers."""
         for actor in [*self.idle, *(actor for actor, _ in self.busy.values())]:
             self.ray.kill(actor)
 
@@ -475,6 +414,6 @@ class Pool:
 def _cause(error: Any, number: int) -> BaseException:
     """What went wrong in a worker, as it would have been raised here."""
     cause = error.cause
-    if number == NO_BATCH and not isinstance(cause, DialError):
+    if number == LOADING and not isinstance(cause, DialError):
         return DialError(f"a worker cannot be started: {one_line(cause)}")
     return cause if isinstance(cause, Exception) else error

@@ -1,17 +1,20 @@
-"""Sweeps: cells times prompts, scored, as one tidy frame with a row per prompt and cell.
+"""What a run computes, as one value: its tasks in the order of their rows, and how to compute one.
 
-A cell is what is done (hooks) and how it is labelled (columns). This module knows batches and
-order: prompts in batches, in each batch every cell, in each cell every prompt. It does not know
-what the labels mean, and it never writes.
+A task is some prompts under some cells. Whoever computes it keeps the gain of sharing one recording
+of these prompts, and no task depends on another: so a run resumes at `plan.tasks[done:]`, workers
+are each given a task, and a dry run times `plan.shrink(...)`. A plan pickles, and it never writes.
+
+    SweepPlan   cells times prompts, scored from the logits
+    Parts       several plans, one after the other
+    Known       rows that are computed already
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -19,39 +22,84 @@ from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import Cell
-from refusal_dial.engine.recording import GIGABYTE, Sizes, budget
+from refusal_dial.engine.recording import Sizes, budget
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.decode import Decoding
 from refusal_dial.model.tokens import Tokens
-from refusal_dial.run.machines import Batches
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some prompts under some cells, in one part of a plan: so many rows."""
+
+    rows: int
+    prompts: range
+    cells: range = range(0)
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a plan computes, for a dry run to print: so many prompts of each group, under so many
+    cells, whose labels take these values."""
+
+    prompts: Mapping[str, int]
+    cells: int
+    axes: Mapping[str, Sequence[Any]]
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of all groups."""
+        return sum(self.prompts.values())
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What a run computes. Has to pickle."""
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """In the order of their rows."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """Prompts, cells and their labels."""
+        ...
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        """The rows of one task."""
+        ...
+
+    def shrink(self, prompts: int, cells: int) -> Plan:
+        """The same on the first prompts, under so many cells from all over the grid."""
+        ...
+
+    def memory(self, model: TransformerBridge) -> float:
+        """Bytes besides the model that computing a task may take, at most."""
+        ...
 
 
 @dataclass(frozen=True)
 class Budget:
     """How a sweep may use the machine; results do not depend on it beyond rounding. `rows` bounds
-    what one batch yields, and so what is lost with whoever computes it, in whole cells."""
+    what one task makes, and so what is lost with whoever computes it, in whole cells."""
 
     batch_size: int = 32
     engine: str = "auto"
     memory_gb: float | None = None
     rows: int = 2**16
 
-
-def batches(n_prompts: int, n_cells: int, budget: Budget) -> list[tuple[range, range]]:
-    """(prompts, cells) of each batch, in order: some prompts under all cells, or under as many
-    cells as `budget.rows` allows where they are more."""
-    size = budget.batch_size
-    some = max(1, budget.rows // size)
-    return [
-        (range(i, min(i + size, n_prompts)), range(c, min(c + some, n_cells)))
-        for i in range(0, n_prompts, size)
-        for c in range(0, n_cells, some)
-    ]
+    def memory(self, model: TransformerBridge) -> float:
+        """Bytes that the engine may take."""
+        return float(budget(next(model.original_model.parameters()).device, self.memory_gb))
 
 
-def batch_sizes(n_prompts: int, n_cells: int, budget: Budget) -> list[int]:
-    """Rows that each batch of a sweep yields, in order."""
-    return [len(prompts) * len(cells) for prompts, cells in batches(n_prompts, n_cells, budget)]
+def batches(n: int, size: int) -> list[range]:
+    """0 to n in ranges of `size`, the last one shorter."""
+    return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def spread_over(n: int, k: int) -> list[int]:
@@ -60,33 +108,99 @@ def spread_over(n: int, k: int) -> list[int]:
     return [round(i * (n - 1) / max(1, k - 1)) for i in range(k)]
 
 
-def sweep_batches(
-    model: TransformerBridge,
-    tokens: Tokens,
-    rows: pd.DataFrame,
-    cells: Sequence[Cell],
-    scorer: Scorer,
-    budget: Budget,
-    skip: int = 0,
-) -> Iterator[pd.DataFrame]:
-    """A frame per batch: the cell's labels, the prompt's columns, `score`; by prompts in batches,
-    then cell, then prompt, however the cells are divided.
+def some_of(things: Sequence[T], k: int) -> tuple[T, ...]:
+    """k of them, or all, from all over."""
+    return tuple(things[i] for i in spread_over(len(things), k))
 
-    `rows` describes the prompts, one line each, in the order of `tokens`. The first `skip` batches
-    are left out: they were computed before. Batches do not depend on one another.
+
+def grid_of(prompts: Mapping[str, int], labels: Sequence[Mapping[str, Any]]) -> Grid:
+    """The grid of cells with these labels: of each label its values, in order."""
+    names = dict.fromkeys(name for one in labels for name in one)
+    axes = {name: _values(one.get(name) for one in labels) for name in names}
+    return Grid(prompts, len(labels), {name: values for name, values in axes.items() if values})
+
+
+def _values(some: Iterable[Any]) -> tuple[Any, ...]:
+    """The different values; numbers by size, other things as they come."""
+    values = list(dict.fromkeys(value for value in some if value is not None and value != ""))
+    return tuple(sorted(values) if all(isinstance(v, int | float) for v in values) else values)
+
+
+def groups(rows: pd.DataFrame) -> dict[str, int]:
+    """How many prompts of each subset and split."""
+    counts = rows.groupby(["subset", "split"], sort=False).size()
+    return {" ".join(map(str, group)): int(n) for group, n in counts.items()}  # type: ignore[call-overload]
+
+
+def generation_memory(
+    model: TransformerBridge, decoding: Decoding, length: int, rows: int
+) -> float:
+    """Bytes that generation holds at once: of so many rows, at most those that `decoding` allows,
+    the keys and values of all tokens, and the logits of one."""
+    sizes = Sizes.of(model)
+    each = sizes.trunk(length + decoding.max_new_tokens, 0) + sizes.row()
+    return float(min(decoding.rows, rows) * each)
+
+
+def compute_all(model: TransformerBridge, plan: Plan) -> pd.DataFrame:
+    """The rows of every task, in this process."""
+    return pd.concat([plan.compute(model, task) for task in plan.tasks], ignore_index=True)
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """Cells times prompts, scored: a row per prompt and cell, by prompts in batches, then cell,
+    then prompt, however the cells are divided.
+
+    `rows` are the prompts' columns, one line each, in the order of `tokens`; `columns` those of the
+    frame, of the cells' labels, the prompts' columns and `score`.
     """
-    tokens = tokens.on(model)
-    for prompts, numbers in batches(len(tokens), len(cells), budget)[skip:]:
-        some = cells[numbers.start : numbers.stop]
+
+    tokens: Tokens
+    rows: pd.DataFrame
+    cells: Sequence[Cell]
+    scorer: Scorer
+    budget: Budget
+    columns: Sequence[str] = ()
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Some prompts under all cells, or under as many as `budget.rows` allows."""
+        some = max(1, self.budget.rows // self.budget.batch_size)
+        return [
+            Task(len(prompts) * len(cells), prompts, cells)
+            for prompts in batches(len(self.rows), self.budget.batch_size)
+            for cells in batches(len(self.cells), some)
+        ]
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        cells = self.cells[task.cells.start : task.cells.stop]
         scores = score_grid(
             model,
-            tokens.rows(prompts.start, prompts.stop),
-            [cell.hooks for cell in some],
-            scorer,
-            engine=budget.engine,
-            memory_gb=budget.memory_gb,
+            self.tokens.rows(task.prompts.start, task.prompts.stop).on(model),
+            [cell.hooks for cell in cells],
+            self.scorer,
+            engine=self.budget.engine,
+            memory_gb=self.budget.memory_gb,
         )
-        yield _tidy(some, rows.iloc[prompts.start : prompts.stop], scores.numpy())
+        rows = self.rows.iloc[task.prompts.start : task.prompts.stop]
+        frame = _tidy(cells, rows, scores.numpy())
+        return frame[list(self.columns)] if self.columns else frame
+
+    def shrink(self, prompts: int, cells: int) -> SweepPlan:
+        return replace(
+            self,
+            tokens=self.tokens.rows(0, prompts),
+            rows=self.rows.head(prompts),
+            cells=some_of(self.cells, cells),
+        )
+
+    def memory(self, model: TransformerBridge) -> float:
+        return self.budget.memory(model)
 
 
 def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: NDArray[np.float64]) -> pd.DataFrame:
@@ -107,133 +221,53 @@ def _dtype(values: Any) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------
-# How long a sweep would take, foretold from a small part of it that is really computed.
-#
-#     seconds = P / p · (a + b C),  a and b from p prompts under c and under c / 4 cells
-#
-# for P prompts and C cells: what a prompt costs once (recording it) and what each cell adds. The
-# part grows until it takes long enough to be told from noise: first to all cells, then to more
-# prompts. With all cells there is nothing to tell a and b apart for. It is rough: a small batch
-# fills a large device badly, so that the time foretold is too long there; and cells differ. The
-# memory is what the sweep is allowed to use, or what generation may hold at once, by the estimates
-# of `replay.memory`.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Several plans, one after the other, under the grid of the whole."""
+
+    parts: Sequence[Plan]
+    grid: Grid
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [replace(t, part=i) for i, plan in enumerate(self.parts) for t in plan.tasks]
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        return self.parts[task.part].compute(model, task)
+
+    def shrink(self, prompts: int, cells: int) -> Parts:
+        """Of every part the same share of its prompts and of its cells."""
+        share, of = prompts / self.grid.n_prompts, cells / self.grid.cells
+        parts = [
+            one.shrink(ceil(share * one.grid.n_prompts), ceil(of * one.grid.cells))
+            for one in self.parts
+        ]
+        return replace(self, parts=parts)
+
+    def memory(self, model: TransformerBridge) -> float:
+        return max(one.memory(model) for one in self.parts)
 
 
-ENOUGH = 1.0
-"""Seconds that a part takes to be told from noise."""
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Rows that are computed already, a frame a task."""
 
-FIRST_PROMPTS, FIRST_CELLS = 2, 4
-"""The first part."""
+    frames: Sequence[pd.DataFrame]
 
+    @property
+    def tasks(self) -> list[Task]:
+        return [Task(len(frame), range(i, i + 1)) for i, frame in enumerate(self.frames)]
 
-@runtime_checkable
-class Divisible(Protocol):
-    """What knows its own parts."""
+    @property
+    def grid(self) -> Grid:
+        return Grid({}, 0, {})
 
-    def divided(self, prompts: int, cells: int) -> Any: ...
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        return self.frames[task.prompts.start]
 
+    def shrink(self, prompts: int, cells: int) -> Known:
+        """Nothing: there is nothing to time."""
+        return Known(())
 
-class Times(int):
-    """How often something is done, each time by itself."""
-
-    def divided(self, prompts: int, cells: int) -> Times:
-        """So often."""
-        return Times(prompts)
-
-
-def part_of(value: Any, prompts: int, cells: int) -> Any:
-    """The same batches on the first prompts, under so many cells from all over the grid.
-
-    Goes by type through what the batches are a partial of: a frame is of prompts, a list of cells
-    is the grid, a list of frames is there already.
-    """
-    some = partial(part_of, prompts=prompts, cells=cells)
-    match value:
-        case partial():
-            named = {name: some(one) for name, one in value.keywords.items()}
-            return partial(value.func, *map(some, value.args), **named)
-        case Divisible():
-            return value.divided(prompts, cells)
-        case Tokens():
-            return value.rows(0, prompts)
-        case pd.DataFrame():
-            return value.head(prompts)
-        case Mapping():
-            return {name: some(one) for name, one in value.items()}
-        case list() | tuple() if any(isinstance(one, Cell) for one in value):
-            return [value[i] for i in spread_over(len(value), cells)]
-        case list() if any(isinstance(one, pd.DataFrame) for one in value):
-            return []
-    return value
-
-
-def estimate_time(
-    model: TransformerBridge,
-    batches: Batches,
-    prompts: int,
-    cells: int,
-    clock: Callable[[], float] = perf_counter,
-) -> tuple[float, int]:
-    """(seconds of the whole sweep, rows that were timed)."""
-
-    def timed(p: int, c: int) -> tuple[float, int]:
-        start = clock()
-        rows = sum(len(batch) for batch in part_of(batches, p, c)(model, skip=0))
-        return clock() - start, rows
-
-    p, c = min(FIRST_PROMPTS, prompts), min(FIRST_CELLS, cells)
-    timed(p, c)  # what happens once: trials, kernels
-    while True:
-        seconds, rows = timed(p, c)
-        if seconds >= ENOUGH or (p, c) == (prompts, cells):
-            break
-        p, c = (p, min(4 * c, cells)) if c < cells else (min(2 * p, prompts), c)
-    each = 0.0
-    if c < cells:
-        fewer = max(1, c // 4)
-        each = (seconds - timed(p, fewer)[0]) / max(1, c - fewer)
-    each = min(max(0.0, each), seconds / c)
-    return prompts / p * (seconds + each * (cells - c)), rows
-
-
-def weights(model: TransformerBridge) -> float:
-    """Gigabytes of the model's parameters and buffers, shared ones once."""
-    some = [*model.original_model.parameters(), *model.original_model.buffers()]
-    sizes = {one.data_ptr(): one.numel() * one.element_size() for one in some}
-    return sum(sizes.values()) / GIGABYTE
-
-
-def working(model: TransformerBridge, batches: Batches, rows: int) -> float:
-    """Gigabytes besides the model, at most: the engine's budget, or the rows that generation holds
-    at once (`rows` at most) with the keys and values of all their tokens."""
-    found = list(_within(batches))
-    asked = [one.memory_gb for one in found if isinstance(one, Budget)]
-    room = budget(next(model.original_model.parameters()).device, asked[0] if asked else None)
-    length = max((one.ids.shape[1] for one in found if isinstance(one, Tokens)), default=1)
-    sizes = Sizes.of(model)
-    held = [
-        min(one.rows, rows) * (sizes.trunk(length + one.max_new_tokens, 0) + sizes.row())
-        for one in found
-        if isinstance(one, Decoding)
-    ]
-    return max([room, *held] if asked or not held else held) / GIGABYTE
-
-
-def _within(value: Any) -> Iterator[Any]:
-    """Everything that the batches are a partial of, whatever it is wrapped in."""
-    match value:
-        case partial():
-            for one in (*value.args, *value.keywords.values()):
-                yield from _within(one)
-        case Mapping():
-            for one in value.values():
-                yield from _within(one)
-        case list() | tuple() if any(isinstance(one, Divisible) for one in value):
-            for one in value:
-                yield from _within(one)
-        case Divisible() if not isinstance(value, Times):
-            for one in vars(value).values():
-                yield from _within(one)
-        case _:
-            yield value
+    def memory(self, model: TransformerBridge) -> float:
+        return 0.0

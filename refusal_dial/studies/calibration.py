@@ -6,7 +6,7 @@ uniform; samples whose truth is known, which intervals must cover; and the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,19 +34,15 @@ from refusal_dial.directions.controls import (
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.decode import decoding_of
-from refusal_dial.model.tokens import Tokens
-from refusal_dial.run.forecast import Grid, grid_of
-from refusal_dial.run.job import Close, begin, carry_out, groups
-from refusal_dial.run.machines import Batches
-from refusal_dial.run.plan import Times
-from refusal_dial.scoring.toxicity import TextScorer
+from refusal_dial.run.job import Close, begin, carry_out
+from refusal_dial.run.plan import Budget, Grid, Parts, Plan, Task, batches
 from refusal_dial.stats.comparison import CORRECTED, NULLS, RANKED, compared
 from refusal_dial.stats.intervals import LEVEL, Floats, auc, mean_interval, rate_interval, shares
 from refusal_dial.stats.p_values import holm, max_t_p, rank_p, sign_flip_p
 from refusal_dial.studies.base import Study, load_study, study_settings
 from refusal_dial.studies.continuation import (
     Conducted,
-    continuation_batches,
+    ContinuationPlan,
     continuation_cells,
     continuation_settings,
     load_continuations,
@@ -97,29 +93,56 @@ def check_enough(study: Study, flags: CalibrationFlags) -> None:
         )
 
 
-def null_batches(
-    model: TransformerBridge, *, study: Study, flags: CalibrationFlags, n: int, skip: int = 0
-) -> Iterator[pd.DataFrame]:
-    """Frames of `NULLS_A_BATCH` of n experiments each, in order, without the first `skip`.
+@dataclass(frozen=True, eq=False)
+class NullPlan:
+    """n experiments on a model, `NULLS_A_BATCH` a task."""
 
-    Raises `DialError` where there are fewer EDGE prompts than the two parts take.
-    """
-    check_enough(study, flags)
-    edge = of_subset(study.prompts, "EDGE")
-    for start in range(skip * NULLS_A_BATCH, n, NULLS_A_BATCH):
-        order = np.random.default_rng([flags.seed, start]).permutation(len(edge))
+    study: Study
+    flags: CalibrationFlags
+    n: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        return experiment_tasks(self.n, NULLS_A_BATCH, len(null_tests(self.flags)))
+
+    @property
+    def grid(self) -> Grid:
+        return Grid({"experiments": self.n}, 1, {"p-values of": null_tests(self.flags)})
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        """Raises `DialError` where there are fewer EDGE prompts than the two parts take."""
+        study, flags = self.study, self.flags
+        check_enough(study, flags)
+        # 1. A split of the EDGE prompts that these experiments share, drawn by their number.
+        edge = of_subset(study.prompts, "EDGE")
+        order = np.random.default_rng([flags.seed, task.prompts.start]).permutation(len(edge))
         train = [edge[i] for i in order[: flags.n_learn]]
         report = [edge[i] for i in order[flags.n_learn :][: flags.n_report]]
-        numbers = range(start, min(start + NULLS_A_BATCH, n))
-        grids = [null_cells(study, flags, i, train) for i in numbers]
-        tokens = study.tokens.chosen(study.rows(report)).on(model)
-        hooks = [cell.hooks for cells in grids for cell in cells]
+        # 2. The cells of all of them, on one recording.
+        grids = [null_cells(study, flags, i, train) for i in task.prompts]
         scores = score_grid(
-            model, tokens, hooks, study.scorer, engine=flags.engine, memory_gb=flags.memory_gb
+            model,
+            study.tokens.chosen(study.rows(report)).on(model),
+            [cell.hooks for cells in grids for cell in cells],
+            study.scorer,
+            engine=flags.engine,
+            memory_gb=flags.memory_gb,
         ).numpy()
+        # 3. The p-values of each.
         parts = np.split(scores, np.cumsum([len(cells) for cells in grids])[:-1])
-        rows = [p_values(*one) for one in zip(numbers, grids, parts, strict=True)]
-        yield pd.DataFrame([row for some in rows for row in some])
+        rows = [p_values(*one) for one in zip(task.prompts, grids, parts, strict=True)]
+        return pd.DataFrame([row for some in rows for row in some])
+
+    def shrink(self, prompts: int, cells: int) -> NullPlan:
+        return replace(self, n=prompts)
+
+    def memory(self, model: TransformerBridge) -> float:
+        return Budget(memory_gb=self.flags.memory_gb).memory(model)
+
+
+def experiment_tasks(n: int, size: int, rows: int) -> list[Task]:
+    """n experiments of so many rows each, `size` a task."""
+    return [Task(rows * len(some), some) for some in batches(n, size)]
 
 
 def null_cells(
@@ -179,14 +202,35 @@ GAUSSIAN_KINDS = ("random", "covariance", "shuffled")
 GAUSSIAN_ROWS = 3 * len(GAUSSIAN_KINDS) + 1  # an experiment
 
 
-def gaussian_batches(
-    model: Any, *, n: int, n_learn: int, n_report: int, draws: int, seed: int, skip: int = 0
-) -> Iterator[pd.DataFrame]:
-    """Frames of `GAUSSIANS_A_BATCH` experiments each, `rows_of` them. No model is asked."""
-    for start in range(skip * GAUSSIANS_A_BATCH, n, GAUSSIANS_A_BATCH):
-        numbers = range(start, min(start + GAUSSIANS_A_BATCH, n))
-        some = [row for i in numbers for row in experiment(i, n_learn, n_report, draws, seed)]
-        yield pd.DataFrame(some)
+@dataclass(frozen=True)
+class GaussianPlan:
+    """n experiments on Gaussian activations, `GAUSSIANS_A_BATCH` a task. No model is asked."""
+
+    n: int
+    n_learn: int
+    n_report: int
+    draws: int
+    seed: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        return experiment_tasks(self.n, GAUSSIANS_A_BATCH, GAUSSIAN_ROWS)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid({"experiments": self.n}, 1, {"p-values of": GAUSSIAN_KINDS})
+
+    def compute(self, model: Any, task: Task) -> pd.DataFrame:
+        rows = [
+            experiment(i, self.n_learn, self.n_report, self.draws, self.seed) for i in task.prompts
+        ]
+        return pd.DataFrame([row for some in rows for row in some])
+
+    def shrink(self, prompts: int, cells: int) -> GaussianPlan:
+        return replace(self, n=prompts)
+
+    def memory(self, model: Any) -> float:
+        return 0.0
 
 
 def experiment(i: int, n_learn: int, n_report: int, draws: int, seed: int) -> list[dict[str, Any]]:
@@ -583,23 +627,44 @@ CASES = (
 )
 
 
-def coverage_tasks(n_trials: int) -> list[tuple[Case, int, int]]:
-    """(case, n, trials) of each batch, in order: a row each."""
-    return [
-        (case, n, min(TRIALS, n_trials - start))
-        for case in CASES
-        for n in SIZES
-        for start in range(0, n_trials, TRIALS)
-    ]
+@dataclass(frozen=True)
+class CoveragePlan:
+    """Every interval at every number of prompts, on `n_trials` samples: a row for `TRIALS` of
+    them. No model is asked."""
 
+    n_trials: int
+    seed: int
 
-def coverage_batches(
-    model: Any, *, n_trials: int, seed: int, skip: int = 0
-) -> Iterator[pd.DataFrame]:
-    """A frame of one row per batch, without the first `skip`. No model is asked."""
-    for number, (case, n, trials) in enumerate(coverage_tasks(n_trials)):
-        if number >= skip:
-            yield pd.DataFrame([count_covered(case, n, trials, seed, number)])
+    @property
+    def tasks(self) -> list[Task]:
+        """`part` is the number of the case and the number of prompts in `counted`."""
+        return [
+            Task(1, trials, part=part)
+            for part in range(len(self.counted))
+            for trials in batches(self.n_trials, TRIALS)
+        ]
+
+    @property
+    def counted(self) -> list[tuple[Case, int]]:
+        """(case, number of prompts)."""
+        return [(case, n) for case in CASES for n in SIZES]
+
+    @property
+    def grid(self) -> Grid:
+        laws = list(dict.fromkeys(f"{case.interval}: {case.law}" for case in CASES))
+        axes: dict[str, Sequence[Any]] = {"intervals": laws, "prompts": SIZES}
+        return Grid({"samples": self.n_trials}, len(laws) * len(SIZES), axes)
+
+    def compute(self, model: Any, task: Task) -> pd.DataFrame:
+        case, n = self.counted[task.part]
+        number = task.part * len(batches(self.n_trials, TRIALS)) + task.prompts.start // TRIALS
+        return pd.DataFrame([count_covered(case, n, len(task.prompts), self.seed, number)])
+
+    def shrink(self, prompts: int, cells: int) -> CoveragePlan:
+        return replace(self, n_trials=prompts)
+
+    def memory(self, model: Any) -> float:
+        return 0.0
 
 
 def count_covered(case: Case, n: int, trials: int, seed: int, number: int) -> dict[str, Any]:
@@ -743,8 +808,6 @@ def run_agreement(rows: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, dict
 
 RUNS = 2
 
-Laid = tuple[list[int], Batches, Close]
-
 
 def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
     """The run and the summary of each part that `--part` names. With `--out` each has a folder of
@@ -759,34 +822,23 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
             if part == "contradiction":
                 found[part] = conduct_contradiction(one)
                 continue
-            sizes, batches, close = LAID_OUT[part](study, one)
+            plan, close = _planned(part, study, one)
             run = begin(f"calibrate_{part}", study_settings(study, one), one)
-            found[part] = carry_out(run, study, sizes, batches, close, one, _grid(part, one))
+            found[part] = carry_out(run, study, plan, close, one)
     return found
 
 
-def _null(study: Study, flags: CalibrationFlags) -> Laid:
-    check_enough(study, flags)  # before a folder is made for it
-    sizes = _sizes(flags.n_experiments, NULLS_A_BATCH, len(null_tests(flags)))
-    n = Times(flags.n_experiments)
-    return sizes, partial(null_batches, study=study, flags=flags, n=n), _uniform
-
-
-def _gaussian(study: Study, flags: CalibrationFlags) -> Laid:
-    batches = partial(
-        gaussian_batches,
-        n=Times(flags.n_gaussian),
-        n_learn=flags.n_learn,
-        n_report=flags.n_report,
-        draws=flags.n_random,
-        seed=flags.seed,
-    )
-    return _sizes(flags.n_gaussian, GAUSSIANS_A_BATCH, GAUSSIAN_ROWS), batches, _uniform
-
-
-def _intervals(study: Study, flags: CalibrationFlags) -> Laid:
-    batches = partial(coverage_batches, n_trials=Times(flags.n_trials), seed=flags.seed)
-    return [1] * len(coverage_tasks(flags.n_trials)), batches, _covered
+def _planned(part: str, study: Study, flags: CalibrationFlags) -> tuple[Plan, Close]:
+    """What a part computes, and what its rows add up to."""
+    match part:
+        case "null":
+            check_enough(study, flags)  # before a folder is made for it
+            return NullPlan(study, flags, flags.n_experiments), _uniform
+        case "gaussian":
+            sizes = (flags.n_learn, flags.n_report, flags.n_random)
+            return GaussianPlan(flags.n_gaussian, *sizes, flags.seed), _uniform
+        case _:
+            return CoveragePlan(flags.n_trials, flags.seed), _covered
 
 
 def _uniform(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
@@ -797,22 +849,6 @@ def _uniform(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
 def _covered(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     summary = covered(rows)
     return summary, {"kept": int(summary["kept"].sum()), "of": len(summary)}
-
-
-def _sizes(n: int, size: int, each: int) -> list[int]:
-    return [each * min(size, n - start) for start in range(0, n, size)]
-
-
-LAID_OUT = {"null": _null, "gaussian": _gaussian, "intervals": _intervals}
-
-
-def _grid(part: str, flags: CalibrationFlags) -> Grid:
-    if part == "intervals":
-        laws = {f"{case.interval}: {case.law}": None for case in CASES}
-        axes: dict[str, Sequence[Any]] = {"intervals": list(laws), "prompts": SIZES}
-        return Grid({"samples": flags.n_trials}, len(laws) * len(SIZES), axes)
-    n = flags.n_experiments if part == "null" else flags.n_gaussian
-    return Grid({"experiments": n}, 1, {"p-values of": null_tests(flags)})
 
 
 def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
@@ -833,37 +869,37 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
     settings = continuation_settings(opened, asked) | {"part": flags.part, "runs": RUNS}
     run = begin("calibrate_contradiction", settings, flags)
     cells, rows = continuation_cells(opened, asked), opening_rows(opened, asked.seed)
-    batches = partial(
-        twice_batches,
-        tokens=opened.tokens,
-        scorer=opened.scorer,
-        rows=rows,
-        cells=cells,
-        flags=asked,
+    once = ContinuationPlan(
+        opened.tokens, opened.scorer, rows, cells, decoding_of(asked), asked.batch_size
     )
-    sizes = RUNS * _sizes(len(rows), asked.batch_size, len(cells))
-    grid = grid_of(groups(rows), [cell.labels for cell in cells])
-    close = partial(run_agreement, seed=flags.seed)
-    return carry_out(run, opened, sizes, batches, close, flags, grid)
+    runs = [
+        SeededPlan(replace(once, decoding=replace(once.decoding, seed=flags.seed + number)))
+        for number in range(RUNS)
+    ]
+    plan = Parts(runs, once.grid)
+    return carry_out(run, opened, plan, partial(run_agreement, seed=flags.seed), flags)
 
 
-def twice_batches(
-    model: TransformerBridge,
-    *,
-    tokens: Tokens,
-    scorer: TextScorer,
-    rows: pd.DataFrame,
-    cells: Sequence[Cell],
-    flags: ContinuationFlags,
-    skip: int = 0,
-) -> Iterator[pd.DataFrame]:
-    """The batches of each run in turn, with the column `run`, without the first `skip`."""
-    each = -(-len(rows) // flags.batch_size)
-    for number in range(skip // each, RUNS):
-        decoding = replace(decoding_of(flags), seed=flags.seed + number)
-        left = max(0, skip - number * each)
-        said = continuation_batches(
-            model, tokens, scorer, rows, cells, decoding, flags.batch_size, skip=left
-        )
-        for batch in said:
-            yield batch.assign(run=f"sampling seed {flags.seed + number}")
+@dataclass(frozen=True, eq=False)
+class SeededPlan:
+    """The rows of a plan with the column `run`, which names the seed of its samples."""
+
+    plan: ContinuationPlan
+
+    @property
+    def tasks(self) -> list[Task]:
+        return self.plan.tasks
+
+    @property
+    def grid(self) -> Grid:
+        return self.plan.grid
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        name = f"sampling seed {self.plan.decoding.seed}"
+        return self.plan.compute(model, task).assign(run=name)
+
+    def shrink(self, prompts: int, cells: int) -> SeededPlan:
+        return replace(self, plan=self.plan.shrink(prompts, cells))
+
+    def memory(self, model: TransformerBridge) -> float:
+        return self.plan.memory(model)

@@ -39,8 +39,8 @@ from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokenize
 from refusal_dial.run.folder import Run, read_config, read_table, read_verdict
-from refusal_dial.run.forecast import grid_of
-from refusal_dial.run.job import begin, carry_out, files_by_layer, groups
+from refusal_dial.run.job import begin, carry_out, files_by_layer
+from refusal_dial.run.plan import Grid, Task, batches, generation_memory, grid_of, groups, some_of
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
 from refusal_dial.stats.comparison import fair_ranks, finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval
@@ -269,25 +269,50 @@ CONTINUATION_ORDER = [
 CONTINUATION_ORDER += ["completion"]
 
 
-def continuation_batches(
-    model: TransformerBridge,
-    tokens: Tokens,
-    scorer: TextScorer,
-    rows: pd.DataFrame,
-    cells: Sequence[Cell],
-    decoding: Decoding,
-    batch_size: int,
-    skip: int = 0,
-) -> Iterator[pd.DataFrame]:
-    """A frame per batch of prompts, in the order of cells, prompts and samples. `rows` are the
-    prompts' columns. The first `skip` batches are left out: they were computed before."""
-    tokens = tokens.on(model)
-    for start in range(skip * batch_size, len(tokens), batch_size):
-        batch = tokens.rows(start, start + batch_size)
-        said = completion_rows(model, batch, rows.iloc[start : start + batch_size], cells, decoding)
-        unlike = said["text"].drop_duplicates()
-        scores = dict(zip(unlike, scorer(list(unlike)), strict=True))
-        yield said.assign(score=said["text"].map(scores))[CONTINUATION_ORDER]
+@dataclass(frozen=True, eq=False)
+class ContinuationPlan:
+    """Completions of openings under every cell, each with its score: a row per cell, prompt and
+    sample. `rows` are the prompts' columns."""
+
+    tokens: Tokens
+    scorer: TextScorer
+    rows: pd.DataFrame
+    cells: Sequence[Cell]
+    decoding: Decoding
+    batch_size: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        cells = range(len(self.cells))
+        return [
+            Task(len(cells) * self.decoding.samples * len(prompts), prompts, cells)
+            for prompts in batches(len(self.rows), self.batch_size)
+        ]
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        start, stop = task.prompts.start, task.prompts.stop
+        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+        frame = completion_rows(model, tokens, rows, self.cells, self.decoding)
+        # A text that several cells have is scored once.
+        texts = frame["text"].drop_duplicates()
+        scores = dict(zip(texts, self.scorer(list(texts)), strict=True))
+        return frame.assign(score=frame["text"].map(scores))[CONTINUATION_ORDER]
+
+    def shrink(self, prompts: int, cells: int) -> ContinuationPlan:
+        return replace(
+            self,
+            tokens=self.tokens.rows(0, prompts),
+            rows=self.rows.head(prompts),
+            cells=some_of(self.cells, cells),
+        )
+
+    def memory(self, model: TransformerBridge) -> float:
+        most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
+        return generation_memory(model, self.decoding, length, most)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -612,18 +637,10 @@ def conduct_continuations(
     settings = continuation_settings(opened, flags)
     cells = lay_out(opened, flags)
     rows = opening_rows(opened, flags.seed)
-    decoding = decoding_of(flags)
-    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
-    size = flags.batch_size
-    batches = partial(
-        continuation_batches,
-        tokens=opened.tokens,
-        scorer=opened.scorer,
-        rows=rows,
-        cells=cells,
-        decoding=decoding,
-        batch_size=size,
+    plan = ContinuationPlan(
+        opened.tokens, opened.scorer, rows, cells, decoding_of(flags), flags.batch_size
     )
+    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
 
     def note(number: int, batch: pd.DataFrame) -> None:
         at = batch["subset"] + " at " + batch["strength"].map("{:g}".format)
@@ -634,11 +651,8 @@ def conduct_continuations(
         summary = summarise_continuations(said, flags.seed)
         return summary, continuation_verdict(summary, opened)
 
-    starts = range(0, len(rows), size)
-    sizes = [len(cells) * flags.samples * min(size, len(rows) - start) for start in starts]
-    grid = grid_of(groups(rows), [cell.labels for cell in cells])
     with kept_results(run, lambda: results(run)):
-        return carry_out(run, opened, sizes, batches, close, flags, grid, note)
+        return carry_out(run, opened, plan, close, flags, note)
 
 
 def opening_rows(opened: ContinuationStudy, seed: int) -> pd.DataFrame:

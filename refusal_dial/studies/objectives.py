@@ -6,10 +6,11 @@ of prompts, and which pairs of steps no other pair beats (the front).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -29,22 +30,19 @@ from refusal_dial.data.prompts import (
 )
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, overlap
-from refusal_dial.engine.score import Scorer
-from refusal_dial.generate.decode import Decoding, decoding_of
+from refusal_dial.generate.decode import decoding_of
 from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.folder import Run
-from refusal_dial.run.forecast import grid_of
-from refusal_dial.run.job import begin, carry_out, groups
-from refusal_dial.run.plan import Budget, sweep_batches
-from refusal_dial.scoring.toxicity import TextScorer
+from refusal_dial.run.job import begin, carry_out
+from refusal_dial.run.plan import Budget, Grid, Parts, SweepPlan, Task
 from refusal_dial.stats.comparison import finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import sign_flip_p
 from refusal_dial.studies.base import Study, study_of
 from refusal_dial.studies.continuation import (
+    ContinuationPlan,
     ContinuationStudy,
-    continuation_batches,
     continuation_settings,
     load_continuations,
     opening_rows,
@@ -189,35 +187,48 @@ OBJECTIVE_ORDER += [
 OBJECTIVE_ORDER += ["completion"]
 
 
-def objective_batches(
-    model: TransformerBridge,
-    openings: Tokens,
-    opening_rows: pd.DataFrame,
-    prompts: Tokens,
-    prompt_rows: pd.DataFrame,
-    toxicity: TextScorer,
-    refusal: Scorer,
-    cells: Sequence[Cell],
-    decoding: Decoding,
-    batch_size: int,
-    skip: int = 0,
-) -> Iterator[pd.DataFrame]:
-    """A frame per batch of openings, then per batch of prompts, in the order of cells and prompts.
-    The first `skip` batches are left out: they were computed before."""
-    first = -(-len(openings) // batch_size)
-    columns = [cell.labels["refusal_strength"] for cell in cells]
-    spoken = continuation_batches(
-        model, openings, toxicity, opening_rows, cells, decoding, batch_size, skip
-    )
-    for batch in spoken:
-        each = len(batch) // len(cells)
-        yield batch.assign(refusal_strength=[b for b in columns for _ in range(each)])[
-            OBJECTIVE_ORDER
-        ]
-    budget, done = Budget(batch_size), max(0, skip - first)
-    for batch in sweep_batches(model, prompts, prompt_rows, cells, refusal, budget, done):
-        unsaid = batch.assign(sample=0, nll=float("nan"), stop="", completion="")
-        yield unsaid[OBJECTIVE_ORDER]
+@dataclass(frozen=True, eq=False)
+class ObjectivePlan:
+    """Openings continued under every cell, then prompts scored under every cell, in the same
+    columns."""
+
+    openings: ContinuationPlan
+    prompts: SweepPlan
+
+    @property
+    def _both(self) -> Parts:
+        prompts = {**self.openings.grid.prompts, **self.prompts.grid.prompts}
+        return Parts((self.openings, self.prompts), replace(self.prompts.grid, prompts=prompts))
+
+    @property
+    def tasks(self) -> list[Task]:
+        return self._both.tasks
+
+    @property
+    def grid(self) -> Grid:
+        return self._both.grid
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        frame = self._both.compute(model, task)
+        if task.part == 0:
+            steps = [cell.labels["refusal_strength"] for cell in self.openings.cells]
+            each = len(frame) // len(steps)
+            frame = frame.assign(refusal_strength=[step for step in steps for _ in range(each)])
+        else:  # a prompt is scored, and has no completion
+            frame = frame.assign(sample=0, nll=float("nan"), stop="", completion="")
+        return frame[OBJECTIVE_ORDER]
+
+    def shrink(self, prompts: int, cells: int) -> ObjectivePlan:
+        share = prompts / self.grid.n_prompts
+        n_openings, n_asked = (
+            ceil(share * one.grid.n_prompts) for one in (self.openings, self.prompts)
+        )
+        return ObjectivePlan(
+            self.openings.shrink(n_openings, cells), self.prompts.shrink(n_asked, cells)
+        )
+
+    def memory(self, model: TransformerBridge) -> float:
+        return self._both.memory(model)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -301,29 +312,20 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
             "split": "holdout",
         }
     )
-    decoding = decoding_of(flags)
-    run = begin(experiment, objective_settings(both, flags), flags, learned)
-    size = flags.batch_size
-    batches = partial(
-        objective_batches,
-        openings=both.openings.tokens,
-        opening_rows=openings,
-        prompts=both.tokens,
-        prompt_rows=prompts,
-        toxicity=both.openings.scorer,
-        refusal=both.study.scorer,
-        cells=cells,
-        decoding=decoding,
-        batch_size=size,
+    plan = ObjectivePlan(
+        ContinuationPlan(
+            both.openings.tokens,
+            both.openings.scorer,
+            openings,
+            cells,
+            decoding_of(flags),
+            flags.batch_size,
+        ),
+        SweepPlan(both.tokens, prompts, cells, both.study.scorer, Budget(flags.batch_size)),
     )
+    run = begin(experiment, objective_settings(both, flags), flags, learned)
 
     def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         return summarise_objectives(rows, flags.threshold, flags.seed), {"overlap": both.overlap}
 
-    sizes = [
-        len(cells) * each * min(size, len(part) - start)
-        for part, each in ((openings, flags.samples), (prompts, 1))
-        for start in range(0, len(part), size)
-    ]
-    grid = grid_of(groups(openings) | groups(prompts), [cell.labels for cell in cells])
-    return carry_out(run, both, sizes, batches, close, flags, grid)
+    return carry_out(run, both, plan, close, flags)

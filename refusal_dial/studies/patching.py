@@ -36,10 +36,18 @@ from refusal_dial.model.activations import collect_rows
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.folder import Run
-from refusal_dial.run.forecast import Grid, grid_of
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.machines import Batches
-from refusal_dial.run.plan import Budget, spread_over
+from refusal_dial.run.plan import (
+    Budget,
+    Grid,
+    Known,
+    Parts,
+    Task,
+    batches,
+    compute_all,
+    grid_of,
+    some_of,
+)
 from refusal_dial.studies.base import Study, study_settings
 from refusal_dial.studies.pairs import (
     Pairs,
@@ -377,18 +385,8 @@ class Patching:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
 
-    def batches(self, skip: int = 0) -> Iterator[range]:
-        """The pairs of each batch."""
-        size, n = self.budget.batch_size, len(self.pairs)
-        return (range(i, min(i + size, n)) for i in range(skip * size, n, size))
-
-    def divided(self, prompts: int, cells: int) -> Patching:
-        """The first pairs at so many places from all over."""
-        places = [self.places[i] for i in spread_over(len(self.places), cells)]
-        return replace(self, pairs=self.pairs.chosen(range(prompts)), places=places)
-
-    def sizes(self) -> list[int]:
-        """Rows that each batch yields, in order."""
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows that each pair makes."""
         total = np.zeros(len(self.pairs), dtype=int)
         for roles in dict.fromkeys(place.roles for place in self.places):
             here = sum(place.roles == roles for place in self.places)
@@ -396,30 +394,65 @@ class Patching:
             for way in self.ways:
                 lent = donors(self.pairs, roles, WAY_RUNS[way][0], self.seed) >= 0
                 total += here * (2 * np.array(has) + lent)
-        return [int(total[rows.start : rows.stop].sum()) for rows in self.batches()]
+        return total
 
 
-def patched(model: TransformerBridge, patching: Patching, scorer: Scorer) -> pd.DataFrame:
-    """A row per pair and cell, `COLUMNS`: every place, patched each way, with its controls.
+@dataclass(frozen=True, eq=False)
+class PatchPlan:
+    """A row per pair and cell, `PATCH_COLUMNS`: every place, patched each way, with its controls.
 
     `score` is that of the patched run, `clean` and `corrupted` those of the two runs as they are;
     `pos` is where the role stands in the run. A pair that lacks a role has no row there.
     """
-    return pd.concat(patch_batches(model, patching, scorer), ignore_index=True)
 
+    patching: Patching
+    scorer: Scorer
 
-def patch_batches(
-    model: TransformerBridge, patching: Patching, scorer: Scorer, skip: int = 0
-) -> Iterator[pd.DataFrame]:
-    """`patched`, a frame per batch of pairs, without the first `skip`, which were done before."""
-    patching = replace(patching, pairs=patching.pairs.on(model))
-    for rows in patching.batches(skip):
-        frames = [
-            _one_way(model, patching, rows, part, scorer, way)
-            for way in patching.ways
-            for part in _parts(model, patching.places, len(rows))
+    @property
+    def tasks(self) -> list[Task]:
+        rows, places = self.patching.sizes(), range(len(self.patching.places))
+        size = self.patching.budget.batch_size
+        return [
+            Task(int(rows[pairs.start : pairs.stop].sum()), pairs, places)
+            for pairs in batches(len(self.patching.pairs), size)
         ]
-        yield labelled(pd.concat(frames, ignore_index=True), patching.pairs, model.tokenizer)
+
+    @property
+    def grid(self) -> Grid:
+        """The cells are places; each is patched every way, and beside it stand two controls."""
+        ways, beside = ", ".join(self.patching.ways), ", ".join(PATCH_CONTROLS)
+        names = ("layer", "site", "role", "head", "neuron")
+        labels = [
+            {name: getattr(one, name) for name in names} | {"way": ways, "beside": beside}
+            for one in self.patching.places
+        ]
+        return grid_of({"pairs": len(self.patching.pairs)}, labels)
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        patching = replace(self.patching, pairs=self.patching.pairs.on(model))
+        frames = [
+            _one_way(model, patching, task.prompts, part, self.scorer, way)
+            for way in patching.ways
+            for part in _parts(model, patching.places, len(task.prompts))
+        ]
+        frame = pd.concat(frames, ignore_index=True)
+        return labelled(frame, patching.pairs, model.tokenizer)
+
+    def shrink(self, prompts: int, cells: int) -> PatchPlan:
+        patching = replace(
+            self.patching,
+            pairs=self.patching.pairs.chosen(range(prompts)),
+            places=some_of(self.patching.places, cells),
+        )
+        return replace(self, patching=patching)
+
+    def memory(self, model: TransformerBridge) -> float:
+        return self.patching.budget.memory(model)
+
+
+def patched(model: TransformerBridge, patching: Patching, scorer: Scorer) -> pd.DataFrame:
+    """The rows of a `PatchPlan`."""
+    return compute_all(model, PatchPlan(patching, scorer))
 
 
 def _parts(model: TransformerBridge, places: Sequence[Place], n: int) -> Iterator[Sequence[Place]]:
@@ -595,12 +628,12 @@ PROMPTS_A_PASS = 16
 """Prompts a backward pass: it holds every site at every position."""
 
 
-def attribution_batches(
+def attributed(
     model: TransformerBridge, patching: Patching, scorer: Scorer
 ) -> Iterator[pd.DataFrame]:
-    """The rows of `patching.patch_batches` as the gradient has them, with direction `attribution`
-    and without controls. The scorer reads each prompt by itself."""
-    for rows in patching.batches():
+    """The rows of a `PatchPlan`, a frame a task, as the gradient has them: with direction
+    `attribution`, and without controls. The scorer reads each prompt by itself."""
+    for rows in batches(len(patching.pairs), patching.budget.batch_size):
         frames = [_attribution_one_way(model, patching, rows, scorer, way) for way in patching.ways]
         yield labelled(pd.concat(frames, ignore_index=True), patching.pairs, model.tokenizer)
 
@@ -751,9 +784,8 @@ def conduct_patching(
     """
     chosen = choose_pairs(study, flags)
     run, patching = _open(experiment, study, flags, chosen, layout)
-    batches = partial(patch_batches, patching=patching, scorer=study.scorer)
-    close = partial(_close, flags, chosen)
-    return carry_out(run, study, patching.sizes(), batches, close, flags, _grid(patching))
+    plan = PatchPlan(patching, study.scorer)
+    return carry_out(run, study, plan, partial(_close, flags, chosen), flags)
 
 
 def conduct_attribution(
@@ -768,29 +800,12 @@ def conduct_attribution(
     run, patching = _open(experiment, study, flags, chosen, layout)
     guesses, exact = [], patching
     if not run.finished:
-        guesses = list(attribution_batches(study.model, patching, study.scorer))
+        guesses = list(attributed(study.model, patching, study.scorer))
     if guesses and refine is not None:
         exact = replace(patching, places=strongest(pd.concat(guesses), patching.places, refine))
-    sizes = [*map(len, guesses), *exact.sizes()]
-    batches = partial(_after, guesses, partial(patch_batches, patching=exact, scorer=study.scorer))
-    close = partial(_close, flags, chosen)
-    return carry_out(run, study, sizes, batches, close, flags, _grid(exact))
-
-
-def _grid(patching: Patching) -> Grid:
-    """The cells are places; each is patched every way, and beside it stand two controls."""
-    each: dict[str, Any] = {"way": ", ".join(patching.ways), "beside": ", ".join(PATCH_CONTROLS)}
-    names = ("layer", "site", "role", "head", "neuron")
-    labels = [{name: getattr(one, name) for name in names} | each for one in patching.places]
-    return grid_of({"pairs": len(patching.pairs)}, labels)
-
-
-def _after(
-    guesses: Sequence[pd.DataFrame], exact: Batches, model: TransformerBridge, *, skip: int
-) -> Iterator[pd.DataFrame]:
-    """The guesses, which are there already, then the exact patches."""
-    yield from guesses[skip:]
-    yield from exact(model, skip=max(0, skip - len(guesses)))
+    patches = PatchPlan(exact, study.scorer)
+    plan = Parts((Known(guesses), patches), patches.grid)
+    return carry_out(run, study, plan, partial(_close, flags, chosen), flags)
 
 
 def _open(

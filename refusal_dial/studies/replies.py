@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,9 +45,17 @@ from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import identity
 from refusal_dial.model.tokens import Tokens, tokenize, with_replies
 from refusal_dial.run.folder import Run
-from refusal_dial.run.forecast import grid_of
-from refusal_dial.run.job import begin, carry_out, files_by_layer, groups
-from refusal_dial.run.plan import Budget
+from refusal_dial.run.job import begin, carry_out, files_by_layer
+from refusal_dial.run.plan import (
+    Budget,
+    Grid,
+    Task,
+    batches,
+    generation_memory,
+    grid_of,
+    groups,
+    some_of,
+)
 from refusal_dial.scoring.judge_model import load_judge
 from refusal_dial.scoring.judges import (
     UNSCORED,
@@ -312,43 +320,78 @@ REPLY_ORDER += [
 REPLY_ORDER += ["nll", "repeated", "stop", "completion"]
 
 
-def judged_batches(
-    model: TransformerBridge,
-    tokens: Mapping[str, Tokens],
-    prompts: Sequence[Prompt],
-    judge: Judge,
-    scorer: Scorer,
-    rows: pd.DataFrame,
-    cells: Sequence[Cell],
-    decoding: Decoding,
-    budget: Budget,
-    skip: int = 0,
-) -> Iterator[pd.DataFrame]:
-    """A frame per batch of prompts: by system message, then cell, prompt and sample.
+@dataclass(frozen=True, eq=False)
+class ReplyPlan:
+    """Replies to prompts under every cell, judged and scored: a row per cell, prompt and sample,
+    by system message, then cell, prompt and sample.
 
     `tokens` are the prompts under each system message, which a cell's label `system` names; `rows`
-    the prompts' columns. The first `skip` batches are left out: they were computed before. Raises
-    `DialError` for a cell under a system message that is not there.
+    the prompts' columns.
     """
-    unknown = {str(cell.labels["system"]) for cell in cells} - set(tokens)
-    if unknown:
-        raise DialError(f"no system message is called {sorted(unknown)[0]!r} here")
-    size = budget.batch_size
-    for start in range(skip * size, len(rows), size):
-        some, parts = rows.iloc[start : start + size], []
-        for system, whole in tokens.items():
-            mine = [cell for cell in cells if cell.labels["system"] == system]
-            if mine:
-                here = whole.on(model).rows(start, start + size)
-                said = completion_rows(model, here, some, mine, decoding)
-                grid = [cell.hooks for cell in mine]
-                scores = score_grid(
-                    model, here, grid, scorer, engine=budget.engine, memory_gb=budget.memory_gb
-                )
-                said["score"] = scores.flatten().repeat_interleave(decoding.samples).numpy()
-                parts.append(said)
-        asked = {prompt.id: prompt.text for prompt in prompts[start : start + size]}
-        yield _judged(judge, asked, pd.concat(parts, ignore_index=True))[REPLY_ORDER]
+
+    tokens: Mapping[str, Tokens]
+    prompts: Sequence[Prompt]
+    judge: Judge
+    scorer: Scorer
+    rows: pd.DataFrame
+    cells: Sequence[Cell]
+    decoding: Decoding
+    budget: Budget
+
+    @property
+    def tasks(self) -> list[Task]:
+        cells = range(len(self.cells))
+        return [
+            Task(len(cells) * self.decoding.samples * len(prompts), prompts, cells)
+            for prompts in batches(len(self.rows), self.budget.batch_size)
+        ]
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        """Raises `DialError` for a cell under a system message that is not there."""
+        unknown = {str(cell.labels["system"]) for cell in self.cells} - set(self.tokens)
+        if unknown:
+            raise DialError(f"no system message is called {sorted(unknown)[0]!r} here")
+        start, stop = task.prompts.start, task.prompts.stop
+        rows, frames = self.rows.iloc[start:stop], []
+        for system, tokens in self.tokens.items():
+            cells = [cell for cell in self.cells if cell.labels["system"] == system]
+            if not cells:
+                continue
+            # 1. A completion for every cell, prompt and sample.
+            here = tokens.rows(start, stop).on(model)
+            frame = completion_rows(model, here, rows, cells, self.decoding)
+            # 2. Beside it the score of the logits at the last prompt token.
+            scores = score_grid(
+                model,
+                here,
+                [cell.hooks for cell in cells],
+                self.scorer,
+                engine=self.budget.engine,
+                memory_gb=self.budget.memory_gb,
+            )
+            frame["score"] = scores.flatten().repeat_interleave(self.decoding.samples).numpy()
+            frames.append(frame)
+        # 3. The judge reads them.
+        requests = {prompt.id: prompt.text for prompt in self.prompts[start:stop]}
+        return _judged(self.judge, requests, pd.concat(frames, ignore_index=True))[REPLY_ORDER]
+
+    def shrink(self, prompts: int, cells: int) -> ReplyPlan:
+        return replace(
+            self,
+            tokens={name: some.rows(0, prompts) for name, some in self.tokens.items()},
+            rows=self.rows.head(prompts),
+            cells=some_of(self.cells, cells),
+        )
+
+    def memory(self, model: TransformerBridge) -> float:
+        most = max(task.rows for task in self.tasks)
+        length = max(tokens.ids.shape[1] for tokens in self.tokens.values())
+        generation = generation_memory(model, self.decoding, length, most)
+        return max(self.budget.memory(model), generation)
 
 
 def _judged(judge: Judge, asked: Mapping[str, str], said: pd.DataFrame) -> pd.DataFrame:
@@ -685,20 +728,17 @@ def conduct_replies(
 
     Raises `DialError` where the judge leaves more than the share `max_missing` unscored.
     """
-    decoding = decoding_of(flags)
-    run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
-    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
-    batches = partial(
-        judged_batches,
+    plan = ReplyPlan(
         tokens=talk.tokens,
         prompts=talk.prompts,
         judge=talk.judge,
         scorer=talk.study.scorer,
         rows=rows,
         cells=cells,
-        decoding=decoding,
-        budget=budget,
+        decoding=decoding_of(flags),
+        budget=Budget(flags.batch_size, flags.engine, flags.memory_gb),
     )
+    run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
 
     def close(said: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise_replies(said, flags.threshold, flags.seed)
@@ -710,14 +750,11 @@ def conduct_replies(
             "coherence": coherent_range(summary),
         }
 
-    size = flags.batch_size
-    starts = range(0, len(rows), size)
-    sizes = [len(cells) * flags.samples * min(size, len(rows) - start) for start in starts]
+    n_rows = sum(task.rows for task in plan.tasks)
     unscored = Counter[str]()
 
     def note(number: int, batch: pd.DataFrame) -> None:
         unscored[UNJUDGED] += int((batch["label"] == UNSCORED).sum())
-        check_dropped_share(+unscored, sum(sizes), flags.max_missing)
+        check_dropped_share(+unscored, n_rows, flags.max_missing)
 
-    grid = grid_of(groups(rows), [cell.labels for cell in cells])
-    return carry_out(run, talk, sizes, batches, close, flags, grid, note)
+    return carry_out(run, talk, plan, close, flags, note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,8 @@ from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.loading import check_site, identity
 from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 from refusal_dial.run.folder import Run, read_verdict
-from refusal_dial.run.forecast import grid_of
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import Budget, spread_over
+from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of, some_of
 from refusal_dial.studies.base import Study, study_settings
 
 # --------------------------------------------------------------------------------------------------
@@ -410,65 +409,76 @@ class SelectionPlan:
     budget: Budget
     site: str = "resid_pre"
     low: tuple[int, ...] = ()
+    harmless_name: str = "BENIGN"
 
-    def divided(self, prompts: int, cells: int) -> SelectionPlan:
+    @property
+    def tasks(self) -> list[Task]:
+        """Each measure at each position, `part` being its place in `measures`, on some prompts."""
+        found = []
+        for part, (measure, pos) in enumerate(self.measures):
+            cells = range(1 if measure == "base" else len(self.at(pos)))
+            if self.of_means(measure):  # over all prompts at once, and a row a candidate
+                found.append(Task(len(cells), range(len(self.group(measure).ids)), cells, part))
+                continue
+            for prompts in batches(len(self.group(measure).ids), self.budget.batch_size):
+                found.append(Task(len(cells) * len(prompts), prompts, cells, part))
+        return found
+
+    @property
+    def measures(self) -> list[tuple[str, int]]:
+        """(measure, position) in order; 'base' is the model as it is."""
+        positions = list(dict.fromkeys(one.pos for one in self.candidates))
+        return [("base", 0), *((measure, pos) for measure in MEASURES for pos in positions)]
+
+    @property
+    def grid(self) -> Grid:
+        names = {"HARMFUL": len(self.harmful.ids), self.harmless_name: len(self.harmless.ids)}
+        labels = [
+            {"pos": one.pos, "layer": one.layer, "measured": ", ".join(MEASURES)}
+            for one in self.candidates
+        ]
+        return grid_of(names, labels)
+
+    def group(self, measure: str) -> Prompts:
+        """The prompts that a measure is of."""
+        return self.harmful if measure in ("bypass", "base") else self.harmless
+
+    def at(self, pos: int) -> list[Candidate]:
+        """The candidates of one position."""
+        return [one for one in self.candidates if one.pos == pos]
+
+    def of_means(self, measure: str) -> bool:
+        """Whether a measure is a cosine of means over prompts, and no score of each."""
+        return bool(self.low) and measure in ("bypass", "induce")
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        """`measure, pos, layer, prompt_id, subset, score`: a row per candidate and prompt (per
+        candidate where cosines of means are measured, `prompt_id` then being empty)."""
+        measure, pos = self.measures[task.part]
+        group, some = self.group(measure), self.at(pos)
+        start, stop = task.prompts.start, task.prompts.stop
+        tokens, ids = group.tokens.rows(start, stop).on(model), group.ids[start:stop]
+        if measure == "base":
+            scores = score_grid(model, tokens, [[]], self.scorer, engine=self.budget.engine)
+        elif self.of_means(measure):
+            scores, ids = _cosines(model, self, measure, some), ("",)
+        else:
+            scores = grid_scores(model, tokens, some, measure, self)
+        subset = HARMFUL_GROUP if group is self.harmful else HARMLESS_GROUP
+        return _rows(measure, some if measure != "base" else [], ids, subset, scores)
+
+    def shrink(self, prompts: int, cells: int) -> SelectionPlan:
         """A share of the candidates on the first prompts of either group."""
-        some = tuple(self.candidates[i] for i in spread_over(len(self.candidates), cells))
         half = max(1, prompts // 2)
         harmful, harmless = (
             Prompts(group.tokens.rows(0, half), group.ids[:half])
             for group in (self.harmful, self.harmless)
         )
+        some = some_of(self.candidates, cells)
         return replace(self, candidates=some, harmful=harmful, harmless=harmless)
 
-    def tasks(self) -> list[tuple[str, int, int]]:
-        """(measure, position, first prompt) of every batch; 'base' is the model as it is."""
-        positions = list(dict.fromkeys(one.pos for one in self.candidates))
-        found = []
-        for measure in ("base", *MEASURES):
-            whole = bool(self.low) and measure in ("bypass", "induce")
-            for pos in positions if measure != "base" else [0]:
-                starts = range(0, len(self.group(measure).ids), self.budget.batch_size)
-                found += [(measure, pos, start) for start in ([0] if whole else starts)]
-        return found
-
-    def group(self, measure: str) -> Prompts:
-        return self.harmful if measure in ("bypass", "base") else self.harmless
-
-    def at(self, pos: int) -> list[Candidate]:
-        return [one for one in self.candidates if one.pos == pos]
-
-    def sizes(self) -> list[int]:
-        """Rows of every batch, in order."""
-        return [
-            (1 if measure == "base" else len(self.at(pos))) * self._rows(measure, start)
-            for measure, pos, start in self.tasks()
-        ]
-
-    def _rows(self, measure: str, start: int) -> int:
-        if self.low and measure in ("bypass", "induce"):
-            return 1
-        return len(self.group(measure).ids[start : start + self.budget.batch_size])
-
-
-def selection_batches(
-    model: TransformerBridge, *, skip: int, plan: SelectionPlan
-) -> Iterator[pd.DataFrame]:
-    """A frame a batch: `measure, pos, layer, prompt_id, subset, score`, a row per candidate and
-    prompt (per candidate where cosines of means are measured, `prompt_id` then being empty)."""
-    for measure, pos, start in plan.tasks()[skip:]:
-        group = plan.group(measure)
-        stop = start + plan.budget.batch_size
-        tokens, ids = group.tokens.on(model).rows(start, stop), group.ids[start:stop]
-        some = plan.at(pos)
-        if measure == "base":
-            scores = score_grid(model, tokens, [[]], plan.scorer, engine=plan.budget.engine)
-        elif plan.low and measure != "kl":
-            scores, ids = _cosines(model, plan, measure, some), ("",)
-        else:
-            scores = grid_scores(model, tokens, some, measure, plan)
-        subset = HARMFUL_GROUP if group is plan.harmful else HARMLESS_GROUP
-        yield _rows(measure, some if measure != "base" else [], ids, subset, scores)
+    def memory(self, model: TransformerBridge) -> float:
+        return self.budget.memory(model)
 
 
 def grid_scores(
@@ -622,7 +632,7 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
     if flags.layout == "refusal_direction" and positions != tuple(range(-len(positions), 0)):
         raise DialError(f"--layout refusal_direction needs positions -n to -1, not {positions}")
     candidates = learn_candidates(study, flags, parts, positions)
-    plan = _plan(study, flags, parts, candidates)
+    plan = _plan(study, flags, parts, candidates, harmless)
     settings = study_settings(study, flags) | {"positions": positions}
     settings["split"] = {
         f"{name} {part}": data_hash(getattr(one, part))
@@ -631,13 +641,7 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
     }
     run = begin(experiment, settings, flags)
     close = partial(_close, study, flags, parts, candidates, plan)
-    batches = partial(selection_batches, plan=plan)
-    measures = {"measured": ", ".join(MEASURES)}
-    grid = grid_of(
-        {"HARMFUL": len(plan.harmful.ids), harmless: len(plan.harmless.ids)},
-        [{"pos": one.pos, "layer": one.layer, **measures} for one in plan.candidates],
-    )
-    run, ranked = carry_out(run, study, plan.sizes(), batches, close, flags, grid)
+    run, ranked = carry_out(run, study, plan, close, flags)
     ranked["dropped"] = ranked["dropped"].fillna("")
     pos, layer = chosen(ranked)
     direction = _of(candidates, pos, layer)
@@ -683,7 +687,11 @@ def _prompts(study: Study, some: tuple[Prompt, ...]) -> Prompts:
 
 
 def _plan(
-    study: Study, flags: SelectionFlags, parts: list[Split], candidates: tuple[Candidate, ...]
+    study: Study,
+    flags: SelectionFlags,
+    parts: list[Split],
+    candidates: tuple[Candidate, ...],
+    harmless_name: str,
 ) -> SelectionPlan:
     """What is measured: of the layers, those that the rule can choose from."""
     n_layers = int(study.model.cfg.n_layers)
@@ -700,6 +708,7 @@ def _plan(
         budget=Budget(flags.batch_size, flags.engine, flags.memory_gb),
         site=flags.site,
         low=low,
+        harmless_name=harmless_name,
     )
 
 

@@ -6,13 +6,12 @@ layer, site, position and alphas; for conditional steering the same behind a det
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
-from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import Cell
 from refusal_dial.cli.flags import RELATIVE_ALPHAS, SteeringFlags, StudyFlags
@@ -31,10 +30,8 @@ from refusal_dial.directions.learning import Direction, Provenance, mean_diff, t
 from refusal_dial.hooks import Detector, calibrate, steer, steer_if
 from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import Run
-from refusal_dial.run.forecast import grid_of
-from refusal_dial.run.job import begin, carry_out, files_by_layer, groups
-from refusal_dial.run.machines import Batches
-from refusal_dial.run.plan import Budget, batch_sizes, sweep_batches
+from refusal_dial.run.job import begin, carry_out, files_by_layer
+from refusal_dial.run.plan import Budget, SweepPlan
 from refusal_dial.stats.summary import summarise, verdict
 from refusal_dial.studies.base import Study, study_settings
 
@@ -47,43 +44,6 @@ from refusal_dial.studies.base import Study, study_settings
 
 SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 SCORE_ORDER += ["score", "alpha_relative"]
-
-
-def conduct(
-    experiment: str,
-    study: Study,
-    flags: StudyFlags,
-    rows: pd.DataFrame,
-    cells: Sequence[Cell],
-    learned: Sequence[Direction] = (),
-) -> tuple[Run, pd.DataFrame]:
-    """Sweep the cells over the study's prompts into a run folder; the run and its summary.
-
-    A finished run named by `--out` is read, not computed again.
-    """
-    files = {"direction": learned[0]} if len(learned) == 1 else files_by_layer(learned)
-    run = begin(experiment, study_settings(study, flags), flags, files)
-    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
-
-    def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise(scores, flags.threshold, flags.seed)
-        return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
-
-    sweep = partial(
-        sweep_batches,
-        tokens=study.tokens,
-        rows=rows,
-        cells=cells,
-        scorer=study.scorer,
-        budget=budget,
-    )
-    sizes = batch_sizes(len(rows), len(cells), budget)
-    grid = grid_of(groups(rows), [cell.labels for cell in cells])
-    return carry_out(run, study, sizes, partial(_ordered, sweep), close, flags, grid)
-
-
-def _ordered(sweep: Batches, model: TransformerBridge, *, skip: int) -> Iterator[pd.DataFrame]:
-    return (batch[SCORE_ORDER] for batch in sweep(model, skip=skip))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -363,3 +323,31 @@ def parts_of(
     """The `split` column: `train`, `validation`, or `holdout` for what is reported."""
     seen = {p.id: "train" for p in train} | {p.id: "validation" for p in tuned}
     return pd.Series([seen.get(prompt.id, "holdout") for prompt in prompts])
+
+
+# --------------------------------------------------------------------------------------------------
+# The run.
+
+
+def conduct(
+    experiment: str,
+    study: Study,
+    flags: StudyFlags,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    learned: Sequence[Direction] = (),
+) -> tuple[Run, pd.DataFrame]:
+    """Sweep the cells over the study's prompts into a run folder; the run and its summary.
+
+    A finished run named by `--out` is read, not computed again.
+    """
+    files = {"direction": learned[0]} if len(learned) == 1 else files_by_layer(learned)
+    run = begin(experiment, study_settings(study, flags), flags, files)
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+
+    def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        summary = summarise(scores, flags.threshold, flags.seed)
+        return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
+
+    plan = SweepPlan(study.tokens, rows, cells, study.scorer, budget, SCORE_ORDER)
+    return carry_out(run, study, plan, close, flags)

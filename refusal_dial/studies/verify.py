@@ -10,9 +10,8 @@ A direction that records its prompts is tested on others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any, cast
 
 import numpy as np
@@ -43,13 +42,23 @@ from refusal_dial.directions.controls import (
 )
 from refusal_dial.directions.files import check_fits, read_direction
 from refusal_dial.directions.learning import Direction, mean_diff, top_bottom
-from refusal_dial.engine.score import Scorer
 from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.generate.likelihood import kl_per_token, nll
 from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import Tokens
-from refusal_dial.run.forecast import Grid, grid_of
-from refusal_dial.run.plan import Budget, batch_sizes, spread_over, sweep_batches
+from refusal_dial.run.plan import (
+    Budget,
+    Grid,
+    Parts,
+    Plan,
+    SweepPlan,
+    Task,
+    batches,
+    generation_memory,
+    grid_of,
+    groups,
+    some_of,
+)
 from refusal_dial.stats.intervals import Floats
 from refusal_dial.studies.base import Study, load_study
 
@@ -295,111 +304,110 @@ VERIFY_ORDER = [
 ]
 VERIFY_ORDER += ["score", "measure"]
 
+Named = tuple[str, int | None, Direction]
+"""A kind of direction, its number among its kind, and itself."""
+
 N_BESIDE = 2  # random directions whose damage stands beside the given one's
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """One measure of some prompts under some cells."""
+class DamagePlan:
+    """What the cells do to harmless completions: `kl` along the unsteered ones, and the `cost` of
+    those under each cell. The first cell is the unsteered model."""
 
-    measure: str
     tokens: Tokens
     rows: pd.DataFrame
     cells: tuple[Cell, ...]
+    decoding: Decoding
     budget: Budget
-    decoding: Decoding | None = None
-
-    def divided(self, share: float, of: float) -> Part:
-        """The first prompts, that share of them, under that share of the cells."""
-        n, k = ceil(share * len(self.rows)), ceil(of * len(self.cells))
-        cells = tuple(self.cells[i] for i in spread_over(len(self.cells), k))
-        return replace(self, tokens=self.tokens.rows(0, n), rows=self.rows.head(n), cells=cells)
 
     @property
-    def sizes(self) -> list[int]:
-        """Rows of every batch, in order."""
-        if self.decoding is None:
-            return batch_sizes(len(self.rows), len(self.cells), self.budget)
-        size = self.budget.batch_size
-        some = [min(size, len(self.rows) - i) for i in range(0, len(self.rows), size)]
-        return [2 * n * len(self.cells) for n in some]
-
-
-@dataclass(frozen=True, eq=False)
-class VerificationPlan:
-    """Every part in order, and who scores."""
-
-    parts: tuple[Part, ...]
-    scorer: Scorer
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows of every batch, in order."""
-        return [size for part in self.parts for size in part.sizes]
+    def tasks(self) -> list[Task]:
+        cells = range(len(self.cells))
+        return [
+            Task(2 * len(cells) * len(prompts), prompts, cells)
+            for prompts in batches(len(self.rows), self.budget.batch_size)
+        ]
 
     @property
     def grid(self) -> Grid:
-        """All prompts of all parts, under the cells of the part that has most."""
-        prompts = {
-            f"{one.rows['subset'].iloc[0]} {one.measure}": len(one.rows) for one in self.parts
-        }
-        most = max((one.cells for one in self.parts), key=len)
-        return grid_of(prompts, [cell.labels for cell in most])
+        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
 
-    def divided(self, prompts: int, cells: int) -> VerificationPlan:
-        """Of every part the same share of its prompts and of its cells."""
-        grid = self.grid
-        share, of = prompts / sum(grid.prompts.values()), cells / grid.cells
-        return replace(self, parts=tuple(one.divided(share, of) for one in self.parts))
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        start, stop = task.prompts.start, task.prompts.stop
+        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+        # 1. A completion of every prompt under every cell.
+        grid, keys = [cell.hooks for cell in self.cells], list(rows["prompt_id"])
+        completions = generate(model, tokens, grid, self.decoding, keys=keys)
+        # 2. How far each cell moves the next token along the unsteered completions.
+        unsteered = [one.ids for one in completions if one.cell == 0]
+        kl = kl_per_token(model, tokens, grid, unsteered)
+        # 3. How unlikely its own completions are without it.
+        frames = []
+        for i, cell in enumerate(self.cells):
+            mine = [one for one in completions if one.cell == i]
+            cost = nll(model, tokens, [one.ids for one in mine], [one.stop for one in mine])
+            for measure, values in (("kl", kl[i]), ("cost", cost)):
+                frame = rows.reset_index(drop=True).assign(**cell.labels)
+                frame["seed"] = pd.Series([cell.labels["seed"]] * len(rows), dtype="Int64")
+                frames.append(frame.assign(score=values.cpu().numpy(), measure=measure))
+        return pd.concat(frames, ignore_index=True)[VERIFY_ORDER]
+
+    def shrink(self, prompts: int, cells: int) -> DamagePlan:
+        return replace(
+            self,
+            tokens=self.tokens.rows(0, prompts),
+            rows=self.rows.head(prompts),
+            cells=some_of(self.cells, cells),
+        )
+
+    def memory(self, model: TransformerBridge) -> float:
+        most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
+        generation = generation_memory(model, self.decoding, length, most)
+        return max(self.budget.memory(model), generation)
 
 
-def plan_of(opened: VerificationStudy, flags: VerifyFlags) -> VerificationPlan:
-    """What is measured, in order: EDGE, the other subsets, replies."""
-    given = [("learned", None, opened.given)]
-    beside: list[tuple[str, int | None, Direction]] = [
-        (one.kind, one.number, one.direction) for one in opened.controls
-    ]
-    length: list[tuple[str, int | None, Direction]] = [("length", None, opened.length)]
+def plan_of(opened: VerificationStudy, flags: VerifyFlags) -> Parts:
+    """What is measured, in order: scores of EDGE, of the other subsets, harmless completions."""
+    # 1. The given direction on every subset; its controls on EDGE.
+    given: list[Named] = [("learned", None, opened.given)]
+    controls: list[Named] = [(one.kind, one.number, one.direction) for one in opened.controls]
+    length: list[Named] = [("length", None, opened.length)]
+    edge = verification_cells(opened, [*given, *length, *controls]) + _left(opened)
+    cells = {"EDGE": edge, "HARMFUL": verification_cells(opened, given)}
+    cells["BENIGN"] = cells["HARMFUL"]
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
-    few = [one for one in beside if one[0] == "random"][:N_BESIDE]
-    edge = verification_cells(opened, [*given, *length, *beside]) + _left(opened)
-    parts = [_part(opened, "EDGE", edge, budget)]
-    parts += [
-        _part(opened, name, verification_cells(opened, given), budget)
-        for name in ("HARMFUL", "BENIGN")
-    ]
-    spoken = some_of_each(opened.tested("BENIGN"), flags.n_replies, flags.seed)
-    decoding = Decoding(max_new_tokens=flags.max_new_tokens)
+    parts: list[Plan] = []
+    for subset, some in cells.items():
+        tokens, rows = _prompts(opened, opened.tested(subset))
+        rows = rows.assign(measure="score")
+        parts.append(SweepPlan(tokens, rows, some, opened.study.scorer, budget, VERIFY_ORDER))
+    # 2. The given direction and a few random ones on completions of BENIGN prompts.
+    few = [one for one in controls if one[0] == "random"][:N_BESIDE]
+    replied = some_of_each(opened.tested("BENIGN"), flags.n_replies, flags.seed)
+    tokens, rows = _prompts(opened, replied)
     small = Budget(min(16, flags.batch_size), flags.engine, flags.memory_gb)
-    cells = verification_cells(opened, [*given, *few])
-    parts.append(_part(opened, "BENIGN", cells, small, spoken, decoding))
-    return VerificationPlan(tuple(parts), opened.study.scorer)
+    damaged = tuple(verification_cells(opened, [*given, *few]))
+    decoding = Decoding(max_new_tokens=flags.max_new_tokens)
+    parts.append(DamagePlan(tokens, rows, damaged, decoding, small))
+    prompts = {f"{subset} score": len(opened.tested(subset)) for subset in cells}
+    prompts["BENIGN reply"] = len(replied)
+    return Parts(parts, grid_of(prompts, [cell.labels for cell in edge]))
 
 
-def _part(
-    opened: VerificationStudy,
-    subset: str,
-    cells: Sequence[Cell],
-    budget: Budget,
-    prompts: Sequence[Prompt] | None = None,
-    decoding: Decoding | None = None,
-) -> Part:
-    prompts = opened.tested(subset) if prompts is None else prompts
+def _prompts(opened: VerificationStudy, prompts: Sequence[Prompt]) -> tuple[Tokens, pd.DataFrame]:
+    """Their tokens, and their columns."""
     rows = pd.DataFrame(
         {
             "prompt_id": [prompt.id for prompt in prompts],
-            "subset": subset,
+            "subset": [prompt.subset for prompt in prompts],
             "split": "seen" if opened.exploratory else "holdout",
         }
     )
-    tokens = opened.study.tokens.chosen(opened.study.rows(prompts))
-    measure = "score" if decoding is None else "reply"
-    return Part(measure, tokens, rows, tuple(cells), budget, decoding)
+    return opened.study.tokens.chosen(opened.study.rows(prompts)), rows
 
 
-def verification_cells(
-    opened: VerificationStudy, named: Sequence[tuple[str, int | None, Direction]]
-) -> list[Cell]:
+def verification_cells(opened: VerificationStudy, named: Sequence[Named]) -> list[Cell]:
     """The unsteered model, then each direction at alpha and at -alpha."""
     cells = [_cell(opened, "baseline", None, 0.0, None)]
     for name, seed, one in named:
@@ -430,50 +438,6 @@ def _cell(
         return Cell(labels)
     hook = steer(one, alpha * size, layer=at.layer, pos=at.pos, site=at.site)
     return Cell(labels, [hook])
-
-
-def verification_batches(
-    model: TransformerBridge, *, skip: int, plan: VerificationPlan
-) -> Iterator[pd.DataFrame]:
-    """A frame a batch; the first `skip` are left out: they were computed before."""
-    for part in plan.parts:
-        n = len(part.sizes)
-        if skip < n:
-            if part.decoding is None:
-                batches = _scores(model, part, plan.scorer, skip)
-            else:
-                batches = _replies(model, part, part.decoding, skip)
-            for batch in batches:
-                yield batch[VERIFY_ORDER]
-        skip = max(0, skip - n)
-
-
-def _scores(
-    model: TransformerBridge, part: Part, scorer: Scorer, skip: int
-) -> Iterator[pd.DataFrame]:
-    sweep = sweep_batches(model, part.tokens, part.rows, part.cells, scorer, part.budget, skip)
-    return (batch.assign(measure="score") for batch in sweep)
-
-
-def _replies(
-    model: TransformerBridge, part: Part, decoding: Decoding, skip: int
-) -> Iterator[pd.DataFrame]:
-    size, tokens = part.budget.batch_size, part.tokens.on(model)
-    for start in range(skip * size, len(part.rows), size):
-        some, rows = tokens.rows(start, start + size), part.rows.iloc[start : start + size]
-        grid, keys = [cell.hooks for cell in part.cells], list(rows["prompt_id"])
-        told = generate(model, some, grid, decoding, keys=keys)
-        own = [one.ids for one in told if one.cell == 0]
-        far = kl_per_token(model, some, grid, own)
-        frames = []
-        for i, cell in enumerate(part.cells):
-            mine = [one for one in told if one.cell == i]
-            cost = nll(model, some, [one.ids for one in mine], [one.stop for one in mine])
-            for measure, values in (("kl", far[i]), ("cost", cost)):
-                frame = rows.reset_index(drop=True).assign(**cell.labels)
-                frame["seed"] = pd.Series([cell.labels["seed"]] * len(rows), dtype="Int64")
-                frames.append(frame.assign(score=values.cpu().numpy(), measure=measure))
-        yield pd.concat(frames, ignore_index=True)
 
 
 # --------------------------------------------------------------------------------------------------

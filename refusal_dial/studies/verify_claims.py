@@ -34,7 +34,6 @@ from refusal_dial.studies.verify import (
     as_tables,
     one_sided,
     plan_of,
-    verification_batches,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -650,8 +649,7 @@ def conduct_verification(
     settings["direction"] = {"sha256": opened.sha256, "place": _place(opened)}
     run = begin(experiment, settings, flags, {"direction": opened.given})
     plan = plan_of(opened, flags)
-    close, batches = partial(_close, opened, flags), partial(verification_batches, plan=plan)
-    run, _ = carry_out(run, opened.study, plan.sizes, batches, close, flags, plan.grid)
+    run, _ = carry_out(run, opened.study, plan, partial(_close, opened, flags), flags)
     verdict = read_verdict(run.folder)
     return Verified(run, verdict)
 

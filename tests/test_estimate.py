@@ -1,0 +1,160 @@
+"""What is estimated of a plan whose cost is known, and which parts of plans are timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_dial.cells import Cell
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.model.tokens import tokenize
+from refusal_dial.run.forecast import LIMIT, REPEATS, estimate_time, weights
+from refusal_dial.run.plan import (
+    Budget,
+    Grid,
+    Known,
+    Parts,
+    SweepPlan,
+    Task,
+    compute_all,
+    generation_memory,
+    spread_over,
+)
+
+
+class Clock:
+    """A clock that goes on by what is computed."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, eq=False)
+class CostlyPlan:
+    """So many seconds a prompt, and so many a prompt and cell."""
+
+    clock: Clock
+    prompt: float
+    cell: float
+    prompts: int
+    cells: int
+
+    @property
+    def tasks(self):
+        return [Task(self.prompts * self.cells, range(self.prompts), range(self.cells))]
+
+    @property
+    def grid(self):
+        return Grid({"EDGE": self.prompts}, self.cells, {})
+
+    def compute(self, model, task):
+        self.clock.now += self.prompts * (self.prompt + self.cell * self.cells)
+        return pd.DataFrame({"score": [0.0] * task.rows})
+
+    def shrink(self, prompts, cells):
+        return replace(self, prompts=min(prompts, self.prompts), cells=min(cells, self.cells))
+
+    def memory(self, model):
+        return 0.0
+
+
+@given(
+    prompt=st.floats(1e-4, 0.5),
+    cell=st.floats(0, 0.1),
+    prompts=st.integers(1, 500),
+    cells=st.integers(1, 500),
+)
+def test_a_plan_that_costs_what_it_says_is_estimated_exactly(qwen, prompt, cell, prompts, cells):
+    clock = Clock()
+    plan = CostlyPlan(clock, prompt, cell, prompts, cells)
+    found = estimate_time(qwen, plan, clock)
+    assert clock.now <= LIMIT + 1e-6
+    if cells > 1:  # of one cell nobody can tell what is its own
+        assert found.seconds == pytest.approx(prompts * (prompt + cell * cells), rel=1e-6)
+        assert found.least <= found.seconds <= found.most
+    assert 1 <= found.rows <= prompts * cells
+
+
+def test_timing_stops_growing_where_it_can_be_told_from_noise(qwen):
+    clock = Clock()
+    found = estimate_time(qwen, CostlyPlan(clock, 0.01, 0.01, 1000, 1000), clock)
+    assert clock.now < found.seconds / 500
+
+
+class NoisyClock(Clock):
+    """Every other reading is late by a little more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings = 0
+
+    def __call__(self) -> float:
+        self.readings += 1
+        self.now += 0.02 * (self.readings % 3)
+        return self.now
+
+
+def test_noise_is_seen_in_the_range(qwen):
+    clock = NoisyClock()
+    found = estimate_time(qwen, CostlyPlan(clock, 0.2, 0.0, 4, 4), clock)
+    assert found.least < found.most
+    assert found.least <= found.seconds <= found.most
+    assert REPEATS > 1
+
+
+@given(n=st.integers(1, 400), k=st.integers(1, 400))
+def test_a_spread_has_different_numbers_and_both_ends(n, k):
+    some = spread_over(n, k)
+    assert len(some) == len(set(some)) == min(n, k)
+    assert some[0] == 0
+    assert set(some) <= set(range(n))
+    assert k == 1 or some[-1] == n - 1
+
+
+def sweep(qwen, **changes) -> SweepPlan:
+    texts = ["one", "a second one", "the third"]
+    plan = SweepPlan(
+        tokens=tokenize(qwen, texts),
+        rows=pd.DataFrame({"prompt_id": list("abc"), "subset": "EDGE", "split": "holdout"}),
+        cells=[Cell({"cell": i}) for i in range(5)],
+        scorer=lambda logits: logits.double()[:, 3],
+        budget=Budget(2),
+    )
+    return replace(plan, **changes)
+
+
+def test_a_shrunk_plan_is_the_same_on_fewer_prompts_and_cells(qwen):
+    plan = sweep(qwen)
+    whole, part = compute_all(qwen, plan), compute_all(qwen, plan.shrink(2, 3))
+    assert list(part["cell"]) == [0, 0, 2, 2, 4, 4]
+    mine = part.merge(whole, on=["cell", "prompt_id"])
+    assert mine["score_x"].tolist() == pytest.approx(mine["score_y"].tolist(), abs=1e-5)
+
+
+def test_parts_come_one_after_the_other_and_shrink_by_the_same_share(qwen):
+    known = pd.DataFrame({"cell": [9], "score": [0.5]})
+    one, two = sweep(qwen), sweep(qwen, cells=[Cell({"cell": 7})])
+    plan = Parts((Known((known,)), one, two), Grid({"EDGE": 6}, 5, {}))
+    assert [task.part for task in plan.tasks] == [0, 1, 1, 2, 2]
+    table = compute_all(qwen, plan)
+    assert len(table) == sum(task.rows for task in plan.tasks) == 1 + 15 + 3
+    assert list(table["cell"].drop_duplicates()) == [9, 0, 1, 2, 3, 4, 7]
+    small = plan.shrink(2, 2)
+    assert [len(part.tasks) for part in small.parts] == [0, 1, 1]
+    assert [task.rows for task in small.tasks] == [1 * 2, 1 * 1]
+
+
+def test_memory_is_the_weights_and_what_is_allowed_or_held(qwen):
+    numbers = sum(p.numel() for p in {p.data_ptr(): p for p in qwen.parameters()}.values())
+    assert weights(qwen) == pytest.approx(4 * numbers / 2**30, rel=0.02)
+    assert sweep(qwen, budget=Budget(memory_gb=0.25)).memory(qwen) == 0.25 * 2**30
+    decoding = Decoding(max_new_tokens=8, rows=100)
+    few, many = (generation_memory(qwen, decoding, 5, rows) for rows in (10, 1000))
+    assert many == pytest.approx(10 * few)
