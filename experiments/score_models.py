@@ -25,11 +25,12 @@ class Flags(SteeringFlags):
 
 
 def main(flags: Flags) -> None:
+    from refusal_dial.cells import BASELINE
     from refusal_dial.common import DialError, DryRun
     from refusal_dial.directions.learning import load
     from refusal_dial.report.steering import print_controls, print_dial, print_groups
     from refusal_dial.studies.base import load_study, prompt_rows
-    from refusal_dial.studies.steering import BASELINE, at_place, conduct, steering_cells
+    from refusal_dial.studies.steering import at_place, conduct, steering_cells
 
     known = load(flags.direction) if flags.direction is not None else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]

@@ -46,6 +46,12 @@ NAMED_POS: tuple[str, ...] = get_args(NamedPos)
 
 ALL: NamedPos = "all"
 
+UNITS = ("residual", "norm", "absolute")
+"""What alpha = 1 is as long as (see `cells`)."""
+
+FAR = 1.5
+"""Mean residual norms beyond which an alpha is warned of, or, in no stated unit, refused."""
+
 FURTHEST = 1e18
 """What may be added to an activation, or be set in it: of more, the squares that a norm takes are
 infinite in float32 (and bfloat16), and a model that divides by it reads zeros without a NaN."""

@@ -144,6 +144,7 @@ def test_ids_with_escapes_reach_neither_terminal_nor_another_cell(qwen_folder, r
 def test_alphas_that_break_the_model_leave_reasons_and_no_numbers(qwen_folder, run, tmp_path):
     out, file = tmp_path / "run", prompts(tmp_path)
     given = [*on(qwen_folder, file), "--layer", "1", "--alphas", "1,1000000", "--n-random", "1"]
+    given += ["--alpha-unit", "absolute"]
     given += ["--dtype", "float16", "--k", "1", "--out", str(out)]
     ended = run(STEER, *given, "--max-missing", "1")
     assert ended.code == 0, ended.err

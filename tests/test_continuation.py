@@ -69,7 +69,7 @@ def test_pooling_is_the_mean_over_the_last_real_tokens(opened):
     torch.testing.assert_close(many[1], embedded.mean(0), atol=1e-5, rtol=1e-5)
 
 
-def test_a_step_of_one_is_as_long_as_its_unit_says(opened, flags):
+def test_the_scale_is_that_of_the_last_tokens(opened, flags):
     last = collect_pooled(
         opened.model,
         tokenize(opened.model, [p.text for p in opened.openings.learn], chat=False),
@@ -78,9 +78,9 @@ def test_a_step_of_one_is_as_long_as_its_unit_says(opened, flags):
     )[0]
     hostile, friendly = last[:3], last[3:]
     far = float((hostile.mean(0) - friendly.mean(0)).norm())
-    assert opened.step(2, "distance") == pytest.approx(far, rel=1e-4)
-    assert opened.step(2, "norm") == pytest.approx(opened.learned[2].norm)
-    assert opened.step(2, "absolute") == 1
+    assert opened.distance(2) == pytest.approx(far, rel=1e-4)
+    norms = last.norm(dim=-1)
+    assert opened.residual_norm(2) == pytest.approx(float(norms.mean()), rel=1e-5)
 
 
 def test_controls_are_as_long_and_alpha_zero_has_no_hooks(opened, flags):

@@ -85,6 +85,7 @@ def flags(qwen_folder, tmp_path_factory):
         device="cpu",
         layer=(1,),
         alphas=(-2.0, 2.0),
+        alpha_unit="absolute",
         n_random=2,
         k=1,
         batch_size=1,

@@ -206,6 +206,7 @@ def test_models_are_scored_under_a_saved_direction_too(main_run, run_small, tmp_
         direction=str(main_run / "direction.safetensors"),
         layer=(1,),
         alphas=(-2.0, 0.0, 2.0),
+        alpha_unit="absolute",
         n_random=2,
     )
     columns = ["direction", "seed", "layer", "alpha", "prompt_id"]

@@ -22,6 +22,7 @@ from refusal_dial.cli.values import at_least, parse_number
 from refusal_dial.common import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=40)
+ABSOLUTE = ("--alpha-unit", "absolute")
 
 
 def main(flags: HoldoutFlags) -> None: ...
@@ -65,11 +66,11 @@ def test_the_default_alphas_are_symmetric_rising_and_hold_0():
         (["--layer", "0"], "layer", (0,)),
         (["--site", "resid_post"], "site", "resid_post"),
         (["--pos", "-3"], "pos", -3),
-        (["--alphas", "auto"], "alphas", ()),
-        (["--alphas", "8,-8,0"], "alphas", (-8.0, 0.0, 8.0)),
-        (["--alphas", "4"], "alphas", (4.0,)),
-        (["--alphas", "-6:6:5"], "alphas", (-6.0, -3.0, 0.0, 3.0, 6.0)),
-        (["--alphas", "6:-6:3"], "alphas", (-6.0, 0.0, 6.0)),
+        (["--alphas", "auto"], "alphas", RELATIVE_ALPHAS),
+        (["--alphas", "8,-8,0", "--alpha-unit", "absolute"], "alphas", (-8.0, 0.0, 8.0)),
+        (["--alphas", "4", "--alpha-unit", "absolute"], "alphas", (4.0,)),
+        (["--alphas", "-6:6:5", "--alpha-unit", "absolute"], "alphas", (-6.0, -3.0, 0.0, 3.0, 6.0)),
+        (["--alphas", "6:-6:3", "--alpha-unit", "absolute"], "alphas", (-6.0, 0.0, 6.0)),
         (["--alphas", "-.3:.3:7"], "alphas", (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)),
         (["--alpha-unit", "residual"], "alpha_unit", "residual"),
         (["--n-random", "0"], "n_random", 0),
@@ -100,7 +101,7 @@ def test_a_flag_is_read(arguments, name, value):
     flags = read(*arguments)
     assert getattr(flags, name) == value
     assert type(getattr(flags, name)) is type(value)
-    others = {f.name for f in fields(flags)} - {name}
+    others = {f.name for f in fields(flags)} - {name, "alpha_unit"}
     assert all(getattr(flags, other) == getattr(HoldoutFlags(), other) for other in others)
 
 
@@ -178,18 +179,18 @@ def test_an_unknown_site_names_them_all():
 @given(start=st.integers(-40, 40), width=st.integers(1, 40), count=st.integers(2, 41))
 def test_evenly_spaced_alphas_go_from_end_to_end(start, width, count):
     stop = start + width
-    alphas = read(f"--alphas={start}:{stop}:{count}").alphas
+    alphas = read(f"--alphas={start}:{stop}:{count}", *ABSOLUTE).alphas
     assert len(alphas) == count
     assert (alphas[0], alphas[-1]) == (start, stop)
     steps = [b - a for a, b in pairwise(alphas)]
     assert max(steps) - min(steps) < 1e-8
-    assert read(f"--alphas={stop}:{start}:{count}").alphas == pytest.approx(alphas)
+    assert read(f"--alphas={stop}:{start}:{count}", *ABSOLUTE).alphas == pytest.approx(alphas)
 
 
 @LAW
 @given(end=st.integers(1, 1000), half=st.integers(1, 30))
 def test_a_symmetric_range_is_exactly_symmetric_and_holds_0(end, half):
-    alphas = read(f"--alphas=-{end / 10}:{end / 10}:{2 * half + 1}").alphas
+    alphas = read(f"--alphas=-{end / 10}:{end / 10}:{2 * half + 1}", *ABSOLUTE).alphas
     assert [-a for a in reversed(alphas)] == list(alphas)
     assert alphas[half] == 0.0
     assert math.copysign(1.0, alphas[half]) == 1.0  # the column shows 0.0, not -0.0
@@ -198,7 +199,8 @@ def test_a_symmetric_range_is_exactly_symmetric_and_holds_0(end, half):
 @LAW
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9, unique=True))
 def test_listed_alphas_are_read_exactly_and_sorted(values):
-    assert read("--alphas=" + ",".join(map(repr, values))).alphas == tuple(sorted(values))
+    read_values = read("--alphas=" + ",".join(map(repr, values)), *ABSOLUTE).alphas
+    assert read_values == tuple(sorted(values))
 
 
 def test_at_least_takes_its_bound_and_keeps_the_kind():

@@ -35,6 +35,7 @@ def work(qwen_folder, tmp_path_factory):
         device="cpu",
         layer=(1, 2),
         alphas=(-2.0, 2.0),
+        alpha_unit="absolute",
         n_random=2,
         k=1,
         batch_size=5,

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.cells import Cell
+from refusal_dial.cells import BASELINE, LABELS, Cell
 from refusal_dial.cli.flags import StudyFlags
 from refusal_dial.common import DialError
 from refusal_dial.hooks import steer
@@ -31,7 +31,7 @@ from refusal_dial.stats.comparison import (
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import rank_p
 from refusal_dial.studies.base import load_study, prompt_rows
-from refusal_dial.studies.steering import BASELINE, CELL_LABELS, conduct
+from refusal_dial.studies.steering import conduct
 
 floats = st.floats(-5, 5) | st.just(float("nan"))
 
@@ -143,11 +143,11 @@ def cells(study, broken=1):
         "learned": steer(unit, 2.0, layer=1, pos=-1),
         "random": ("blocks.1.hook_resid_pre", planted),
     }
-    place = (1, "resid_pre", -1, 2.0, 0.1)
+    place = (1, "resid_pre", -1, 2.0, 0.1, 0.1)
     made = [BASELINE]
     for i, (name, hook) in enumerate(named.items()):
         values = (name, 0 if i else None, *place)
-        made.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
+        made.append(Cell(dict(zip(LABELS, values, strict=True)), [hook]))
     return made
 
 

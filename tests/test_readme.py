@@ -42,8 +42,8 @@ SPEAKING = "--model=TINY --device=cpu --n-random=1 --max-new-tokens=3"
 OPENINGS = f"{SPEAKING} --layer=0,1 --n=4 --samples=1 --alphas=-1,0,1"
 SMALL = {
     # the README's Python and its picture read this run, so it is of the embedded model
-    "steering_holdout_control": "--prompts=FEW --alphas=-8,8 --controls=holdout,random "
-    "--n-random=1 --device=cpu",
+    "steering_holdout_control": "--prompts=FEW --alphas=-8,8 --alpha-unit=absolute "
+    "--controls=holdout,random --n-random=1 --device=cpu",
     "score_models": f"{STUDY} --engine=plain",
     "steer_refusal_direction": STEERING.replace("--layer=1", "--layer=1,2")
     + " --controls=holdout,random",

@@ -18,7 +18,6 @@ from refusal_dial.model.tokens import Tokens
 from refusal_dial.scoring.logits import RefusalTokens
 from refusal_dial.studies.base import Study
 from refusal_dial.studies.steering import (
-    alphas_at,
     at_place,
     control_directions,
     learn,
@@ -91,14 +90,17 @@ def test_only_the_given_prompts_are_learned_from(planted):
 
 def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(planted):
     study, _ = planted
-    asked = flags(alphas=(-2.0, 0.0, 3.0), controls=("random",))
+    asked = flags(alphas=(-2.0, 0.0, 3.0), alpha_unit="absolute", controls=("random",))
     cells = steering_cells(study, asked, learn(study, asked, study.prompts))
     assert len(cells) == 1 + 2 * (1 + 3) * 3
     assert cells[0].labels["direction"] == "baseline"
     assert list(cells[0].hooks) == []
     for cell in cells[1:]:
-        (name, edit) = cell.hooks[0]
         layer, alpha = cell.labels["layer"], cell.labels["alpha"]
+        assert len(cell.hooks) == (alpha != 0)
+        if not cell.hooks:
+            continue
+        (name, edit) = cell.hooks[0]
         assert name == f"blocks.{layer}.hook_resid_pre"
         assert edit.pos == -1
         assert float(edit.operation.vector.norm()) == pytest.approx(abs(alpha), abs=1e-5)
@@ -111,7 +113,7 @@ def test_the_grid_is_baseline_learned_and_random_at_every_layer_and_alpha(plante
 def test_every_control_that_is_named_is_there_at_every_layer_and_alpha(planted):
     study, _ = planted
     kinds = {"random": 3, "covariance": 3, "shuffled": 3, "flipped": 1, "length": 1, "fold": 5}
-    asked = flags(alphas=(-2.0, 3.0), controls=CONTROL_KINDS)
+    asked = flags(alphas=(-2.0, 3.0), alpha_unit="absolute", controls=CONTROL_KINDS)
     learned = learn(study, asked, study.prompts)
     cells = steering_cells(study, asked, learned, study.prompts)
     found = Counter((c.labels["direction"], c.labels["layer"]) for c in cells[1:])
@@ -160,15 +162,21 @@ def test_holdout_among_the_controls_holds_out(planted):
 def test_alphas_are_what_steer_takes_whatever_their_unit(planted):
     study, _ = planted
     norm = study.residual_norm(2)
-    auto = alphas_at(study, flags(), 2)
-    assert [relative for _, relative in auto] == list(RELATIVE_ALPHAS)
-    for alpha, relative in auto:
+    learned = learn(study, flags(), study.prompts)[1]
+
+    def labels(**changes):
+        cells = steering_cells(study, flags(**changes, controls=()), [learned])[1:]
+        return [(cell.labels["alpha"], cell.labels["alpha_relative"]) for cell in cells]
+
+    assert [relative for _, relative in labels()] == list(RELATIVE_ALPHAS)
+    for alpha, relative in labels():
         assert alpha == pytest.approx(relative * norm, rel=1e-3)
-    assert (0.0, 0.0) in auto
-    given = alphas_at(study, flags(alphas=(-8.0, 8.0)), 2)
+    assert (0.0, 0.0) in labels()
+    given = labels(alphas=(-8.0, 8.0), alpha_unit="absolute")
     assert [alpha for alpha, _ in given] == [-8.0, 8.0]
-    scaled = alphas_at(study, flags(alphas=(0.5,), alpha_unit="residual"), 2)
-    assert scaled[0][0] == pytest.approx(0.5 * norm, rel=1e-3)
+    assert labels(alphas=(0.5,))[0][0] == pytest.approx(0.5 * norm, rel=1e-3)
+    raw = labels(alphas=(0.5,), alpha_unit="norm")[0][0]
+    assert raw == pytest.approx(0.5 * learned.norm, rel=1e-3)
 
 
 def test_a_direction_from_a_file_is_placed_where_the_flags_say(planted):

@@ -6,6 +6,7 @@ of each study. Nothing heavy is imported, so that `--help` never waits for torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,6 @@ from refusal_dial.cli.values import (
     address_of,
     alpha_of,
     alphas_of,
-    alphas_or_auto,
     at_least,
     choice,
     controls_of,
@@ -32,7 +32,7 @@ from refusal_dial.cli.values import (
     share_of,
     turning_of,
 )
-from refusal_dial.common import ENGINES, DialError, format_value
+from refusal_dial.common import ENGINES, FAR, UNITS, DialError, format_value
 
 # --------------------------------------------------------------------------------------------------
 # The names of the rules of selection, and each one's published limits. `--help` needs it.
@@ -69,13 +69,49 @@ RULE_LIMITS = {
 # A script takes `StudyFlags` or `SteeringFlags` as they are, or adds its own in a subclass.
 
 
+ALPHAS_HELP = "in --alpha-unit: a list such as -0.3,0,0.3, or START:STOP:COUNT"
+AUTO_HELP = f"{ALPHAS_HELP}; auto: 13 steps of ±0.6 mean residual norms"
+ALPHA_UNIT: Any = flag(
+    None,
+    "what alpha 1 is as long as: residual (the mean residual norm there; the default), norm (the "
+    "direction before it was normalised, as CAA has it), or absolute (residual-stream units)",
+    choice(UNITS, "unit"),
+)
+
+
+def check_unit(alphas: Sequence[float], unit: str | None) -> None:
+    """Raises `DialError` for alphas far beyond the default unit where no unit was given: published
+    alphas are lengths, and as multiples of the residual norm they would leave nothing of it."""
+    most = max(alphas, key=abs, default=0.0)
+    if unit is None and abs(most) > FAR:
+        raise DialError(
+            f"alpha {most:g} is {abs(most):g} times the mean residual norm, over {FAR:g}: give "
+            "--alpha-unit absolute if it is a length in residual-stream units, as alphas are "
+            "published, or --alpha-unit residual if it is meant so"
+        )
+
+
+class InUnit:
+    """Flags with alphas, and the unit that they are in."""
+
+    alphas: tuple[float, ...]
+    alpha_unit: str | None
+
+    def __post_init__(self) -> None:
+        check_unit(self.alphas, self.alpha_unit)
+
+    @property
+    def unit(self) -> str:
+        """The unit of alpha: as given, else the mean residual norm."""
+        return self.alpha_unit or UNITS[0]
+
+
 RELATIVE_ALPHAS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 RISING_ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 STEERABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # d_model wide
 
-UNITS = ("absolute", "residual")
 
 SCORERS = ("refusal_score", "logit_diff")
 
@@ -87,6 +123,11 @@ MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", 
 """Flags that say where rows are computed, or whether; they do not depend on them."""
 
 DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
+
+
+def _alphas_or_auto(value: Any) -> tuple[float, ...]:
+    """`auto` is the default steps."""
+    return RELATIVE_ALPHAS if value == "auto" else alphas_of(value)
 
 
 @dataclass(frozen=True)
@@ -145,20 +186,18 @@ class StudyFlags(OpenFlags):
 
 
 @dataclass(frozen=True)
-class SteeringFlags(StudyFlags):
+class SteeringFlags(StudyFlags, InUnit):
     """Where and how hard to steer, and against how many random directions."""
 
     layer: tuple[int, ...] = flag((20,), "a layer, a list such as 20,21,23, or all", layers_of)
     site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     pos: int = flag(-1, "prompt position, from the end; -1 is the last token", pos_of)
     alphas: tuple[float, ...] = flag(
-        (),
-        "a list such as -8,0,8, START:STOP:COUNT, or auto: ±0.6 mean residual norms",
-        alphas_or_auto,
+        RELATIVE_ALPHAS,
+        f"{ALPHAS_HELP}; auto: 13 steps of ±0.6 mean residual norms",
+        _alphas_or_auto,
     )
-    alpha_unit: str = flag(
-        "absolute", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
-    )
+    alpha_unit: str | None = ALPHA_UNIT
     controls: tuple[str, ...] = flag(
         BY_DEFAULT, f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
     )
@@ -188,14 +227,7 @@ class ConditionalFlags(SteeringFlags):
     rate: float = flag(
         0.3, "rate of false positives on EDGE that the threshold is set for", share_of
     )
-    alphas: tuple[float, ...] = flag(
-        RISING_ALPHAS,
-        "a list such as 0.1,0.3,0.5, or START:STOP:COUNT; auto: ±0.6 mean residual norms",
-        alphas_or_auto,
-    )
-    alpha_unit: str = flag(
-        "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
-    )
+    alphas: tuple[float, ...] = flag(RISING_ALPHAS, AUTO_HELP, _alphas_or_auto)
 
 
 @dataclass(frozen=True)
@@ -306,24 +338,11 @@ class SelectionFlags(StudyFlags):
 # The flags of the experiments on replies, with their defaults and their help.
 
 
-STRENGTHS = "strengths, in --alpha-unit: a list such as 0.2,0.4, or START:STOP:COUNT"
-
-REPLY_UNITS = ("residual", "norm", "absolute")
-
-UNIT_HELP = (
-    "what alpha 1 is as long as: residual (the mean norm there), norm (of the direction before it "
-    "was normalised, as CAA has it), or absolute"
-)
-
-
 @dataclass(frozen=True)
 class ReplyFlags(SteeringFlags):
     """How the model is to speak, and who judges what it says."""
 
-    alphas: tuple[float, ...] = flag(
-        (-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), "a list, or START:STOP:COUNT", alphas_of
-    )
-    alpha_unit: str = flag("residual", UNIT_HELP, choice(REPLY_UNITS, "unit"))
+    alphas: tuple[float, ...] = flag((-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), ALPHAS_HELP, alphas_of)
     n_random: int = flag(2, "random directions a layer", at_least(0, parse_whole))
     judge: str = flag("builtin", "substring, builtin, or a model's folder or hub id")
     max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, parse_whole))
@@ -354,8 +373,7 @@ class ContrastFlags(ReplyFlags):
     pairs: str = flag("embedded", "'embedded' (matched prompts), a .json, .jsonl or .csv file")
     n_pairs: int = flag(50, "contrast pairs to learn from, at most", at_least(1, parse_whole))
     n: int = flag(40, "prompts of each subset to measure on, at most", at_least(4, parse_whole))
-    alphas: tuple[float, ...] = flag((-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), STRENGTHS, turning_of)
-    alpha_unit: str = flag("norm", UNIT_HELP, choice(REPLY_UNITS, "unit"))
+    alphas: tuple[float, ...] = flag((-0.6, -0.3, 0.0, 0.3, 0.6, 0.8), ALPHAS_HELP, turning_of)
     n_random: int = flag(0, "random directions a layer", at_least(0, parse_whole))
 
 
@@ -367,15 +385,12 @@ class ComparisonFlags(ReplyFlags):
         "Refuse any request that could be unsafe.", "the system message to compare with"
     )
     n: int = flag(20, "prompts of each subset, at most", at_least(2, parse_whole))
-    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), STRENGTHS, alphas_of)
+    alphas: tuple[float, ...] = flag((0.2, 0.4, 0.6), ALPHAS_HELP, alphas_of)
     n_random: int = flag(5, "random directions a layer", at_least(0, parse_whole))
 
 
 # --------------------------------------------------------------------------------------------------
 # The flags of the experiments on continuations, with their defaults and their help.
-
-
-CONTINUATION_UNITS = ("distance", "norm", "residual", "absolute")
 
 
 def _rising(value: Any) -> tuple[float, ...]:
@@ -388,7 +403,7 @@ def _rising(value: Any) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class ContinuationFlags:
+class ContinuationFlags(InUnit):
     """Openings, how they are continued, how that is scored, and what is steered."""
 
     model: str = flag("embedded", "'embedded', a local folder, or a hub id")
@@ -401,13 +416,8 @@ class ContinuationFlags:
     site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     pos: int = flag(-1, "-1: the last token of the opening and every new one", pos_of)
     pool: int = flag(32, "last tokens that an activation is the mean of", at_least(1, parse_whole))
-    alphas: tuple[float, ...] = flag((-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT", alphas_of)
-    alpha_unit: str = flag(
-        "distance",
-        "what alpha 1 is as long as: distance (of the two class means at the last token), norm "
-        "(of the pooled difference), residual (mean norm), or absolute",
-        choice(CONTINUATION_UNITS, "unit"),
-    )
+    alphas: tuple[float, ...] = flag((-0.5, 0.0, 0.5), ALPHAS_HELP, alphas_of)
+    alpha_unit: str | None = ALPHA_UNIT
     n_random: int = flag(5, "random directions a layer", at_least(0, parse_whole))
     n_shuffled: int = flag(10, "directions from shuffled labels a layer", at_least(0, parse_whole))
     samples: int = flag(4, "completions of each opening", at_least(1, parse_whole))
@@ -453,7 +463,7 @@ class LayerFlags(ContinuationFlags):
 
     layer: tuple[int, ...] = flag((), "a layer, a list such as 12,16,20, or all", layers_of)
     alphas: tuple[float, ...] = flag(
-        (-1.0, 0.0, 1.0), "a list, or START:STOP:COUNT; layers are compared at the highest", _rising
+        (-0.5, 0.0, 0.5), f"{ALPHAS_HELP}; layers are compared at the highest", _rising
     )
     n_random: int = flag(0, "random directions a layer", at_least(0, parse_whole))
     n_shuffled: int = flag(0, "directions from shuffled labels a layer", at_least(0, parse_whole))
@@ -465,7 +475,7 @@ class LayerFlags(ContinuationFlags):
 class SparingFlags(ContinuationFlags):
     """The same, always and only where a detector fires."""
 
-    alphas: tuple[float, ...] = flag((0.5, 1.0), "a list, or START:STOP:COUNT", alphas_of)
+    alphas: tuple[float, ...] = flag((0.25, 0.5), ALPHAS_HELP, alphas_of)
     rate: float = flag(0.2, "rate of false positives on benign openings", share_of)
     n_random: int = flag(5, "random detectors a layer", at_least(0, parse_whole))
 
@@ -480,8 +490,8 @@ class ObjectiveFlags(ContinuationFlags):
 
     layer: tuple[int, ...] = flag((16,), "the layer of the toxicity direction", layers_of)
     alphas: tuple[float, ...] = flag(
-        (0.0, 0.5, 1.0),
-        "steps of the toxicity dial: a list such as 0,0.5,1, or START:STOP:COUNT",
+        (0.0, 0.25, 0.5),
+        f"steps of the toxicity dial, {ALPHAS_HELP}",
         alphas_of,
     )
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
@@ -492,7 +502,7 @@ class ObjectiveFlags(ContinuationFlags):
     refusal_layer: int = flag(20, "the layer of the refusal direction", at_least(0, parse_whole))
     refusal_alphas: tuple[float, ...] = flag(
         (-0.3, 0.0, 0.3),
-        "steps of the refusal dial, multiples of the mean residual norm",
+        f"steps of the refusal dial, {ALPHAS_HELP}",
         alphas_of,
     )
     n_prompts: int = flag(
@@ -500,6 +510,9 @@ class ObjectiveFlags(ContinuationFlags):
     )
     samples: int = flag(2, "completions of each opening", at_least(1, parse_whole))
     n_random: int = flag(3, "random directions in place of toxicity's", at_least(0, parse_whole))
+
+    def __post_init__(self) -> None:
+        check_unit((*self.alphas, *self.refusal_alphas), self.alpha_unit)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -552,9 +565,7 @@ class VerifyFlags(StudyFlags):
     pos: int | None = flag(None, "its position from the end; default: the file's, or -1", pos_of)
     any_model: bool = flag(False, "use a direction that was learned on another model")
     alpha: float = flag(0.3, "how far it is turned, up and down, in --alpha-unit", _alpha)
-    alpha_unit: str = flag(
-        "residual", "residual: multiples of the mean norm, or absolute", choice(UNITS, "unit")
-    )
+    alpha_unit: str | None = ALPHA_UNIT
     controls: tuple[str, ...] = flag(NULL_KINDS, f"a list of {', '.join(NULL_KINDS)}", _nulls)
     n_random: int = flag(199, "draws of each control", at_least(1, parse_whole))
     reference: str = flag(
@@ -581,6 +592,14 @@ class VerifyFlags(StudyFlags):
         at_least(0, parse_number),
     )
     level: float = flag(0.05, "corrected p-values up to this count as shown", _level)
+
+    def __post_init__(self) -> None:
+        check_unit((self.alpha,), self.alpha_unit)
+
+    @property
+    def unit(self) -> str:
+        """The unit of alpha: as given, else the mean residual norm."""
+        return self.alpha_unit or UNITS[0]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -619,10 +638,7 @@ class CalibrationFlags(SteeringFlags):
     n_learn: int = flag(40, "EDGE prompts to learn from", at_least(6, parse_whole))
     n_report: int = flag(8, "other EDGE prompts to report on", at_least(2, parse_whole))
     layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", layers_of)
-    alphas: tuple[float, ...] = flag((0.3,), "one alpha", alphas_of)
-    alpha_unit: str = flag(
-        "residual", "absolute, or residual: multiples of the mean norm", choice(UNITS, "unit")
-    )
+    alphas: tuple[float, ...] = flag((0.3,), "one alpha, in --alpha-unit", alphas_of)
     controls: tuple[str, ...] = flag(
         TESTED,
         f"a list of {', '.join(TESTED)}",

@@ -133,11 +133,6 @@ def alpha_of(value: Any) -> float:
     return parse_number(value)
 
 
-def alphas_or_auto(value: Any) -> tuple[float, ...]:
-    """`alphas_of`; none stands for auto."""
-    return () if value == "auto" else alphas_of(value)
-
-
 def alphas_of(value: Any) -> tuple[float, ...]:
     """Different finite numbers, rising: a list, or START:STOP:COUNT."""
     if isinstance(value, str) and value.count(":") == 2:

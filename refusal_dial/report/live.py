@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from refusal_dial.cells import SteeringPlace, alphas_in, cells_at
 from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
 from refusal_dial.cli.values import parse_number, parse_text, parse_whole
 from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
@@ -14,7 +15,6 @@ from refusal_dial.data.prompts import of_subset
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, load
 from refusal_dial.generate.decode import stream
-from refusal_dial.hooks import steer
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import last_logits, tokenize
 from refusal_dial.studies.base import Study, load_study, study_of
@@ -113,10 +113,11 @@ def hooks_at(dial: Dial, layer: int, site: str, name: str, alpha: float) -> list
         raise one_of(name, LIVE_DIRECTIONS, "direction")
     if alpha != alpha or abs(alpha) == float("inf"):
         raise DialError(f"expected a number for alpha, not {alpha}")
-    if alpha == 0:
-        return []
-    length = alpha * dial.at(site).residual_norm(layer)
-    return [steer(dial.directions(layer, site)[name], length, layer=layer, pos=LIVE_POS, site=site)]
+    place = SteeringPlace(layer, site, LIVE_POS, dial.at(site).residual_norm(layer))
+    direction = dial.directions(layer, site)[name]
+    step = alphas_in([alpha], "residual", place.norm, direction)
+    (cell,) = cells_at([(name, None, direction)], step, place)
+    return list(cell.hooks)
 
 
 def turn(

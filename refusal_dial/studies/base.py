@@ -18,6 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cli.flags import MACHINES, OpenFlags, StudyFlags
+from refusal_dial.common import UNITS
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.engine.score import Scorer
 from refusal_dial.model.activations import collect
@@ -117,6 +118,8 @@ def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
     settings = asdict(flags)
     for name in ("out", "config", "max_missing", *MACHINES):
         settings.pop(name)
+    if "alpha_unit" in settings:
+        settings["alpha_unit"] = settings["alpha_unit"] or UNITS[0]
     settings["model"] = identity(study.model).as_dict()
     settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
     settings["data"]["n_prompts"] = len(study.prompts)

@@ -25,7 +25,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cells import Cell
+from refusal_dial.cells import (
+    BASELINE,
+    Cell,
+    SteeringPlace,
+    alphas_in,
+    cells_at,
+    numbered,
+    steer_where,
+    turned,
+    unit_length,
+)
 from refusal_dial.cli.flags import MACHINES, ContinuationFlags, SparingFlags
 from refusal_dial.common import DialError, DryRun, write_whole
 from refusal_dial.data.openings import BENIGN, CHALLENGING, Openings, load_openings
@@ -34,7 +44,7 @@ from refusal_dial.directions.controls import random_directions, shuffled_directi
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff
 from refusal_dial.generate.completions import completion_rows
 from refusal_dial.generate.decode import Decoding, decoding_of
-from refusal_dial.hooks import Detector, calibrate, steer_if
+from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokenize
@@ -46,7 +56,6 @@ from refusal_dial.stats.comparison import fair_ranks, finite_intervals, finite_m
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
 from refusal_dial.stats.summary import AXES, GROUP
-from refusal_dial.studies.steering import UNSTEERED, Named, strength_cells
 
 # --------------------------------------------------------------------------------------------------
 # A study of continuations, opened: model, openings, and a direction a layer with its scale.
@@ -77,22 +86,15 @@ class ContinuationStudy:
     last: Pooled
     about: tuple[str, ...]
 
-    def step(self, layer: int, unit: str) -> float:
-        """How long alpha = 1 is at a layer, in residual-stream units.
+    def residual_norm(self, layer: int) -> float:
+        """Mean norm of the last tokens of the openings to learn from: the default unit of alpha."""
+        return float(self.last[self.layers.index(layer)].norm(dim=-1).mean())
 
-        `distance`: `|mean(h | BENIGN) - mean(h | CHALLENGING)|` of the openings' last tokens, which
-        is how far apart the two are where steering takes place. `norm`: the raw pooled difference,
-        as published. `residual`: the mean norm of the last tokens. `absolute`: 1.
-        """
-        i = self.layers.index(layer)
-        half = self.last.shape[1] // 2
-        sizes = {
-            "distance": (self.last[i, :half].mean(0) - self.last[i, half:].mean(0)).norm(),
-            "norm": self.learned[i].norm,
-            "residual": self.last[i].norm(dim=-1).mean(),
-            "absolute": 1.0,
-        }
-        return float(sizes[unit])
+    def distance(self, layer: int) -> float:
+        """`|mean(h | BENIGN) - mean(h | CHALLENGING)|` of the openings' last tokens: how far apart
+        the two are where steering takes place."""
+        last, half = self.last[self.layers.index(layer)], self.last.shape[1] // 2
+        return float((last[:half].mean(0) - last[half:].mean(0)).norm())
 
 
 def load_continuations(flags: ContinuationFlags) -> ContinuationStudy:
@@ -146,7 +148,13 @@ def continuation_settings(opened: ContinuationStudy, flags: ContinuationFlags) -
         "measure": data_hash(opened.openings.measure),
         "n_prompts": len(opened.openings.measure),
     }
-    settings["step"] = {str(n): round(opened.step(n, flags.alpha_unit), 6) for n in opened.layers}
+    settings["alpha_unit"] = flags.unit
+    settings["step"] = {  # how long alpha = 1 is
+        str(learned.provenance.layer): round(
+            unit_length(flags.unit, opened.residual_norm(learned.provenance.layer), learned), 6
+        )
+        for learned in opened.learned
+    }
     return settings
 
 
@@ -167,34 +175,25 @@ def relearned(opened: ContinuationStudy, layer: int, labels: Sequence[float]) ->
 def continuation_cells(opened: ContinuationStudy, flags: ContinuationFlags) -> list[Cell]:
     """The baseline, then for each layer the learned direction at every alpha, and the controls at
     every alpha but 0. A cell of alpha 0 has no hooks: it is the baseline."""
-    cells = [UNSTEERED]
+    cells = [BASELINE]
     half = opened.pooled.shape[1] // 2
     benign = [1.0] * half + [0.0] * (opened.pooled.shape[1] - half)
     for layer, learned in zip(opened.layers, opened.learned, strict=True):
-        named: list[Named] = [("learned", None, learned)]
-        controls = random_directions(learned, flags.n_random, flags.seed)
-        named += [("random", i, one) for i, one in enumerate(controls)]
+        place = place_at(opened, flags, layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, learned)
         shuffled = shuffled_directions(
             learned, partial(relearned, opened, layer), benign, flags.n_shuffled, flags.seed
         )
-        named += [("shuffled", i, one) for i, one in enumerate(shuffled)]
-        cells += alpha_cells(opened, flags, layer, named)
+        controls = numbered("random", random_directions(learned, flags.n_random, flags.seed))
+        controls += numbered("shuffled", shuffled)
+        cells += cells_at([("learned", None, learned)], alphas, place)
+        cells += cells_at(controls, turned(alphas), place)
     return cells
 
 
-def alpha_cells(
-    opened: ContinuationStudy, flags: ContinuationFlags, layer: int, named: Sequence[Named]
-) -> list[Cell]:
-    """The directions at every step of the dial at one layer."""
-    return strength_cells(
-        named,
-        flags.alphas,
-        opened.step(layer, flags.alpha_unit),
-        opened.step(layer, "residual"),
-        layer=layer,
-        site=flags.site,
-        pos=flags.pos,
-    )
+def place_at(opened: ContinuationStudy, flags: ContinuationFlags, layer: int) -> SteeringPlace:
+    """Where the flags steer at a layer."""
+    return SteeringPlace(layer, flags.site, flags.pos, opened.residual_norm(layer))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -221,20 +220,16 @@ def detectors_at(opened: ContinuationStudy, flags: SparingFlags, layer: int) -> 
 def gated_cells(opened: ContinuationStudy, flags: SparingFlags) -> list[Cell]:
     """The baseline; then for each layer and step always-on steering (`learned`), the same behind
     the detector (`conditional`), and behind random ones (`random_detector`)."""
-    cells = [UNSTEERED]
+    cells = [BASELINE]
     for layer, learned in zip(opened.layers, opened.learned, strict=True):
-        always = alpha_cells(opened, flags, layer, [("learned", None, learned)])
-        cells += always
-        for number, detector in enumerate(detectors_at(opened, flags, layer)):
-            kind = ("conditional", None) if number == 0 else ("random_detector", number - 1)
-            for cell in always:
-                about = dict(zip(("direction", "seed"), kind, strict=True))
-                alpha = float(cell.labels["alpha"])
-                hook = steer_if(
-                    learned, alpha, detector, layer=layer, pos=flags.pos, site=flags.site
-                )
-                gated = replace(cell, labels={**cell.labels, **about}, hooks=[hook])
-                cells.append(gated if alpha else replace(gated, hooks=()))
+        place = place_at(opened, flags, layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, learned)
+        cells += cells_at([("learned", None, learned)], alphas, place)
+        detector, *random = detectors_at(opened, flags, layer)
+        gates: list[tuple[str, int | None, Detector]] = [("conditional", None, detector)]
+        gates += [("random_detector", number, one) for number, one in enumerate(random)]
+        for kind, number, gate in gates:
+            cells += cells_at([(kind, number, learned)], alphas, place, steer_where(gate))
     return cells
 
 

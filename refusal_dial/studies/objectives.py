@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cells import Cell
+from refusal_dial.cells import (
+    BASELINE,
+    Cell,
+    SteeringPlace,
+    alphas_in,
+    cells_at,
+    labelled,
+    numbered,
+    turned,
+)
 from refusal_dial.cli.flags import ObjectiveFlags, SteeringFlags
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import (
@@ -31,7 +40,6 @@ from refusal_dial.data.prompts import (
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, overlap
 from refusal_dial.generate.decode import decoding_of
-from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
@@ -46,8 +54,9 @@ from refusal_dial.studies.continuation import (
     continuation_settings,
     load_continuations,
     opening_rows,
+    place_at,
 )
-from refusal_dial.studies.steering import UNSTEERED, learn
+from refusal_dial.studies.steering import learn
 
 # --------------------------------------------------------------------------------------------------
 # Two studies on one model, opened: openings with a toxicity direction, prompts with refusal's.
@@ -123,37 +132,22 @@ def objective_settings(both: ObjectiveStudy, flags: ObjectiveFlags) -> dict[str,
 def objective_cells(both: ObjectiveStudy, flags: ObjectiveFlags) -> list[Cell]:
     """The unsteered model, then every pair of steps: both directions (`learned`), and a random one
     with refusal's (`random`) wherever the first dial is turned."""
+    # 1. The cells of each dial.
     first, second = both.toxicity, both.refusal
-    layer = first.provenance.layer
-    step = both.openings.step(layer, flags.alpha_unit)
+    place = place_at(both.openings, flags, first.provenance.layer)
     norm = both.study.residual_norm(flags.refusal_layer)
-    named: list[tuple[str, int | None, Direction]] = [("learned", None, first)]
-    controls = random_directions(first, flags.n_random, flags.seed)
-    named += [("random", number, one) for number, one in enumerate(controls)]
-    cells = [Cell({**UNSTEERED.labels, "refusal_strength": 0.0})]
-    for (kind, number, one), strength, other in product(named, flags.alphas, flags.refusal_alphas):
-        if strength == 0 and kind == "random":
-            continue
-        alpha = float(f"{strength * step:.4g}")
-        dials = ((one, alpha, layer), (second, float(f"{other * norm:.4g}"), flags.refusal_layer))
-        hooks = [
-            steer(direction, by, layer=at, pos=flags.pos, site=flags.site)
-            for direction, by, at in dials
-            if by
-        ]
-        labels = {
-            **UNSTEERED.labels,
-            "direction": kind,
-            "seed": number,
-            "layer": layer,
-            "site": flags.site,
-            "pos": flags.pos,
-            "alpha": alpha,
-            "alpha_relative": round(alpha / both.openings.step(layer, "residual"), 6),
-            "strength": strength,
-            "refusal_strength": other,
-        }
-        cells.append(Cell(labels, hooks))
+    refusal_place = SteeringPlace(flags.refusal_layer, flags.site, flags.pos, norm)
+    alphas = alphas_in(flags.alphas, flags.unit, place.norm, first)
+    controls = numbered("random", random_directions(first, flags.n_random, flags.seed))
+    toxicity = cells_at([("learned", None, first)], alphas, place)
+    toxicity += cells_at(controls, turned(alphas), place)
+    refusal_alphas = alphas_in(flags.refusal_alphas, flags.unit, norm, second)
+    refusal = cells_at([("learned", None, second)], refusal_alphas, refusal_place)
+    # 2. Every pair: the hooks of both.
+    cells = [labelled(BASELINE, refusal_strength=0.0)]
+    for one, other in product(toxicity, refusal):
+        both_labels = labelled(one, refusal_strength=other.labels["strength"])
+        cells.append(replace(both_labels, hooks=[*one.hooks, *other.hooks]))
     return cells
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import directions
-from refusal_dial.cells import Cell
+from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, labelled, numbered, turned
 from refusal_dial.cli.flags import ContrastFlags, ReplyFlags
 from refusal_dial.common import DialError, located
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
@@ -75,7 +75,7 @@ from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
 from refusal_dial.stats.summary import GROUP
 from refusal_dial.studies.base import Study, study_settings
-from refusal_dial.studies.steering import UNSTEERED, Named, strength_cells
+from refusal_dial.studies.steering import place_of
 
 # --------------------------------------------------------------------------------------------------
 # Contrast pairs (CAA): two texts of which the first shows the behaviour, alike in everything else.
@@ -274,23 +274,19 @@ def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], 
 def reply_cells(study: Study, flags: ReplyFlags, learned: Sequence[Direction]) -> list[Cell]:
     """The unsteered model, then for each learned direction itself at every strength, and
     `--n-random` random ones at every strength but 0. All without a system message of their own."""
-    cells = [UNSTEERED]
+    cells = [BASELINE]
     for direction in learned:
-        layer = direction.provenance.layer
-        norm = study.residual_norm(layer)
-        step = {"residual": norm, "norm": direction.norm, "absolute": 1.0}[flags.alpha_unit]
-        named: list[Named] = [("learned", None, direction)]
-        controls = random_directions(direction, flags.n_random, flags.seed)
-        named += [("random", number, one) for number, one in enumerate(controls)]
-        cells += strength_cells(
-            named, flags.alphas, step, norm, layer=layer, site=flags.site, pos=flags.pos
-        )
+        place = place_of(study, flags, direction.provenance.layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
+        controls = numbered("random", random_directions(direction, flags.n_random, flags.seed))
+        cells += cells_at([("learned", None, direction)], alphas, place)
+        cells += cells_at(controls, turned(alphas), place)
     return [under(cell, "") for cell in cells]
 
 
 def under(cell: Cell, system: str) -> Cell:
     """The same cell under a system message, by the name that it has in the rows."""
-    return replace(cell, labels={**cell.labels, "system": system})
+    return labelled(cell, system=system)
 
 
 def with_and_without(cells: Sequence[Cell], system: str) -> list[Cell]:

@@ -13,8 +13,17 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_dial.cells import Cell
-from refusal_dial.cli.flags import RELATIVE_ALPHAS, SteeringFlags, StudyFlags
+from refusal_dial.cells import (
+    BASELINE,
+    Cell,
+    Named,
+    SteeringPlace,
+    alphas_in,
+    cells_at,
+    numbered,
+    steer_where,
+)
+from refusal_dial.cli.flags import SteeringFlags, StudyFlags
 from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subset
 from refusal_dial.directions.controls import (
     covariance_directions,
@@ -27,7 +36,7 @@ from refusal_dial.directions.controls import (
 )
 from refusal_dial.directions.files import check_fits
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
-from refusal_dial.hooks import Detector, calibrate, steer, steer_if
+from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
@@ -53,13 +62,9 @@ SCORE_ORDER += ["score", "alpha_relative"]
 # layer, site, position and alphas.
 
 
-CELL_LABELS = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative")
-
 LEARNED_AGAIN = ("shuffled", "length", "folds")  # takes the prompts that were learned from
 
 N_FOLDS = 5
-
-BASELINE = Cell(dict(zip(CELL_LABELS, ("baseline", None, None, "", None, 0.0, 0.0), strict=True)))
 
 
 def learn(
@@ -116,7 +121,7 @@ def control_directions(
     learned: Direction,
     prompts: Sequence[Prompt],
     balanced: bool = False,
-) -> list[tuple[str, int | None, Direction]]:
+) -> list[Named]:
     """(kind, seed, direction) of every control that `--controls` names, at the learned one's layer.
 
     `prompts` are those it was learned from; without them, as for a direction from a file, there is
@@ -127,17 +132,17 @@ def control_directions(
     scores = [float(score) for score in study.scores[of]]
     again = partial(learn_at, study, learned.provenance, flags.k, prompts, balanced)
     kinds = [kind for kind in flags.controls if prompts or kind not in LEARNED_AGAIN]
-    found: list[tuple[str, int | None, Direction]] = []
+    found: list[Named] = []
     if "random" in kinds:
-        found += _numbered("random", random_directions(learned, flags.n_random, flags.seed))
+        found += numbered("random", random_directions(learned, flags.n_random, flags.seed))
     if "covariance" in kinds:
         rows = study.activations[study.layers.index(layer)][of]
         drawn = covariance_directions(learned, rows, flags.n_random, flags.seed)
-        found += _numbered("covariance", drawn)
+        found += numbered("covariance", drawn)
     if "shuffled" in kinds:
         within = [prompt.category for prompt in prompts] if balanced else None
         drawn = shuffled_directions(learned, again, scores, flags.n_random, flags.seed, within)
-        found += _numbered("shuffled", drawn)
+        found += numbered("shuffled", drawn)
     if "flipped" in kinds:
         found.append(("flipped", None, flipped_direction(learned)))
     if "length" in kinds:
@@ -150,12 +155,8 @@ def control_directions(
             some, told = [prompts[i] for i in rest], [scores[i] for i in rest]
             return learn_at(study, learned.provenance, flags.k, some, balanced, told)
 
-        found += _numbered("fold", fold_directions(learned, without, folds))
+        found += numbered("fold", fold_directions(learned, without, folds))
     return found
-
-
-def _numbered(kind: str, drawn: Sequence[Direction]) -> list[tuple[str, int | None, Direction]]:
-    return [(kind, seed, one) for seed, one in enumerate(drawn)]
 
 
 def at_place(
@@ -172,16 +173,9 @@ def at_place(
     return replace(direction, provenance=here)
 
 
-def alphas_at(study: Study, flags: SteeringFlags, layer: int) -> list[tuple[float, float]]:
-    """(alpha, alpha / mean residual norm) for each step of the dial at one layer.
-
-    alpha is always what `steer` takes. `--alphas auto` and `--alpha-unit residual` are multiples of
-    the layer's mean residual norm, which alpha is rounded to four digits of.
-    """
-    norm = study.residual_norm(layer)
-    if flags.alphas and flags.alpha_unit == "absolute":
-        return [(alpha, round(alpha / norm, 6)) for alpha in flags.alphas]
-    return [(float(f"{r * norm:.4g}"), r) for r in flags.alphas or RELATIVE_ALPHAS]
+def place_of(study: Study, flags: SteeringFlags, layer: int) -> SteeringPlace:
+    """Where the flags steer at a layer."""
+    return SteeringPlace(layer, flags.site, flags.pos, study.residual_norm(layer))
 
 
 def steering_cells(
@@ -195,58 +189,11 @@ def steering_cells(
     `prompts` are those that it was learned from."""
     cells = [BASELINE]
     for direction in learned:
-        layer = direction.provenance.layer
-        named: list[tuple[str, int | None, Direction]] = [("learned", None, direction)]
+        place = place_of(study, flags, direction.provenance.layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
+        named: list[Named] = [("learned", None, direction)]
         named += control_directions(study, flags, direction, prompts, balanced)
-        for name, seed, one in named:
-            for alpha, relative in alphas_at(study, flags, layer):
-                place = (layer, flags.site, flags.pos)
-                hook = steer(one, alpha, layer=layer, pos=flags.pos, site=flags.site)
-                values = (name, seed, *place, alpha, relative)
-                cells.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
-    return cells
-
-
-# --------------------------------------------------------------------------------------------------
-# Cells by strength: a few directions at one place, each turned to every step of a dial.
-#
-#     alpha = strength * step
-#
-# The step is what strength 1 is as long as: the mean residual norm, the direction's own norm before
-# it was normalised, 1. A cell of alpha 0 has no hooks: it is the unsteered model.
-
-
-UNSTEERED = Cell({**BASELINE.labels, "strength": 0.0})
-
-Named = tuple[str, int | None, Direction]
-"""What a direction is called in the rows: its kind, its number among its kind, and itself."""
-
-
-def strength_cells(
-    named: Sequence[Named],
-    strengths: Sequence[float],
-    step: float,
-    norm: float,
-    *,
-    layer: int,
-    site: str,
-    pos: int,
-) -> list[Cell]:
-    """A cell per direction and strength, in this order. Controls are as long as the learned
-    direction, and have no cell of strength 0.
-
-    `norm` is the mean residual norm, which `alpha_relative` is a multiple of.
-    """
-    cells = []
-    for kind, number, direction in named:
-        for strength in strengths:
-            if strength == 0 and kind != "learned":
-                continue
-            alpha = float(f"{strength * step:.4g}")
-            values = (kind, number, layer, site, pos, alpha, round(alpha / norm, 6))
-            labels = {**dict(zip(CELL_LABELS, values, strict=True)), "strength": strength}
-            hooks = [steer(direction, alpha, layer=layer, pos=pos, site=site)] if alpha else []
-            cells.append(Cell(labels, hooks))
+        cells += cells_at(named, alphas, place)
     return cells
 
 
@@ -300,20 +247,17 @@ def conditional_cells(
     the detector (`conditional`), and behind `--n-random` random ones (`random_detector`)."""
     cells = steering_cells(study, flags, learned)
     for direction, detector in zip(learned, watching, strict=True):
-        layer = direction.provenance.layer
-        rows = study.activations[study.layers.index(layer)][study.rows(calibration)]
-        named: list[tuple[str, int | None, Detector]] = [("conditional", None, detector)]
-        for seed, one in enumerate(
-            random_directions(detector.direction, flags.n_random, flags.seed)
-        ):
-            named.append(("random_detector", seed, calibrate(one, rows, detector.rate)))
-        for name, number, one_of_them in named:
-            for alpha, relative in alphas_at(study, flags, layer):
-                hook = steer_if(
-                    direction, alpha, one_of_them, layer=layer, pos=flags.pos, site=flags.site
-                )
-                values = (name, number, layer, flags.site, flags.pos, alpha, relative)
-                cells.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
+        place = place_of(study, flags, direction.provenance.layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
+        rows = study.activations[study.layers.index(place.layer)][study.rows(calibration)]
+        drawn = random_directions(detector.direction, flags.n_random, flags.seed)
+        gates: list[tuple[str, int | None, Detector]] = [("conditional", None, detector)]
+        gates += [
+            ("random_detector", seed, calibrate(one, rows, detector.rate))
+            for seed, one in enumerate(drawn)
+        ]
+        for kind, number, gate in gates:
+            cells += cells_at([(kind, number, direction)], alphas, place, steer_where(gate))
     return cells
 
 
@@ -342,12 +286,15 @@ def conduct(
     A finished run named by `--out` is read, not computed again.
     """
     files = {"direction": learned[0]} if len(learned) == 1 else files_by_layer(learned)
-    run = begin(experiment, study_settings(study, flags), flags, files)
+    settings = study_settings(study, flags)
+    run = begin(experiment, settings, flags, files)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
 
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise(scores, flags.threshold, flags.seed)
-        return summary, {"threshold": flags.threshold, "verdict": verdict(summary)}
+        found = {"threshold": flags.threshold, "verdict": verdict(summary)}
+        unit = settings.get("alpha_unit")
+        return summary, found | ({"alpha_unit": unit} if unit else {})
 
     plan = SweepPlan(study.tokens, rows, cells, study.scorer, budget, SCORE_ORDER)
     return carry_out(run, study, plan, close, flags)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,19 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import stats
-from refusal_dial.cells import Cell
+from refusal_dial.cells import (
+    BASELINE,
+    Alpha,
+    Cell,
+    Named,
+    SteeringPlace,
+    alphas_in,
+    cells_at,
+    labelled,
+    steer_at,
+)
 from refusal_dial.cli.flags import LEAST_TESTED, VerifyFlags
-from refusal_dial.common import DialError, located
+from refusal_dial.common import DialError, Hook, located
 from refusal_dial.data.prompts import (
     SUBSETS,
     Prompt,
@@ -44,7 +54,6 @@ from refusal_dial.directions.files import check_fits, read_direction
 from refusal_dial.directions.learning import Direction, mean_diff, top_bottom
 from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.generate.likelihood import kl_per_token, nll
-from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.plan import (
     Budget,
@@ -117,7 +126,8 @@ class VerificationStudy:
     study: Study
     given: Direction
     sha256: str
-    alpha: float
+    place: SteeringPlace
+    alphas: tuple[Alpha, ...]
     learn: tuple[Prompt, ...]
     test: tuple[Prompt, ...]
     exploratory: bool
@@ -128,6 +138,11 @@ class VerificationStudy:
     length: Direction
     left: Direction | None
     left_size: float
+
+    @property
+    def alpha(self) -> float:
+        """How far the direction is turned, up and down, in residual-stream units."""
+        return self.alphas[0].absolute
 
     def tested(self, subset: str) -> list[Prompt]:
         """The test prompts of one subset."""
@@ -163,7 +178,9 @@ def verification_of(study: Study, given: Direction, flags: VerifyFlags) -> Verif
             "more prompts, or a larger --n-test"
         )
     norm = study.residual_norm(given.provenance.layer)
-    alpha = flags.alpha * norm if flags.alpha_unit == "residual" else flags.alpha
+    at = given.provenance
+    place = SteeringPlace(at.layer, at.site, at.pos, norm)
+    alphas = alphas_in((flags.alpha, -flags.alpha), flags.unit, norm, given)
     edge = _reference(study, given, "scores", learn)
     of = study.rows([p for p in learn if p.subset == "EDGE"])
     lengths = [float(n) for n in study.tokens.mask.sum(1)[of]]
@@ -173,7 +190,8 @@ def verification_of(study: Study, given: Direction, flags: VerifyFlags) -> Verif
         study,
         given,
         hashlib.sha256(file.read_bytes()).hexdigest(),
-        float(f"{alpha:.4g}"),
+        place,
+        alphas,
         tuple(learn),
         tuple(test),
         exploratory,
@@ -304,9 +322,6 @@ VERIFY_ORDER = [
 ]
 VERIFY_ORDER += ["score", "measure"]
 
-Named = tuple[str, int | None, Direction]
-"""A kind of direction, its number among its kind, and itself."""
-
 N_BESIDE = 2  # random directions whose damage stands beside the given one's
 
 
@@ -409,35 +424,22 @@ def _prompts(opened: VerificationStudy, prompts: Sequence[Prompt]) -> tuple[Toke
 
 def verification_cells(opened: VerificationStudy, named: Sequence[Named]) -> list[Cell]:
     """The unsteered model, then each direction at alpha and at -alpha."""
-    cells = [_cell(opened, "baseline", None, 0.0, None)]
-    for name, seed, one in named:
-        for sign in (1.0, -1.0):
-            cells.append(_cell(opened, name, seed, sign * opened.alpha, one))
-    return cells
+    at = opened.place
+    baseline = labelled(BASELINE, layer=at.layer, site=at.site, pos=at.pos)
+    return [baseline, *cells_at(named, opened.alphas, at)]
 
 
 def _left(opened: VerificationStudy) -> list[Cell]:
     """The given direction without its component along prompt length, no longer than that leaves
     it."""
-    left, size = opened.left, opened.left_size
-    return [_cell(opened, "left", None, sign * opened.alpha, left, size) for sign in (1.0, -1.0)]
+    if opened.left is None:  # nothing is left of it
+        given = cells_at([("left", None, opened.given)], opened.alphas, opened.place)
+        return [replace(cell, hooks=()) for cell in given]
 
+    def shorter(direction: Direction, alpha: float, place: SteeringPlace) -> Hook:
+        return steer_at(direction, alpha * opened.left_size, place)
 
-def _cell(
-    opened: VerificationStudy,
-    name: str,
-    seed: int | None,
-    alpha: float,
-    one: Direction | None,
-    size: float = 1.0,
-) -> Cell:
-    at = opened.given.provenance
-    labels: dict[str, Any] = {"direction": name, "seed": seed, "layer": at.layer, "site": at.site}
-    labels |= {"pos": at.pos, "alpha": alpha}
-    if one is None:
-        return Cell(labels)
-    hook = steer(one, alpha * size, layer=at.layer, pos=at.pos, site=at.site)
-    return Cell(labels, [hook])
+    return cells_at([("left", None, opened.left)], opened.alphas, opened.place, shorter)
 
 
 # --------------------------------------------------------------------------------------------------

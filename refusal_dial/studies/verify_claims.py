@@ -690,7 +690,7 @@ def _close(
             "sha256": opened.sha256,
             "norm": opened.given.norm,
             "method": opened.given.provenance.method,
-            "alpha_relative": opened.alpha / opened.study.residual_norm(_place(opened)["layer"]),
+            "alpha_relative": opened.alphas[0].relative,
             "known": opened.known,
             "exploratory": opened.exploratory,
             "reference": opened.learned_from.name,

@@ -58,7 +58,7 @@ JOBS = {
             "main",
             "steering_holdout_control",
             "--model {model} --prompts {prompts} --refusal-tokens I --layer 1,2 --alphas -2,2 "
-            "--n-random 4 --batch-size 2",
+            "--alpha-unit absolute --n-random 4 --batch-size 2",
         ),
         Job(
             "patching",
@@ -82,7 +82,7 @@ JOBS = {
             "wide",
             "steering_holdout_control",
             "--model {model} --prompts {prompts} --refusal-tokens I --layer 1 --alphas -2,2 "
-            "--controls random --n-random 500 --batch-size 56",
+            "--alpha-unit absolute --controls random --n-random 500 --batch-size 56",
         ),
     )
 }
