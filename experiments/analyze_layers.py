@@ -28,7 +28,8 @@ def main(flags: LayerFlags) -> None:
         folder = run.folder
     n_layers = read_config(folder, "model.n_layers")["settings"]["model"]["n_layers"]
     layers = by_layer(summary, CHALLENGING, n_layers)
-    print_layer_effects(layers, by_group(layers), best_layer(layers))
+    unit = read_config(folder, "alpha_unit")["settings"]["alpha_unit"]
+    print_layer_effects(layers, by_group(layers), best_layer(layers), unit)
     print(f"run: {folder}")
     print(f"plot it: python scripts/plot_toxicity.py {folder}")
 

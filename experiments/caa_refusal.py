@@ -42,7 +42,7 @@ def main(flags: ContrastFlags) -> None:
     run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, talk.rows(chosen))
     print_norms({one.provenance.layer: one.norm for one in vectors})
     half = layer_table(summary, REPORT)
-    print_layers(half, best_cell(summary), inverted_layers(summary))
+    print_layers(half, best_cell(summary), inverted_layers(summary), flags.unit)
     print_judge(read_verdict(run.folder))
     norms = DataFrame([{"layer": one.provenance.layer, "norm": one.norm} for one in vectors])
     print_published(flags.config, flags.model, {"summary": summary, "layers": half, "norms": norms})

@@ -41,7 +41,7 @@ def main(flags: ComparisonFlags) -> None:
     run, summary = conduct_replies(
         "compare_prompting_steering", talk, flags, cells, learned, talk.rows()
     )
-    print_conditions(with_condition(summary), summary)
+    print_conditions(with_condition(summary), summary, flags.unit)
     print_judge(read_verdict(run.folder))
     print_published(flags.config, flags.model, {"summary": with_condition(summary)})
     print(f"run: {run.folder}")

@@ -16,6 +16,7 @@ from refusal_dial.cli.flags import ConditionalFlags
 def main(flags: ConditionalFlags) -> None:
     from refusal_dial.data.prompts import of_subset
     from refusal_dial.report.steering import print_trade_off
+    from refusal_dial.report.theme import in_norms
     from refusal_dial.run.folder import read_table
     from refusal_dial.stats.trade_off import trade_off
     from refusal_dial.studies.base import load_study, prompt_rows
@@ -38,7 +39,7 @@ def main(flags: ConditionalFlags) -> None:
     rows["split"] = parts_of(study.prompts, [*edge[0], *harm[0]], [*edge[1], *harm[1]])
     run, _ = conduct("conditional_steering", study, flags, rows, cells, learned)
     scores = read_table(run.folder, "scores")
-    held_out = scores[scores["split"] == "holdout"]
+    held_out = in_norms(scores[scores["split"] == "holdout"])
     print_trade_off(trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=flags.threshold))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_trade_off.py {run.folder}")

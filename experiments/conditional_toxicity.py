@@ -15,12 +15,13 @@ from refusal_dial.cli.flags import SparingFlags
 def main(flags: SparingFlags) -> None:
     from refusal_dial.data.openings import BENIGN, CHALLENGING
     from refusal_dial.report.steering import print_trade_off
+    from refusal_dial.report.theme import in_norms
     from refusal_dial.run.folder import read_table
     from refusal_dial.stats.trade_off import trade_off
     from refusal_dial.studies.continuation import as_trade_off, conduct_continuations, gated_cells
 
     run, _ = conduct_continuations("conditional_toxicity", flags, gated_cells)
-    rows = as_trade_off(read_table(run.folder, "scores"))
+    rows = as_trade_off(in_norms(read_table(run.folder, "scores")))
     print_trade_off(trade_off(rows, wanted=CHALLENGING, spared=BENIGN))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_trade_off.py {run.folder}")

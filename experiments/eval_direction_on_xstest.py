@@ -44,7 +44,7 @@ def main(flags: DirectionFlags) -> None:
     rows = talk.rows({prompt.id: "train" for prompt in train})
     run, summary = conduct_replies("eval_direction_on_xstest", talk, flags, cells, used, rows)
     held_out = read_table(run.folder, "scores").query("split == 'holdout'")
-    print_replies(summary[summary["split"] == "holdout"])
+    print_replies(summary[summary["split"] == "holdout"], flags.unit)
     by = ("subset", "category")
     print_categories(summarise_replies(held_out, flags.threshold, flags.seed, by))
     print_judge(read_verdict(run.folder))

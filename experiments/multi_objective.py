@@ -18,7 +18,7 @@ def main(flags: ObjectiveFlags) -> None:
     from refusal_dial.studies.objectives import conduct_objectives
 
     run, summary = conduct_objectives("multi_objective", flags)
-    print_objectives(summary, read_verdict(run.folder)["overlap"])
+    print_objectives(summary, read_verdict(run.folder)["overlap"], flags.unit)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_front.py {run.folder}")
 

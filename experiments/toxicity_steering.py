@@ -22,7 +22,7 @@ def main(flags: ContinuationFlags) -> None:
     from refusal_dial.studies.continuation import conduct_continuations, layer_comparison
 
     run, summary = conduct_continuations("toxicity_steering", flags)
-    print_continuations(summary, read_verdict(run.folder)["prompt_score"])
+    print_continuations(summary, read_verdict(run.folder)["prompt_score"], flags.unit)
     n_layers = read_config(run.folder)["settings"]["model"]["n_layers"]
     tables = {"summary": summary, **layer_comparison(summary, CHALLENGING, n_layers)}
     print_published(flags.config, flags.model, tables)

@@ -49,6 +49,14 @@ ALL: NamedPos = "all"
 UNITS = ("residual", "norm", "absolute")
 """What alpha = 1 is as long as (see `cells`)."""
 
+UNIT_NAMES = {
+    "residual": "mean residual norms",
+    "norm": "norms of the raw direction",
+    "absolute": "residual-stream units",
+    "distance": "distances of the class means",  # of runs before 0.2
+}
+"""A unit of alpha, as tables, axes and summaries name it."""
+
 FAR = 1.5
 """Mean residual norms beyond which an alpha is warned of, or, in no stated unit, refused."""
 

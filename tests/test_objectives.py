@@ -118,7 +118,7 @@ def test_a_cell_is_shown_beside_random_directions_at_the_same_two_steps(capsys):
         said.append(rows("learned", 1.0, other, 0.2, N, 4))
         for seed, more in enumerate((0.0, 0.1)):
             said.append(rows("random", 1.0, other, toxicity + more, N, 4, seed))
-    print_objectives(summarise_objectives(pd.concat(said)), 0.5)
+    print_objectives(summarise_objectives(pd.concat(said)), 0.5, "residual")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [line.split("│")[4].strip() for line in shown] == ["0.700 to 0.800", "0.300 to 0.400"]
 

@@ -63,7 +63,7 @@ def test_curves_show_every_layer_and_group_in_the_order_of_alpha(summary, curves
     band = random_band(summary)
     for (layer, group), one, other in zip(panels, learned, random, strict=True):
         rows = at(summary, "learned", layer, group)
-        assert list(one.x) == list(other.x) == [-2.0, 0.0, 2.0]
+        assert list(one.x) == list(other.x) == [-0.2, 0.0, 0.2]
         np.testing.assert_array_equal(one.y, rows["refusal_rate"])
         here = band[(band["layer"] == layer) & (band["subset"] == group[0])].sort_values("alpha")
         np.testing.assert_array_equal(other.y, here["mean"])
@@ -79,7 +79,7 @@ def test_the_band_around_a_curve_is_its_interval_there_and_back(summary, value, 
     figure = alpha_curves(summary, "title", value)
     band = next(trace for trace in bands(figure) if trace.fillcolor == COLOURS["learned"])
     rows = at(summary, "learned", 12, GROUPS[0])
-    assert list(band.x) == [-2.0, 0.0, 2.0, 2.0, 0.0, -2.0]
+    assert list(band.x) == [-0.2, 0.0, 0.2, 0.2, 0.0, -0.2]
     np.testing.assert_array_equal(band.y, [*rows[hi], *rows[lo][::-1]])
     np.testing.assert_array_equal(lines(figure, LEARNED)[0].y, rows[value])
 
@@ -116,9 +116,9 @@ def test_pareto_sets_harmful_against_edge_along_alpha(summary, trade_off):
         np.testing.assert_array_equal(
             one.y, at(summary, "learned", layer, GROUPS[1])["refusal_rate"]
         )
-        assert list(one.text) == ["alpha -2", "", "alpha 2"]
+        assert list(one.text) == ["alpha -0.2", "", "alpha 0.2"]
         assert "text" in one.mode
-        assert list(one.customdata) == [-2, 0, 2]
+        assert list(one.customdata) == [-0.2, 0, 0.2]
     assert not any(one.text for one in lines(figure, "random"))
     titles = [note.text for note in figure.layout.annotations]
     assert titles == [f"layer {n} (n = 4 EDGE, 4 HARMFUL)" for n in (12, 20)]

@@ -53,7 +53,7 @@ def test_the_dial_has_a_table_a_layer_and_a_line_an_alpha(summary, printed):
     one = summary[(summary["direction"] == "learned") & (summary["alpha"] == 2.0)].iloc[0]
     expected = f"{one['refusal_rate']:.2f} [{one['rate_lo']:.2f}, {one['rate_hi']:.2f}] p=0.050"
     assert one["subset"] == "EDGE"
-    assert expected in row_of(out, "2")
+    assert expected in row_of(out, "0.2")
 
 
 def test_the_verdict_is_a_sentence_a_layer_about_edge_and_its_control(summary, printed):
@@ -61,7 +61,7 @@ def test_the_verdict_is_a_sentence_a_layer_about_edge_and_its_control(summary, p
     for layer in (12, 20):
         assert f"EDGE holdout, layer {layer}: refusal rate 0.25 unsteered" in out
     assert "HARMFUL" not in out
-    assert "at alpha -2 (p = " in out
+    assert "at alpha -0.2 (p = " in out
     assert "the mean of the random directions stays within 0." in out
     alone = printed(118, print_verdict, summary[summary["direction"] != "random"])
     assert "no random directions to compare with" in " ".join(alone.split())
@@ -76,7 +76,10 @@ def test_beside_a_null_result_stands_what_could_have_been_shown(printed):
     null = summarise(frames.scores(idle, n_random=20, groups=groups))
     out = " ".join(printed(118, print_verdict, null).split())
     one = null[(null["direction"] == "learned") & (null["subset"] == "EDGE")].iloc[-1]
-    assert f"No more than random directions at alpha 2 (p = {one['p_corrected']:.3f})" in out
+    assert (
+        f"Not distinguishable from random directions at alpha 2 (p = {one['p_corrected']:.3f})"
+        in out
+    )
     assert f"could have shown is {one['detectable']:.2f}" in out
     few = summarise(frames.scores(idle, n_random=3, groups=groups))
     assert "with so few draws or prompts no effect could have shown" in " ".join(
@@ -108,7 +111,7 @@ def test_a_run_without_controls_has_no_table_of_them(capsys):
 
 def test_alphas_go_up(summary, printed):
     out = printed(118, print_dial, summary[summary["layer"].isna() | (summary["layer"] == 12)])
-    places = [out.index(row_of(out, alpha)) for alpha in ("-2", "0", "2")]
+    places = [out.index(row_of(out, alpha)) for alpha in ("-0.2", "0", "0.2")]
     assert places == sorted(places)
 
 
@@ -136,7 +139,7 @@ def test_the_band_shows_mean_and_range_over_seeds(summary, printed):
     at = random[(random["alpha"] == 2.0) & (random["subset"] == "EDGE")]["refusal_rate"]
     expected = f"{at.mean():.2f} [{at.quantile(0.025):.2f}, {at.quantile(0.975):.2f}]"
     assert "19 random directions: layer 12" in out
-    assert expected in row_of(out, "2")
+    assert expected in row_of(out, "0.2")
 
 
 def test_an_interval_of_nan_is_shown_and_not_read_as_a_style(summary, printed):
@@ -154,7 +157,7 @@ def test_without_random_directions_the_dial_has_no_column_for_them(printed):
     assert "random" not in out
     assert "p=" not in out
     assert "p:" not in out
-    assert "-2" in out
+    assert "-0.2" in out
 
 
 def test_without_a_baseline_the_dial_says_nothing_about_it(summary, printed):

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import DialError
+from refusal_dial.common import UNIT_NAMES, DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.steering import CONTROL_NAMES, LIKE_NOTHING
 from refusal_dial.report.theme import GREY, add_band, add_line, escaped, styled, subset_colour
@@ -27,7 +27,7 @@ _WIDTH = 126
 TableCell = tuple[int, float, str]  # layer, strength, subset
 
 
-def print_continuations(summary: pd.DataFrame, openings: Mapping[str, float]) -> None:
+def print_continuations(summary: pd.DataFrame, openings: Mapping[str, float], unit: str) -> None:
     """A table per layer: mean score by alpha and subset with the paired difference from the
     baseline, the range of the fairest controls and the rank among them, and how unlikely the text
     became; below it the range of the other controls, and the score of the `openings` themselves."""
@@ -37,9 +37,9 @@ def print_continuations(summary: pd.DataFrame, openings: Mapping[str, float]) ->
     kinds = [kind for kind in CONTINUATION_CONTROLS if (whole["direction"] == kind).any()]
     ranges = {kind: _ranges(whole[whole["direction"] == kind]) for kind in kinds}
     for layer, part in learned.groupby("layer", sort=False):
-        title = f"Mean score of what is said: layer {layer}, {part['site'].iloc[0]}"
+        title = f"Mean score of completions: layer {layer}, {part['site'].iloc[0]}"
         table = Table(title=title, title_justify="left", header_style="bold")
-        heads = ["alpha", "openings", "score", "difference", "p paired"]
+        heads = [f"alpha\n({UNIT_NAMES[unit]})", "openings", "score", "difference", "p paired"]
         heads += [f"{kinds[0]} x{_draws(whole, kinds[0])}", "p rank"] if kinds else []
         for name in (*heads, "nll"):
             table.add_column(name, justify="left" if name == "openings" else "right")
@@ -92,9 +92,11 @@ def _p(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.4f}"
 
 
-def print_layer_effects(layers: pd.DataFrame, groups: pd.DataFrame, best: BestLayer) -> None:
+def print_layer_effects(
+    layers: pd.DataFrame, groups: pd.DataFrame, best: BestLayer, unit: str
+) -> None:
     """Every layer on both halves, the thirds of the model, and the chosen layer in a sentence."""
-    title = f"Effectiveness by layer at alpha {layers['strength'].iloc[0]:g}"
+    title = f"Effectiveness by layer at alpha {layers['strength'].iloc[0]:g} {UNIT_NAMES[unit]}"
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("layer", "group", "chosen on", "reported on", "difference", "p (Holm)"):
         table.add_column(name, justify="right")

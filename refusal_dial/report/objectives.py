@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
+from refusal_dial.common import UNIT_NAMES
 from refusal_dial.report.theme import colour_of, styled
 from refusal_dial.studies.objectives import OBJECTIVE_RATES, OBJECTIVES
 
@@ -27,11 +28,15 @@ OBJECTIVE_HEADS = {
 DIALS = ["strength", "refusal_strength"]
 
 
-def print_objectives(summary: pd.DataFrame, overlap: float) -> None:
+def print_objectives(summary: pd.DataFrame, overlap: float, unit: str) -> None:
     """Every pair of steps with its figures, the range of toxicity that random directions give in
     place of toxicity's at the same two steps, and a star on the front."""
     random = summary[summary["direction"] == "random"]
-    table = Table(title="Two dials at once", title_justify="left", header_style="bold")
+    table = Table(
+        title=f"Two dials at once (alphas in {UNIT_NAMES[unit]})",
+        title_justify="left",
+        header_style="bold",
+    )
     beside = f"random instead\n(x{random['seed'].nunique()})"
     first, *others = OBJECTIVE_HEADS.values()
     for name in ("toxicity\ndial", "refusal\ndial", first, beside, *others, "front"):

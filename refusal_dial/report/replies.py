@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import DialError
+from refusal_dial.common import UNIT_NAMES, DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.theme import GREY, styled, subset_colour
 from refusal_dial.run.folder import versions_used
@@ -33,7 +33,7 @@ from refusal_dial.studies.replies import (
 _WIDTH = 118
 
 
-def print_replies(summary: pd.DataFrame) -> None:
+def print_replies(summary: pd.DataFrame, unit: str) -> None:
     """A table per layer and group of prompts: by strength, the share refused by judge and by logit,
     the paired difference, the random directions' range, and coherence."""
     base = summary[(summary["direction"] == "baseline") & (summary["system"] == "")]
@@ -45,7 +45,7 @@ def print_replies(summary: pd.DataFrame) -> None:
             f"{own['refusal_rate']:.2f} refused, coherence {own['coherence']:.2f}"
         )
         table = _table(
-            title, ("alpha", "refused", "by logit", "difference", "random", "p", "coherence")
+            title, (_alpha(unit), "refused", "by logit", "difference", "random", "p", "coherence")
         )
         near = summary[(summary["direction"] == "random") & (summary["layer"] == layer)]
         near = near[(near["subset"] == subset) & (near["split"] == split)]
@@ -62,6 +62,11 @@ def print_replies(summary: pd.DataFrame) -> None:
                 _with(row, "coherence", "coherence"),
             )
         _console().print(table)
+
+
+def _alpha(unit: str) -> str:
+    """The head of a column of alphas."""
+    return f"alpha\n({UNIT_NAMES[unit]})"
 
 
 def print_categories(by_category: pd.DataFrame) -> None:
@@ -86,12 +91,15 @@ def print_categories(by_category: pd.DataFrame) -> None:
         _console().print(table)
 
 
-def print_conditions(rows: pd.DataFrame, summary: pd.DataFrame) -> None:
+def print_conditions(rows: pd.DataFrame, summary: pd.DataFrame, unit: str) -> None:
     """The conditions with refusal and coherence by subset, each refusal beside its difference from
     base; then, in words, what is not significant."""
     subsets = list(dict.fromkeys(rows["subset"]))
     columns = [f"{s}\nrefused (n={rows[rows['subset'] == s]['n'].iloc[0]})" for s in subsets]
-    table = _table("System message against steering", ("condition", *columns, "coherence"))
+    table = _table(
+        f"System message against steering (alpha in {UNIT_NAMES[unit]})",
+        ("condition", *columns, "coherence"),
+    )
     for condition, part in rows.groupby("condition", sort=False):
         cells = []
         for subset in subsets:
@@ -110,14 +118,14 @@ def print_conditions(rows: pd.DataFrame, summary: pd.DataFrame) -> None:
         print(sentence)
 
 
-def print_layers(half: pd.DataFrame, found: BestCell, wrong: Sequence[int]) -> None:
+def print_layers(half: pd.DataFrame, found: BestCell, wrong: Sequence[int], unit: str) -> None:
     """Layer by strength (`layers.table` of the reporting half), the chosen cell, and the layers
     whose polarity is inverted."""
     table = _table(
         "Contrast vectors by layer and strength, on the half that nothing was chosen on",
         (
             "layer",
-            "strength",
+            _alpha(unit),
             "HARMFUL refused",
             "false positives",
             "improvement",

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import DialError
+from refusal_dial.common import UNIT_NAMES, DialError
 from refusal_dial.report.theme import (
     ALPHA,
     BLACK,
@@ -25,6 +25,7 @@ from refusal_dial.report.theme import (
     add_line,
     colour_of,
     escaped,
+    in_norms,
     styled,
     subset_colour,
 )
@@ -34,6 +35,8 @@ from refusal_dial.stats.summary import GROUP, PLACE, distinct, prompt_groups, ra
 # --------------------------------------------------------------------------------------------------
 # Tables for the terminal: a summary as a person wants to read it.
 
+
+ALPHA_HEAD = "alpha\n(mean residual norms)"
 
 _WIDTH = 118
 
@@ -53,7 +56,7 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
     """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
     p-value among the fairest controls corrected for all alphas and layers, and the mean and 95%
     range of the random directions. Runs of older versions have uncorrected p-values."""
-    console = _console()
+    console, summary = _console(), in_norms(summary)
     learned = summary[summary["direction"] == shown]
     band = random_band(summary)
     base = summary[summary["direction"] == "baseline"].set_index(["subset", "split"])
@@ -63,7 +66,7 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
         groups = prompt_groups(part)
         title = f"Refusal rate, {shown} direction: layer {layer}, {site}, position {pos}"
         table = Table(title=title, title_justify="left", header_style="bold")
-        table.add_column("alpha", justify="right")
+        table.add_column(ALPHA_HEAD, justify="right")
         for subset, split in groups:
             row = base.loc[(subset, split)] if (subset, split) in base.index else None
             about = "" if row is None else f"\nunsteered {row['refusal_rate']:.2f}, n={row['n']}"
@@ -93,6 +96,7 @@ def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
 def print_controls(summary: pd.DataFrame) -> None:
     """A table per layer: of every kind of control the refusal rate at the lowest and the highest
     alpha, the mean and 95% range over its draws, and the learned direction's p among them."""
+    summary = in_norms(summary)
     for place in distinct(summary[summary["direction"] == "learned"], PLACE):
         here = summary[(summary[PLACE] == list(place)).all(axis=1)]
         subset, split = prompt_groups(here)[0]
@@ -106,7 +110,11 @@ def print_controls(summary: pd.DataFrame) -> None:
             header_style="bold",
         )
         ends = sorted({here["alpha"].min(), here["alpha"].max()})
-        for name in ("direction", "draws", *(f"alpha {alpha:g}" for alpha in ends)):
+        for name in (
+            "direction",
+            "draws",
+            *(f"alpha {alpha:g}\n(residual norms)" for alpha in ends),
+        ):
             table.add_column(name, justify="left" if name == "direction" else "right")
         for kind in ("learned", *kinds):
             mine = here[here["direction"] == kind]
@@ -140,7 +148,7 @@ def print_verdict(summary: pd.DataFrame) -> None:
     Where it does no more than the fairest controls do, what these prompts and draws could have
     shown."""
     fairest = next((kind for kind in NULLS if (summary["direction"] == kind).any()), "")
-    for record in verdict(summary):
+    for record in verdict(in_norms(summary)):
         if record["subset"] != "EDGE":
             continue
         both = [record[name] for name in ("lowest", "highest")]
@@ -154,7 +162,8 @@ def print_verdict(summary: pd.DataFrame) -> None:
             f"{control}."
         )
         nulls = [nothing_significant(end, fairest, record["n"]) for end in both] if fairest else []
-        _console().print(" ".join([said, *filter(None, nulls)]), highlight=False)
+        unit = f"Alphas are in {UNIT_NAMES['residual']}."
+        _console().print(" ".join([said, *filter(None, nulls), unit]), highlight=False)
 
 
 def _end(end: dict[str, Any]) -> str:
@@ -169,7 +178,9 @@ def nothing_significant(end: dict[str, Any], kind: str, n: int) -> str:
     p = end[CORRECTED[kind]]
     if p is None or p <= LIKE_NOTHING or not end["alpha"]:
         return ""
-    said = f"No more than {CONTROL_NAMES[kind]} at alpha {end['alpha']:g} (p = {p:.3f}):"
+    said = (
+        f"Not distinguishable from {CONTROL_NAMES[kind]} at alpha {end['alpha']:g} (p = {p:.3f}):"
+    )
     if end["detectable"] is None:
         return f"{said} with so few draws or prompts no effect could have shown."
     share = ""
@@ -203,12 +214,12 @@ def print_groups(summary: pd.DataFrame, title: str) -> None:
 
 def print_band(summary: pd.DataFrame) -> None:
     """A table per layer: mean refusal rate over random directions with its 95% range, by alpha."""
-    band = random_band(summary)
+    band = random_band(in_norms(summary))
     for place in distinct(band, PLACE):
         part = band[(band[PLACE] == list(place)).all(axis=1)]
         title = f"Refusal rate, {part['n_seeds'].iloc[0]} random directions: layer {place[0]}"
         table = Table(title=title, title_justify="left", header_style="bold")
-        table.add_column("alpha", justify="right")
+        table.add_column(ALPHA_HEAD, justify="right")
         groups = prompt_groups(part)
         for subset, split in groups:
             table.add_column(f"{subset} {split}", justify="right")
@@ -229,11 +240,12 @@ def _console() -> Console:
 
 def print_trade_off(table: pd.DataFrame) -> None:
     """A table per layer: gain where it is wanted and cost where it is not by alpha, for steering
-    always, behind the detector, and behind random detectors (mean over their seeds)."""
+    always, behind the detector, and behind random detectors (mean over their seeds). Where a share
+    has no value, a line below the table gives the reason."""
     for layer, part in table.groupby("layer", sort=False):
-        title = f"Gain on wanted prompts (score), cost on spared ones (rate): layer {layer}"
+        title = f"Gain on wanted prompts (score), cost on others (rate): layer {layer}"
         shown = Table(title=title, title_justify="left", header_style="bold")
-        for name in ("alpha", "always: gain", "cost", "conditional: kept", "paid"):
+        for name in (ALPHA_HEAD, "always: gain", "cost", "conditional: kept", "paid"):
             shown.add_column(name, justify="right")
         shown.add_column("random\nkept", justify="right")
         for alpha, cells in part.groupby("alpha"):
@@ -241,12 +253,22 @@ def print_trade_off(table: pd.DataFrame) -> None:
             random = cells[cells["direction"] == "random_detector"]
             line = [_with_interval(always.iloc[0], name) for name in ("gain", "cost")]
             line += [_with_interval(gated.iloc[0], name) for name in ("kept", "paid")]
-            shown.add_row(f"{alpha:.3g}", *line, f"{random['kept'].mean():.2f}")
+            shown.add_row(f"{alpha:.3g}", *line, _or_none(f"{random['kept'].mean():.2f}"))
         _console().print(shown)
+        if part[["gain", "cost", "kept", "paid"]].isna().any(axis=None):
+            print(
+                "none: always-on steering moves nothing there, or no prompt has a score under both "
+                "(the model overflows), so there is no share of it"
+            )
 
 
 def _with_interval(row: pd.Series[Any], name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_lo']:.2f}, {row[f'{name}_hi']:.2f}]"
+    return _or_none(f"{row[name]:.2f} [{row[f'{name}_lo']:.2f}, {row[f'{name}_hi']:.2f}]")
+
+
+def _or_none(text: str) -> str:
+    """A value; `none` for one that does not exist."""
+    return "none" if text.startswith("nan") else text
 
 
 # --------------------------------------------------------------------------------------------------
@@ -273,6 +295,7 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     its directions with their 2.5-97.5% range (one direction alone is a line); the unsteered model
     as a dotted line.
     """
+    summary = in_norms(summary)
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
     groups = prompt_groups(learned)
@@ -330,6 +353,7 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     Up is wanted, right is not. A random direction's curve shows what merely disturbing the model
     buys. The ends of the learned curve are labelled with their alpha; the pointer shows the others.
     """
+    summary = in_norms(summary)
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
     held_out = set(set_off(learned)["subset"])

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_dial.common import DialError, located, write_whole
+from refusal_dial.common import UNIT_NAMES, DialError, located, write_whole
 
 # --------------------------------------------------------------------------------------------------
 # How every figure looks: one typeface, few colours, and each kind of direction always in its own.
@@ -52,17 +52,11 @@ FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 
 LINES = "#D9D9D6"
 
-ALPHA = "alpha (residual-stream units)"
+ALPHA = f"alpha ({UNIT_NAMES['residual']})"
+"""What alpha is called where it is displayed as `in_norms` has it."""
+
 
 SCORE_AXIS = "refusal score (log-odds)"
-
-UNIT_LABELS = {
-    "distance": "1 = distance of the class means",
-    "norm": "1 = norm of the raw difference",
-    "residual": "1 = mean norm of the activations",
-    "absolute": "residual-stream units",
-}
-"""What a dial is turned in, by a run's `alpha_unit`."""
 
 
 def colour_of(kind: str) -> str:
@@ -82,9 +76,14 @@ def escaped(text: str) -> str:
 
 
 def unit_label(dial: str, settings: Mapping[str, Any]) -> str:
-    """What the axis of a dial (`alpha`, `strength`) says: the unit that the run recorded."""
+    """The title of the axis of a dial: its name, and the unit that the run recorded."""
     unit = settings.get("alpha_unit")
-    return f"{dial} ({UNIT_LABELS.get(unit, unit)})" if unit else dial
+    return f"{dial} ({UNIT_NAMES.get(unit, unit)})" if unit else dial
+
+
+def in_norms(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `alpha` in mean residual norms, as it is displayed."""
+    return table.assign(alpha=table["alpha_relative"]) if "alpha_relative" in table else table
 
 
 def title_of(

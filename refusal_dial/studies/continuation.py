@@ -644,7 +644,8 @@ def conduct_continuations(
 
     def close(said: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise_continuations(said, flags.seed)
-        return summary, continuation_verdict(summary, opened)
+        found = {"alpha_unit": flags.unit, **continuation_verdict(summary, opened)}
+        return summary, found
 
     with kept_results(run, lambda: results(run)):
         return carry_out(run, opened, plan, close, flags, note)

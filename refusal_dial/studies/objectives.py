@@ -320,6 +320,9 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
     run = begin(experiment, objective_settings(both, flags), flags, learned)
 
     def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        return summarise_objectives(rows, flags.threshold, flags.seed), {"overlap": both.overlap}
+        return summarise_objectives(rows, flags.threshold, flags.seed), {
+            "overlap": both.overlap,
+            "alpha_unit": flags.unit,
+        }
 
     return carry_out(run, both, plan, close, flags)

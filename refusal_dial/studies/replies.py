@@ -742,6 +742,7 @@ def conduct_replies(
         told = judge_report(talk.judge, texts, [Judgement(label) for label in said["label"]])
         return summary, {
             "threshold": flags.threshold,
+            "alpha_unit": flags.unit,
             "judge": told,
             "coherence": coherent_range(summary),
         }

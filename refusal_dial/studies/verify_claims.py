@@ -686,6 +686,7 @@ def _close(
     told = verdict_json(verdict) | {
         "direction": {
             **_place(opened),
+            "alpha_unit": flags.unit,
             "file": flags.direction,
             "sha256": opened.sha256,
             "norm": opened.given.norm,
