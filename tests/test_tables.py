@@ -77,7 +77,7 @@ def test_beside_a_null_result_stands_what_could_have_been_shown(printed):
     out = " ".join(printed(118, print_verdict, null).split())
     one = null[(null["direction"] == "learned") & (null["subset"] == "EDGE")].iloc[-1]
     assert (
-        f"Not distinguishable from random directions at alpha 2 (p = {one['p_corrected']:.3f})"
+        f"Not distinguishable from random directions at alpha 0.2 (p = {one['p_corrected']:.3f})"
         in out
     )
     assert f"could have shown is {one['detectable']:.2f}" in out
