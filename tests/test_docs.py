@@ -59,7 +59,7 @@ def run(qwen_folder, some_prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("schema") / "run"
     controls = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
     script = ROOT / "experiments" / "steering_holdout_control.py"
-    asked = {"controls": controls, "n_random": 1, "alphas": (0.0, 2.0)}
+    asked = {"controls": controls, "n_random": 1, "alphas": (0.0, 0.5)}
     small(script, folder, model=qwen_folder, prompts=some_prompts, **asked)
     return folder
 

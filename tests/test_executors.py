@@ -29,7 +29,7 @@ from refusal_dial.run import job
 from refusal_dial.run import machines as executors
 from refusal_dial.run.folder import read_table
 from refusal_dial.run.machines import connected, resources
-from refusal_dial.run.plan import Known
+from refusal_dial.run.plan import Known, Task
 from refusal_dial.studies.base import load_study, prompt_rows
 from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -207,7 +207,9 @@ def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
 def test_a_port_of_ray_that_is_no_head_is_refused(cluster, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     raylet = f"{cluster.head_node.node_ip_address}:{cluster.head_node.node_manager_port}"
-    with pytest.raises(DialError, match=f"Ray at {raylet} cannot be used: .*RAY_AUTH_MODE=token"):
+    with pytest.raises(
+        DialError, match=f"Ray at --ray-address {raylet} cannot be used: .*RAY_AUTH_MODE=token"
+    ):
         connected(raylet).__enter__()
 
 
@@ -234,7 +236,8 @@ def handed(cluster):
             self._batch = batch
             return {"version": "1"}
 
-        def compute(self, number):
+        def compute(self, task):
+            number = task.prompts.start
             return self._batch(number), [f"logged by {number}"]
 
     with connected(cluster.address) as ray:
@@ -242,9 +245,9 @@ def handed(cluster):
 
         def hand(batch, n, version="1", workers=2, **options):
             actor_of = made.options(**{"num_cpus": 0.25, **options}).remote
-            numbers = range(n)
+            tasks = [Task(1, range(i, i + 1)) for i in range(n)]
             pool = executors.Pool(
-                ray, actor_of, workers, ray.put(batch), numbers, {"version": version}
+                ray, actor_of, workers, ray.put(batch), tasks, {"version": version}
             )
             with closing(pool):
                 yield from executors.in_order(pool, n)

@@ -164,7 +164,12 @@ def small(path: Path, out: Path, *, model: Path, prompts: Path, **changes: objec
     settings = {"model": str(model), "prompts": str(prompts), "refusal_tokens": "I"}
     settings |= {"device": "cpu", "batch_size": 60}
     if path in STEERING:
-        settings |= {"layer": (1,), "alphas": (-2.0, 0.0, 2.0), "n_random": 2}
+        settings |= {
+            "layer": (1,),
+            "alphas": (-2.0, 0.0, 2.0),
+            "n_random": 2,
+            "alpha_unit": "absolute",
+        }
     module.main(flags_type(**{**settings, "out": str(out), **changes}))
 
 

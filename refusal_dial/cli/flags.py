@@ -79,13 +79,13 @@ ALPHA_UNIT: Any = flag(
 )
 
 
-def check_unit(alphas: Sequence[float], unit: str | None) -> None:
+def check_unit(alphas: Sequence[float], unit: str | None, name: str = "--alphas") -> None:
     """Raises `DialError` for alphas far beyond the default unit where no unit was given: published
     alphas are lengths, and as multiples of the residual norm they would leave nothing of it."""
     most = max(alphas, key=abs, default=0.0)
     if unit is None and abs(most) > FAR:
         raise DialError(
-            f"alpha {most:g} is {abs(most):g} times the mean residual norm, over {FAR:g}: give "
+            f"{name}: expected alphas up to {FAR:g} mean residual norms, not {most:g}: give "
             "--alpha-unit absolute if it is a length in residual-stream units, as alphas are "
             "published, or --alpha-unit residual if it is meant so"
         )
@@ -512,7 +512,8 @@ class ObjectiveFlags(ContinuationFlags):
     n_random: int = flag(3, "random directions in place of toxicity's", at_least(0, parse_whole))
 
     def __post_init__(self) -> None:
-        check_unit((*self.alphas, *self.refusal_alphas), self.alpha_unit)
+        super().__post_init__()
+        check_unit(self.refusal_alphas, self.alpha_unit, "--refusal-alphas")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -594,7 +595,7 @@ class VerifyFlags(StudyFlags):
     level: float = flag(0.05, "corrected p-values up to this count as shown", _level)
 
     def __post_init__(self) -> None:
-        check_unit((self.alpha,), self.alpha_unit)
+        check_unit((self.alpha,), self.alpha_unit, "--alpha")
 
     @property
     def unit(self) -> str:

@@ -127,9 +127,13 @@ def _values(some: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def groups(rows: pd.DataFrame) -> dict[str, int]:
-    """How many prompts of each subset and split."""
-    counts = rows.groupby(["subset", "split"], sort=False).size()
-    return {" ".join(map(str, group)): int(n) for group, n in counts.items()}  # type: ignore[call-overload]
+    """How many prompts of each subset and split, where the rows have these columns."""
+    names = [name for name in ("subset", "split") if name in rows]
+    if not names:
+        return {"prompts": len(rows)}
+    counts = rows.groupby(names, sort=False).size()
+    keys = [group if isinstance(group, tuple) else (group,) for group in counts.index]
+    return {" ".join(map(str, key)): int(n) for key, n in zip(keys, counts, strict=True)}
 
 
 def generation_memory(
@@ -142,9 +146,10 @@ def generation_memory(
     return float(min(decoding.rows, rows) * each)
 
 
-def compute_all(model: TransformerBridge, plan: Plan) -> pd.DataFrame:
-    """The rows of every task, in this process."""
-    return pd.concat([plan.compute(model, task) for task in plan.tasks], ignore_index=True)
+def compute_all(model: Any, plan: Plan) -> pd.DataFrame:
+    """The rows of every task, in this process. Some plans ask no model."""
+    frames = [plan.compute(model, task) for task in plan.tasks]
+    return pd.concat(frames, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
