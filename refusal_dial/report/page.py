@@ -6,9 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import pandas as pd
@@ -29,7 +27,7 @@ from refusal_dial.report.steering import (
     set_off,
     trade_off_curves,
 )
-from refusal_dial.report.theme import SCORE_AXIS, title_of, unit_label
+from refusal_dial.report.theme import SCORE_AXIS, template, title_of, unit_label
 from refusal_dial.run.folder import versions_used
 from refusal_dial.stats.comparison import fairest_p
 from refusal_dial.stats.summary import GROUP
@@ -327,7 +325,7 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
 #
 # Styles, scripts and plotly are inlined once; plotly is not run before a figure comes into view.
 # Data is JSON without a `<`, so no text can end the script that holds it; in the markup it is
-# escaped. The same runs give the same bytes.
+# escaped by the template. The same runs give the same bytes.
 
 
 SCRIPTS = ("common.js", "dial.js", "dial_rows.js", "tables.js", "figures.js")
@@ -350,17 +348,32 @@ def report_page(readings: Sequence[RunReading]) -> str:
         "figures": figures,
     }
     experiments = dict.fromkeys(str(one.config["experiment"]) for one in readings)
-    return Template(_own("page.html")).substitute(
-        title=escape(", ".join(map(_titled, experiments))),
-        subtitle=" <br>".join(escape(f"{_about(one)} · {one.name}") for one in readings),
+    # The texts of runs are escaped by the template. What is marked safe there is ours: styles,
+    # scripts, plotly, and JSON in which no text can end the script that holds it.
+    return template("report.html", sentence=_sentence).render(
+        title=", ".join(map(_titled, experiments)),
+        runs=list(map(_run, readings)),
+        has_dial=bool(told["runs"]),
         style=_own("page.css"),
-        verdict="\n".join(_verdict(one, alone=len(readings) == 1) for one in readings),
-        dial_hidden="" if told["runs"] else "hidden",
-        made="\n".join(map(_made, readings)),
         data=_json(data),
         plotly=get_plotlyjs().replace("</script", "<\\/script") if figures else "",
         script="\n".join(map(_own, SCRIPTS)),
     )
+
+
+def _run(reading: RunReading) -> dict[str, Any]:
+    """What the page displays of one run besides its data: verdict, and how it was made."""
+    first, *rest = verdict_lines(reading)
+    return {
+        "name": reading.name,
+        "about": f"{_about(reading)} · {reading.name}",
+        "first": first,
+        "rest": rest,
+        "warning": _left_out(reading),
+        "command": str(reading.config.get("command", "")),
+        "facts": _facts(reading),
+        "settings": json.dumps(dict(reading.settings), indent=2),
+    }
 
 
 def _titled(experiment: str) -> str:
@@ -403,41 +416,24 @@ def _figures(reading: RunReading) -> list[dict[str, Any]]:
     ]
 
 
-def _verdict(reading: RunReading, alone: bool) -> str:
-    first, *rest = verdict_lines(reading)
-    head = "" if alone else f"<h3>{escape(reading.name)}</h3>"
-    more = "".join(
-        f"<li><b>{escape(one.about)}</b>: {escape(one.effect)}. "
-        f"<span class='muted'>{escape(_sentence(one.controls))}</span></li>"
-        for one in rest
-    )
-    return (
-        f"<article class='verdict'>{head}"
-        f"<p class='lead'><b>{escape(first.about)}</b><br>{escape(_sentence(first.effect))}</p>"
-        f"<p>{escape(_sentence(first.controls))}</p>"
-        + (f"<ul>{more}</ul>" if more else "")
-        + f"{_left_out(reading)}</article>"
-    )
-
-
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _left_out(reading: RunReading) -> str:
+    """How many rows have no score, and for which reasons; empty where all have one."""
     gone = reading.verdict.get("left_out")
     if not gone:
         return ""
     why = ", ".join(f"{n} {reason}" for reason, n in gone["reasons"].items())
-    said = f"{gone['rows']} of {gone['of']} rows have no score and are left out: {why}."
-    return f"<p class='warning'>{escape(said)}</p>"
+    return f"{gone['rows']} of {gone['of']} rows have no score and are left out: {why}."
 
 
-def _made(reading: RunReading) -> str:
-    """How the run was made: command, versions, hashes and every setting."""
+def _facts(reading: RunReading) -> dict[str, Any]:
+    """How the run was made: versions and hashes."""
     settings = reading.settings
     data = settings.get("data") or {}
-    facts: dict[str, Any] = {
+    return {
         "started": reading.config.get("started", ""),
         "model": f"{settings['model']['name']}, revision {settings['model'].get('revision')}",
         "device": f"{settings['model'].get('device')}, {settings['model'].get('dtype')}",
@@ -445,17 +441,3 @@ def _made(reading: RunReading) -> str:
         **{f"SHA-256 of {name}": value for name, value in reading.files.items()},
         **versions_used(reading.config),
     }
-    command, every = str(reading.config.get("command", "")), json.dumps(dict(settings), indent=2)
-    return (
-        f"<article><h3>{escape(reading.name)}</h3>"
-        f"<pre class='command' tabindex='0'>{escape(command)}</pre><dl>{_facts(facts)}</dl>"
-        f"<details><summary>Every setting</summary><pre tabindex='0'>{escape(every)}</pre>"
-        "</details></article>"
-    )
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    return "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in facts.items()
-    )

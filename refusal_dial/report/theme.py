@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from refusal_dial.common import UNIT_NAMES, DialError, located, write_whole
 
@@ -280,3 +281,20 @@ def _draw(wanted: Sequence[tuple[go.Figure, Path]]) -> list[Path]:
             "set BROWSER_PATH to another Chrome or Chromium"
         ) from error
     return paths
+
+
+# --------------------------------------------------------------------------------------------------
+# Pages.
+
+
+def template(name: str, **filters: Callable[[Any], Any]) -> Template:
+    """A page's template, which stands beside this file. Every text put into it is escaped; an
+    unknown name in it is an error."""
+    pages = Environment(
+        loader=PackageLoader("refusal_dial.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    pages.filters.update(filters)
+    return pages.get_template(name)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_dial.common import printable, write_whole
+from refusal_dial.report.theme import template
 from refusal_dial.run.folder import read_config, read_verdict, versions_used
 
 # --------------------------------------------------------------------------------------------------
@@ -114,61 +113,30 @@ def format_number(value: float | None, digits: int = 2) -> str:
 # The verdict as one HTML page that asks nothing of the network. Every text in it is escaped.
 
 
-VERDICT_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Verdict: $status</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; }
-th, td { border-bottom: 1px solid #ccc; }
-td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.pass { color: #0a6b2d; } .fail { color: #a81418; } .not-shown { color: #7a5200; }
-.pass, .fail, .not-shown { font-weight: 600; white-space: nowrap; }
-pre { overflow-x: auto; background: #f4f4f4; padding: .6rem; }
-@media (prefers-color-scheme: dark) {
-  body { background: #16181b; color: #e6e6e6; } pre { background: #24272b; }
-  .pass { color: #5fd38a; } .fail { color: #ff8a8a; } .not-shown { color: #e6b84d; }
-}
-</style></head><body>
-<h1>Verdict: <span class="$class_">$status</span></h1>
-<p>$reason</p><p>$about</p>
-<table><thead><tr>$head</tr></thead><tbody>$claims</tbody></table>
-<h2>Controls</h2><ul>$controls</ul>
-<h2>Refusal rates, held-out prompts</h2>
-<table><thead><tr><th>prompts</th><th>n</th><th>unsteered</th><th>+alpha</th><th>-alpha</th></tr>
-</thead><tbody>$rates</tbody></table>
-<h2>What is not shown</h2><ul>$missing</ul>
-<h2>How it was made</h2><pre>$command</pre>
-<details><summary>Every setting, and versions</summary><pre>$settings</pre></details>
-</body></html>
-""")
-
-
 def verdict_page(verdict: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The page of one verdict."""
     one = verdict["direction"]
     about = (
         f"{one['file']}: layer {one['layer']}, {one['site']}, position {one['pos']}, alpha "
-        f"±{one['alpha']:g} ({one['alpha_relative']:.2f} of the mean norm), SHA-256 {one['sha256']}"
+        f"±{one['alpha']:g} ({one['alpha_relative']:.2f} mean residual norms), SHA-256 "
+        f"{one['sha256']}"
     )
     circumstances = {
         "started": config.get("started"),
         "versions": versions_used(config),
         "settings": config.get("settings"),
     }
-    return VERDICT_PAGE.substitute(
-        status=escape(verdict["status"]),
-        class_=verdict["status"].replace(" ", "-"),
-        reason=escape(verdict["reason"]),
-        about=escape(about),
-        head="".join(f"<th>{escape(name)}</th>" for name in CLAIM_COLUMNS),
-        claims="".join(map(_claim, verdict["claims"])),
-        controls=_items(control_lines(verdict["claims"])),
-        rates="".join(map(_rate, verdict["rates"])),
-        missing=_items(verdict["not_shown"]),
-        command=escape(str(config.get("command", ""))),
-        settings=escape(json.dumps(circumstances, indent=2, ensure_ascii=False)),
+    return template("verdict.html").render(
+        verdict=verdict,
+        about=about,
+        columns=CLAIM_COLUMNS,
+        controls=control_lines(verdict["claims"]),
+        command=str(config.get("command", "")),
+        settings=json.dumps(circumstances, indent=2, ensure_ascii=False),
+        number=format_number,
+        interval=format_interval,
+        rate=format_rate,
+        status_class=lambda status: status.replace(" ", "-"),
     )
 
 
@@ -177,28 +145,3 @@ def write_verdict(folder: Path) -> Path:
     path = folder / "verdict.html"
     write_whole(path, verdict_page(read_verdict(folder), read_config(folder)))
     return path
-
-
-def _items(lines: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(line)}</li>" for line in lines)
-
-
-def _claim(one: Mapping[str, Any]) -> str:
-    kind = one["status"].replace(" ", "-")
-    figures = (
-        f"{format_number(one['estimate'])} {one['unit']}",
-        format_interval(one),
-        format_number(one["p_corrected"], 3),
-    )
-    return (
-        f"<tr><td><b>{escape(one['name'])}</b><br>{escape(one['says'])}</td>"
-        f"<td class='{kind}'>{escape(one['status'])}</td>"
-        + "".join(f"<td class='n'>{escape(text)}</td>" for text in figures)
-        + f"<td>{escape(one['reason'])}</td></tr>"
-    )
-
-
-def _rate(row: Mapping[str, Any]) -> str:
-    cells = [str(row["n"]), *(format_rate(row[name]) for name in ("unsteered", "up", "down"))]
-    shown = "".join(f"<td class='n'>{escape(text)}</td>" for text in cells)
-    return f"<tr><td>{escape(row['subset'])}</td>{shown}</tr>"
