@@ -128,7 +128,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no pad token": (tokenizer(pad_token=None), "its tokenizer has no pad token"),
     "a pad token of its own": (
         tokenizer(pad_token="<|new|>"),
-        "its tokenizer has a token 259, and its model knows 258",
+        "of id 259, and its weights embed the ids 0 to 257",
     ),
     "no weights": (without("model.safetensors"), "could not be loaded"),
     "half the weights": (cut("model.safetensors", 30_000), "could not be loaded"),

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -161,6 +158,9 @@ TEMPLATES = "additional_chat_templates"
 
 BLOCK = 2**24
 
+LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""What makes transformers return a report beside a model, for `check_whole` to judge."""
+
 NUMBER_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What configurations call the number formats of safetensors."""
 
@@ -249,29 +249,44 @@ def missing_shards(folder: Path) -> list[str]:
     return sorted(shard for shard in shards if not (folder / shard).is_file())
 
 
-@contextmanager
-def whole_weights(name: str, *, exactly: bool = False) -> Iterator[None]:
-    """Loading inside, by transformers, raises `DialError` if any weight is not in the files, or has
-    another shape there; with `exactly`, if there is one that the model has not.
+def check_whole(name: str, told: Mapping[str, Any], *, exactly: bool = False) -> None:
+    """Raises `DialError` if any weight is not in the files, or has another shape there; with
+    `exactly`, if there is one that the model has not.
 
-    transformers fills what it does not find with random numbers and says so in its log alone. The
-    report of that very load is read here, before anybody's log level hides it. Weights that are
-    tied to others, and are rightly not in the files, are not in the report.
+    `told` is what transformers returns beside a model that it loads with `LOADING_INFO`: it fills
+    what it does not find with random numbers. Weights that are tied to others, and are rightly not
+    in the files, are not in it.
     """
-    source = logging.getLogger("transformers.modeling_utils")
-    report = _Report(logging.WARNING)
-    level, propagate, handlers = source.level, source.propagate, list(source.handlers)
-    source.setLevel(logging.WARNING)
-    source.propagate, source.handlers = False, [report]
-    try:
-        yield
-    except RuntimeError:  # it says "look at the report above"
-        report.check(name, exactly)
-        raise
-    finally:
-        source.setLevel(level)
-        source.propagate, source.handlers = propagate, handlers
-    report.check(name, exactly)
+    shapes = [
+        f"{key} of shape {list(held)}, expected {list(wanted)}"
+        for key, held, wanted in told["mismatched_keys"]
+    ]
+    lacks = "which would be random numbers: get the files again, or mend config.json"
+    for what, found, remedy in (
+        ("lack", told["missing_keys"], lacks),
+        ("hold", shapes, "get the files again, or mend config.json"),
+        ("also hold", told["unexpected_keys"] if exactly else (), "which this model has not"),
+    ):
+        if found:
+            few = ", ".join(sorted(found)[:4])
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            raise DialError(
+                f"model {name!r} could not be loaded: its files {what} {few}{more}, {remedy}"
+            )
+
+
+def check_tokens_fit(name: str, tokenizer: Any, model: Any) -> None:
+    """Raises `DialError` where a tokenizer has a token that the model's embedding has no row for: a
+    pad token that was added without resizing it, or another model's tokenizer."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    token, number = max(tokenizer.get_vocab().items(), key=lambda one: one[1], default=("", -1))
+    if number >= rows:
+        raise DialError(
+            f"model {name!r} could not be loaded: its tokenizer has the token "
+            f"{format_value(token, 40)} of id {number}, and its weights embed the ids 0 to "
+            f"{rows - 1}: give the tokenizer that belongs to the weights, or save the model after "
+            "resize_token_embeddings"
+        )
 
 
 def check_numbers(folder: Path, name: str) -> None:
@@ -292,38 +307,3 @@ def check_numbers(folder: Path, name: str) -> None:
                         )
         except (SafetensorError, OSError) as error:
             raise DialError(f"model {name!r} could not be loaded: {path.name}: {error}") from error
-
-
-class _Report(logging.Handler):
-    """What transformers says does not fit, in the report that it logs after a load."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.missing: list[str] = []
-        self.other: list[str] = []
-        self.spare: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        said = re.sub(r"\x1b\[\d*m", "", record.getMessage())
-        rows = re.findall(r"^(\S.*?) *\| *MISSING\b", said, re.M)
-        told = "newly initialized" in said  # in whatever words the next version reports
-        self.missing += rows or (["some weights"] if told else [])
-        self.spare += re.findall(r"^(\S.*?) *\| *UNEXPECTED\b", said, re.M)
-        for weight, why in re.findall(r"^(\S.*?) *\| *MISMATCH *\|(.*)$", said, re.M):
-            shapes = re.findall(r"\[[\d, ]*\]", why)
-            self.other.append(f"{weight} of shape {', expected '.join(shapes)}")
-
-    def check(self, name: str, exactly: bool) -> None:
-        """Raises `DialError` where something does not fit."""
-        lacks = "which would be random numbers: get the files again, or mend config.json"
-        for what, found, remedy in (
-            ("lack", self.missing, lacks),
-            ("hold", self.other, "get the files again, or mend config.json"),
-            ("also hold", self.spare if exactly else [], "which this model has not"),
-        ):
-            if found:
-                few = ", ".join(sorted(found)[:4])
-                more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-                raise DialError(
-                    f"model {name!r} could not be loaded: its files {what} {few}{more}, {remedy}"
-                )

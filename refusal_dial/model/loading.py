@@ -15,15 +15,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources.transformers import (
+    determine_architecture_from_hf_config,
+    get_hf_model_class_for_architecture,
+)
 
 from refusal_dial.common import SITES, DialError, hook_name, located, log, one_line, one_of
 from refusal_dial.hub import cached, commit_of, hub_config, hub_reachable
 from refusal_dial.model.checkpoint import (
+    LOADING_INFO,
     check_blueprint,
     check_folder,
     check_numbers,
+    check_tokens_fit,
+    check_whole,
     folder_revision,
-    whole_weights,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -114,8 +120,9 @@ def load_model(
     alone, or of CPU and disk alone. It takes the place of `device`.
 
     Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
-    cannot be reached, weights that are missing from the files, a number of layers that no model
-    has, an unknown device, dtype or device map, or a map beside a device.
+    cannot be reached, weights that are missing from the files, a tokenizer with tokens that the
+    weights do not embed, a number of layers that no model has, an unknown device, dtype or device
+    map, or a map beside a device.
     """
     if device_map is not None and device != "auto":
         raise DialError(f"--device {device} and --device-map {device_map}: give one of them")
@@ -130,15 +137,15 @@ def load_model(
     log.info("device %s (%s), dtype %s (%s)", where, why, number, why_number)
     quiet_transformers()
     try:
-        with whole_weights(name, exactly=name == "embedded"):
-            model = TransformerBridge.boot_transformers(
-                source,
-                device=None if device_map is not None else where,
-                device_map=device_map,
-                dtype=number,
-                revision=commit or revision,
-                trust_remote_code=trust_remote_code,
-            )
+        model = TransformerBridge.boot_transformers(
+            source,
+            device=None if device_map is not None else where,
+            device_map=device_map,
+            dtype=number,
+            revision=commit or revision,
+            trust_remote_code=trust_remote_code,
+            model_class=_Whole(name),
+        )
     except DialError:
         raise
     except Exception as error:
@@ -157,10 +164,26 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     if model.tokenizer is not None:
+        check_tokens_fit(name, model.tokenizer, model.original_model)
         model.tokenizer.padding_side = "left"
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
     return model
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What the bridge loads weights with, in place of a class of transformers: the class that the
+    architecture asks for, and `check_whole` of what it reports."""
+
+    name: str
+
+    def from_pretrained(self, source: str, **options: Any) -> Any:
+        architecture = determine_architecture_from_hf_config(options["config"])
+        kind = get_hf_model_class_for_architecture(architecture)
+        model, told = kind.from_pretrained(source, **options, **LOADING_INFO)
+        check_whole(self.name, told, exactly=self.name == "embedded")
+        return model
 
 
 def quiet_transformers() -> None:

@@ -20,10 +20,12 @@ from torch import Tensor
 from refusal_dial.common import DialError, format_value, located, one_line
 from refusal_dial.hub import commit_of, hub_config, hub_reachable
 from refusal_dial.model.checkpoint import (
+    LOADING_INFO,
     check_blueprint,
     check_folder,
+    check_tokens_fit,
+    check_whole,
     folder_revision,
-    whole_weights,
 )
 from refusal_dial.model.loading import device_of
 from refusal_dial.model.tokens import reader_of_text
@@ -137,8 +139,8 @@ def _loaded(source: str, place: str, revision: str | None, device: str) -> tuple
         "local_files_only": not located(place).is_dir() and not hub_reachable(),
         "trust_remote_code": False,
     }
-    with whole_weights(source):
-        model = AutoModelForSequenceClassification.from_pretrained(place, **where).eval()
+    model, told = AutoModelForSequenceClassification.from_pretrained(place, **where, **LOADING_INFO)
+    check_whole(source, told)
     tokenizer = AutoTokenizer.from_pretrained(place, **where)
     if len(tokenizer) < 2:
         raise DialError("there is no tokenizer beside its weights")
@@ -147,11 +149,9 @@ def _loaded(source: str, place: str, revision: str | None, device: str) -> tuple
             "its tokenizer has no pad token to read texts of different lengths with: name one in "
             "tokenizer_config.json"
         )
-    tokens, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
-    if tokens >= known:
-        raise DialError(f"its tokenizer has a token {tokens}, and its model knows {known}")
+    check_tokens_fit(source, tokenizer, model)
     model.config.pad_token_id = tokenizer.pad_token_id  # where a text ends is read from the padding
-    return model.to(device), tokenizer
+    return model.eval().to(device), tokenizer
 
 
 def _labels(names: dict[int, Any]) -> tuple[str, ...]:

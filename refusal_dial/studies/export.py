@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, one_line
 from refusal_dial.hooks import HasUnit, ablate_everywhere, unit_of
-from refusal_dial.model.checkpoint import whole_weights
+from refusal_dial.model.checkpoint import LOADING_INFO, check_whole
 from refusal_dial.model.tokens import Tokens, last_logits
 
 EMBEDDINGS = ("embed", "pos_embed")
@@ -102,10 +102,10 @@ def _plain(source: str, revision: str | None, dtype: str) -> Any:
 
     folder = Path(source).is_dir()
     try:
-        with whole_weights(source):
-            plain = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, revision=None if folder else revision
-            )
+        plain, told = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, revision=None if folder else revision, **LOADING_INFO
+        )
+        check_whole(source, told)
     except DialError:
         raise
     except Exception as error:  # transformers raises many kinds for files that are not its own
