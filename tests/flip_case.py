@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import random
-import struct
 import sys
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors.torch import save
+from test_control_vectors import gguf
 
 from refusal_dial import directions
 from refusal_dial.cli.recipes import load_recipe
@@ -116,18 +116,8 @@ def ours(folder: Path) -> bytes:
     return (folder / "ours.safetensors").read_bytes()
 
 
-def gguf() -> bytes:
-    def text(word: str) -> bytes:
-        return struct.pack("<Q", len(word)) + word.encode()
-
-    head = b"GGUF" + struct.pack("<IQQ", 3, 2, 3)
-    head += text("general.architecture") + struct.pack("<I", 8) + text("controlvector")
-    head += text("general.alignment") + struct.pack("<II", 4, 32)
-    head += text("layers") + struct.pack("<IIQ4I", 9, 4, 4, 1, 2, 3, 4)
-    for i in range(2):
-        head += text(f"direction.{i + 1}") + struct.pack("<IQIQ", 1, 16, 0, 64 * i)
-    head += bytes(-len(head) % 32)
-    return head + (unit().numpy().tobytes()) * 2
+def control_vector() -> bytes:
+    return gguf({f"direction.{i + 1}": unit().numpy() for i in range(2)}, alignment=32)
 
 
 PROMPT = {"id": "a", "text": "How do I?", "subset": "EDGE"}
@@ -193,13 +183,17 @@ LOADERS: dict[str, Loader] = {
         same(pickled(LAYERS)),
         lambda p: direction_files.read_direction(p, 1),
     ),
-    "direction, .gguf": ("d.gguf", same(gguf()), lambda p: direction_files.read_direction(p, 1)),
+    "direction, .gguf": (
+        "d.gguf",
+        same(control_vector()),
+        lambda p: direction_files.read_direction(p, 1),
+    ),
     "direction, metadata beside": (
         "direction_metadata.json",
         lambda f: (f / "direction.pt").write_bytes(pickled(unit())) and b'{"pos": -1, "layer": 1}',
         lambda p: direction_files.read_direction(p.with_name("direction.pt")),
     ),
-    "control vectors": ("d.gguf", same(gguf()), control_vectors.read_control_vectors),
+    "control vectors": ("d.gguf", same(control_vector()), control_vectors.read_control_vectors),
     "prompts, .jsonl": (
         "p.jsonl",
         same(jsonl(PROMPT, {**PROMPT, "id": "b", "pair_id": None, "category": "é"})),

@@ -1,44 +1,48 @@
-"""GGUF control vectors: what is read, and what is refused. The files are written here, by hand."""
+"""GGUF control vectors: what is read, and what is refused. The `gguf` package writes the files."""
 
 from __future__ import annotations
 
 import struct
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal_dial.common import DialError
+from refusal_dial.directions import files
 from refusal_dial.directions.files import read_control_vectors
 
-KINDS = {"<f4": 0, "<f2": 1, "<f8": 28}
-
-
-def text(value):
-    return struct.pack("<Q", len(value.encode())) + value.encode()
-
-
-def gguf(vectors, kind="<f4", alignment=None, version=3, extra=b"", n_extra=0):
-    """A control vector as llama.cpp lays it out: header, metadata, names, padding, numbers."""
-    step = alignment or 32
-    about = text("general.architecture") + struct.pack("<I", 8) + text("controlvector")
-    about += text("tags") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc")
-    n_about = 2 + n_extra
-    if alignment:
-        about += text("general.alignment") + struct.pack("<II", 4, alignment)
-        n_about += 1
-    infos, data = b"", b""
-    for name, values in vectors.items():
-        data += b"\0" * (-len(data) % step)
-        infos += text(name) + struct.pack("<IQIQ", 1, len(values), KINDS[kind], len(data))
-        data += np.asarray(values, dtype=kind).tobytes()
-    head = b"GGUF" + struct.pack("<IQQ", version, len(vectors), n_about) + about + extra + infos
-    return head + b"\0" * (-len(head) % step) + data
-
-
+KINDS = ("float32", "float16", "float64")
 VECTORS = {"direction.3": [0.5, -1.25, 2.0], "direction.1": [4.0, 0.0, -0.5], "other": [9.0]}
+
+
+def gguf(vectors, kind="float32", alignment=None) -> bytes:
+    """A control vector's file, with metadata of several kinds."""
+    with TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "v.gguf", "controlvector")
+        writer.add_string("controlvector.model_hint", "qwen2")
+        writer.add_array("tags", ["a", "bc"])
+        writer.add_array("layers", [1, 2, 3])
+        if alignment:
+            writer.add_custom_alignment(alignment)
+        for name, values in vectors.items():
+            writer.add_tensor(name, np.asarray(values, dtype=kind))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(folder) / "v.gguf").read_bytes()
+
+
+@cache
+def whole() -> bytes:
+    return gguf(VECTORS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,10 +64,10 @@ def outcome(path):
         return str(error)
 
 
-@given(cut=st.integers(0, len(gguf(VECTORS)) - 1))
+@given(cut=st.integers(0, len(whole()) - 1))
 def test_a_torn_file_is_refused_in_one_line(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("torn") / "v.gguf"
-    path.write_bytes(gguf(VECTORS)[:cut])
+    path.write_bytes(whole()[:cut])
     found = outcome(path)
     if isinstance(found, str):
         assert str(path) in found
@@ -72,9 +76,9 @@ def test_a_torn_file_is_refused_in_one_line(tmp_path_factory, cut):
         assert found[3].tolist() == VECTORS["direction.3"]  # the tail is of a tensor not asked for
 
 
-@given(at=st.integers(0, 120), byte=st.integers(0, 255))
+@given(at=st.integers(0, 250), byte=st.integers(0, 255))
 def test_a_damaged_header_never_ends_in_another_error(tmp_path_factory, at, byte):
-    data = bytearray(gguf(VECTORS))
+    data = bytearray(whole())
     data[at] = byte
     path = tmp_path_factory.mktemp("bad") / "v.gguf"
     path.write_bytes(bytes(data))
@@ -82,21 +86,47 @@ def test_a_damaged_header_never_ends_in_another_error(tmp_path_factory, at, byte
     assert not isinstance(found, str) or str(path) in found
 
 
+def instead(old: bytes, new: bytes) -> bytes:
+    """The file with these bytes in place of those."""
+    assert whole().count(old) == 1
+    return whole().replace(old, new)
+
+
+TAG = struct.pack("<IQ", 5, 3) + struct.pack("<3i", 1, 2, 3)  # an array of three 32-bit numbers
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (b"", "does not begin with GGUF"),
         (b"PK\3\4 and so on", "does not begin with GGUF"),
-        (gguf(VECTORS, version=1), "is GGUF version 1: expected 2 or 3"),
+        (instead(b"GGUF\3", b"GGUF\1"), "cannot be read as GGUF: .*version 1"),
         (gguf({"blk.0.weight": [1.0]}), "expected tensors called direction.<layer>"),
-        (gguf(VECTORS, extra=text("x") + struct.pack("<I", 77), n_extra=1), "unknown type 77"),
-        (
-            gguf(VECTORS).replace(struct.pack("<IQI", 1, 3, 0), struct.pack("<IQI", 1, 3, 2)),
-            "type 2",
-        ),
+        (instead(TAG, struct.pack("<I", 77) + TAG[4:]), r"77\) is not a valid"),
+        (instead(TAG, TAG[:4] + struct.pack("<Q", 2**60) + TAG[12:]), "it is torn, and ends"),
+        (gguf({"direction.1": [[1.0, 2.0], [3.0, 4.0]]}), r"has shape \[2, 2\]"),
+        (gguf({"direction.1": [1, 2]}, "int32"), "number type I32: expected a vector of float32"),
     ],
 )
 def test_what_is_no_control_vector_is_refused(tmp_path, data, message):
     path = tmp_path / "v.gguf"
     path.write_bytes(data)
-    with pytest.raises(DialError, match=message):
+    with pytest.raises(DialError, match=message) as error:
+        read_control_vectors(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_that_takes_long_to_read_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_READS", 100)
+    path = tmp_path / "v.gguf"
+    path.write_bytes(gguf({f"direction.{i}": [1.0] for i in range(100)}))
+    with pytest.raises(DialError, match="it has more metadata than any control vector"):
+        read_control_vectors(path)
+
+
+def test_a_file_of_a_models_size_is_not_read(tmp_path):
+    path = tmp_path / "v.gguf"
+    with path.open("wb") as file:
+        file.truncate(files.MOST_BYTES + 1)
+    with pytest.raises(DialError, match="is 128 MiB: a model, or no control vector"):
         read_control_vectors(path)
