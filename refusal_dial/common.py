@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
@@ -113,13 +113,41 @@ def one_line(error: BaseException, limit: int = 240) -> str:
 
 
 def format_value(value: object, longest: int = 200) -> str:
-    """Any value as an error shows it: its repr, cut after `longest` characters. Python writes out
-    no integer of more than 4300 digits, and of a value that holds one only the type is told."""
+    """Any value as an error shows it: its repr, cut after `longest` characters, and no more of it
+    built than that. Python writes out no integer of more than 4300 digits: of a value that holds
+    one only the type is shown."""
+    text = ""
     try:
-        text = repr(value)
+        for piece in _pieces(value, longest):
+            text += piece
+            if len(text) > longest:
+                return f"{text[:longest]}..."
     except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__} too long to be written out"
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return text
+
+
+def _pieces(value: object, longest: int) -> Iterator[str]:
+    """The repr of a value, piece by piece: lists and mappings that share their parts, as YAML's
+    anchors make them, may be far longer written out than they are in memory."""
+    if isinstance(value, str | bytes) and len(value) > longest:
+        yield repr(value[:longest])
+    elif type(value) in (list, tuple):
+        yield "[" if isinstance(value, list) else "("
+        for i, part in enumerate(value):  # type: ignore[arg-type, var-annotated]
+            yield ", " if i else ""
+            yield from _pieces(part, longest)
+        yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"  # type: ignore[arg-type]
+    elif type(value) is dict:
+        yield "{"
+        for i, (key, part) in enumerate(value.items()):
+            yield ", " if i else ""
+            yield from _pieces(key, longest)
+            yield ": "
+            yield from _pieces(part, longest)
+        yield "}"
+    else:
+        yield repr(value)
 
 
 def is_utf8(text: str) -> bool:

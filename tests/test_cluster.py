@@ -144,3 +144,16 @@ def test_a_worker_that_this_machine_has_no_room_for_is_refused_without_a_start(m
     with pytest.raises(DialError, match=says):
         check_machines(replace(FLAGS, **machines))
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"workers": 2}, "--workers 2"),
+        ({"gpus_per_worker": 0.0}, "--gpus-per-worker 0.0"),
+        ({"ray_address": "auto"}, "--ray-address auto"),
+    ],
+)
+def test_flags_of_a_cluster_without_one_are_refused(given, says):
+    with pytest.raises(DialError, match=f"{says} is for --executor ray: give both, or neither"):
+        check_machines(replace(FLAGS, executor="local", **given))

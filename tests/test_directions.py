@@ -287,7 +287,7 @@ def test_an_empty_group_is_named(n, m):
 def test_too_many_extremes_name_the_valid_k():
     with pytest.raises(DialError, match="k must be from 1 to 2"):
         top_bottom(gaussian(5, 0), [1.0, 2.0, 3.0, 4.0, 5.0], WHERE, k=3)
-    with pytest.raises(DialError, match="k must be from 1 to 0"):
+    with pytest.raises(DialError, match="take at least 2 prompts to learn from, not 1: give more"):
         top_bottom(gaussian(1, 0), [1.0], WHERE)
 
 

@@ -74,6 +74,56 @@ def test_a_config_that_is_not_there_twice_or_without_a_file(tmp_path):
         parse_flags(Flags, [f"--config={tmp_path / 'bad.yaml'}"], main)
 
 
+def nested(item: str, times: int, depth: int) -> str:
+    """Anchors that each repeat the one before: `times ** depth` values in a few lines."""
+    lines = [f"a0: &a0 {item}"]
+    for i in range(1, depth + 1):
+        repeated = ", ".join([f"*a{i - 1}"] * times)
+        lines.append(f"a{i}: &a{i} [{repeated}]")
+    return "\n".join(lines)
+
+
+def merged(depth: int) -> str:
+    """Merge keys that each merge the one before twice."""
+    lines = ["m0: &m0 {x: 1}"]
+    lines += [f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}" for i in range(1, depth + 1)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        nested("[1, 2]", 10, 9),
+        merged(24),
+        "published: {figures: [{what: a, value: 1, column: b, where: &w {w: *w}}]}",
+    ],
+)
+def test_anchors_that_stand_for_more_than_a_recipe_holds_are_refused(text, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert len(text) < 1000
+    with pytest.raises(DialError, match="written out, stand for more than 10000 values") as error:
+        load_recipe(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_few_anchors_and_a_merge_key_are_read(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("published:\n  findings: &f [a, b]\n  study: S\nname: [x, y]\n")
+    assert load_recipe(str(file)).findings == ("a", "b")
+    file.write_text(
+        "published:\n  figures:\n    - &one {what: w, value: 1.0, column: c, where: {layer: 1}}\n"
+        "    - {<<: *one, what: v}\n"
+    )
+    assert [one.what for one in load_recipe(str(file)).figures] == ["w", "v"]
+
+
+def test_a_file_that_is_no_recipe_by_its_size_is_not_read(tmp_path):
+    (tmp_path / "c.yaml").write_text("#" * (2**20 + 1))
+    with pytest.raises(DialError, match="is 1048577 bytes: expected a recipe, which is short"):
+        load_recipe(str(tmp_path / "c.yaml"))
+
+
 def test_a_flag_given_twice_in_a_file(tmp_path):
     file = tmp_path / "twice.yaml"
     for again in ("n-random: 2", "n_random: 2"):

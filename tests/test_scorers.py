@@ -152,6 +152,15 @@ def test_logit_diff_is_antisymmetric_and_reads_only_its_tokens(logits, order, cu
     assert torch.equal(logit_diff(changed, tokens, against), got)
 
 
+def test_logits_that_are_nan_are_called_nan_at_calibration():
+    logits = torch.zeros(4, 8)
+    logits[1, 3] = float("nan")
+    with pytest.raises(
+        DialError, match=r"logits are NaN on 1 of 6 HARMFUL and BENIGN prompts.*dtype"
+    ):
+        calibrated_tokens(None, logits, torch.zeros(2, 8))
+
+
 def test_logits_that_are_nan_score_nan_in_their_own_row_only():
     logits = torch.zeros(2, V)
     logits[0, 5] = float("nan")

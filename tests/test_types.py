@@ -175,3 +175,30 @@ def test_a_value_is_shown_as_it_is_up_to_a_length(text):
     assert len(format_value(text, 20)) <= 23
     assert is_utf8(text)
     assert not is_utf8(text + "\ud800")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.integers(1, 300),
+)
+def test_a_value_is_its_repr_cut(value, longest):
+    text = repr(value)
+    shown = format_value(value, longest)
+    assert shown == text if len(text) <= longest else shown.endswith("...")
+    if not isinstance(value, str | bytes):
+        assert len(shown) <= longest + 3
+
+
+def test_no_more_is_built_of_a_value_than_is_shown():
+    """2^200 parts, were they written out."""
+    value: list[object] = ["x"]
+    for _ in range(200):
+        value = [value, value]
+    assert format_value(value, 50) == "[" * 50 + "..."
+    mapping: dict[str, object] = {}
+    mapping["me"] = mapping
+    assert len(format_value(mapping, 50)) == 53
+    assert format_value((1,)) == "(1,)"

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 RESERVED = ("experiment", "published")
 
+MOST_BYTES, MOST_NODES = 2**20, 10_000
+"""Of a recipe, and of the values in it with all its anchors written out: ours have a hundred."""
+
 _WIDTH = 118
 
 
@@ -63,9 +66,19 @@ def load_recipe(path: str) -> Recipe:
     file = located(path)
     if not file.is_file():
         raise DialError(f"no config file {path!r}: expected a .yaml file of flags")
+    if file.stat().st_size > MOST_BYTES:
+        raise DialError(f"{path} is {file.stat().st_size} bytes: expected a recipe, which is short")
     try:
         written = file.read_text(encoding="utf-8")
-        found, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
+        node = yaml.compose(written, Loader=yaml.SafeLoader)
+        if _written_out(node, {}) > MOST_NODES:
+            raise DialError(
+                f"{path}: its anchors, written out, stand for more than {MOST_NODES} values: "
+                "write the flags themselves"
+            )
+        found = yaml.safe_load(written)
+    except DialError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise DialError(
             f"{path} is not plain YAML in UTF-8: {' '.join(str(error).split())}"
@@ -82,6 +95,17 @@ def load_recipe(path: str) -> Recipe:
             f"{path}: experiment must be a script's name, not {format_value(experiment)}"
         )
     return Recipe(path, experiment, flags, *_published(path, found.get("published") or {}))
+
+
+def _written_out(node: Any, known: dict[int, float]) -> float:
+    """How many values a YAML node stands for with every anchor in it written out, merge keys too;
+    infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until it is known
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1.0 + sum(_written_out(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _typed(path: str, name: str, value: Any) -> str | None:

@@ -327,13 +327,18 @@ def extremes(
 
     With `categories`, top and bottom hold equally many of each category: within a category of n
     prompts the top and the bottom m = round(k n / N) are taken, at least one where n > 1.
-    Raises `DialError` when 2k exceeds the prompts, a score is not finite, or no category has two
-    prompts to balance.
+    Raises `DialError` for fewer than two prompts, when 2k exceeds them, when a score is not finite,
+    or no category has two prompts to balance.
     """
     values = np.asarray(scores, dtype=float)
     if not np.isfinite(values).all():
         raise DialError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite"
+        )
+    if len(values) < 2:
+        raise DialError(
+            f"a top and a bottom take at least 2 prompts to learn from, not {len(values)}: give "
+            "more prompts"
         )
     if k < 1 or 2 * k > len(values):
         raise DialError(

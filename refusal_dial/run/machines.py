@@ -254,13 +254,19 @@ def check_machines(machines: Machines) -> None:
     """What can be known of them before a run is opened: a cluster that is there already is asked,
     and none is started.
 
-    Raises `DialError` for an address at which no cluster answers, or that nothing would use, and
+    Raises `DialError` for an address at which no cluster answers, for flags of a cluster without
+    --executor ray, and
     for a worker that does not suit the device, or that no node has room for.
     """
     address = machines.ray_address
     if machines.executor == "local":
-        if address is not None:
-            raise DialError(f"--ray-address {address} is for --executor ray: give both, or neither")
+        for name, given in (
+            ("--ray-address", address),
+            ("--workers", machines.workers),
+            ("--gpus-per-worker", machines.gpus_per_worker),
+        ):
+            if given is not None:
+                raise DialError(f"{name} {given} is for --executor ray: give both, or neither")
         return
     split = machines.device_map is not None  # then where the model is read is not known yet
     gpus = (machines.gpus_per_worker or 0.0) if split else _gpus(machines, machines.device)

@@ -145,9 +145,18 @@ def calibrated_tokens(
     Token v opens a refusal if its mean probability is at least `least` on HARMFUL and at least
     `odds` times that on BENIGN; it opens a compliance with the groups swapped.
 
-    Raises `DialError` where no token does: the model does not refuse, or the groups do not differ.
+    Raises `DialError` where no token does: the model does not refuse, or the groups do not differ;
+    and where logits are NaN.
     """
-    p, q = (group.double().softmax(-1).mean(0) for group in (harmful, benign))
+    p, q = (group.double().softmax(-1) for group in (harmful, benign))
+    broken = sum(int(group.isnan().any(-1).sum()) for group in (p, q))
+    if broken:
+        raise DialError(
+            f"the model's logits are NaN on {broken} of {len(p) + len(q)} HARMFUL and BENIGN "
+            "prompts, so no refusal tokens can be calibrated: try --dtype float32 or bfloat16, or "
+            "get the weights again"
+        )
+    p, q = p.mean(0), q.mean(0)
     groups = []
     for a, b in ((p, q), (q, p)):
         chosen = ((a >= least) & (a >= odds * b)).nonzero().flatten()
