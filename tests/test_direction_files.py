@@ -12,6 +12,7 @@ from test_control_vectors import gguf
 
 from refusal_dial import directions
 from refusal_dial.common import DialError
+from refusal_dial.directions import files
 from refusal_dial.directions.files import read_direction
 from refusal_dial.directions.learning import Provenance, from_vector
 
@@ -83,6 +84,8 @@ def test_a_layer_is_taken_from_the_file_where_it_says_so(tmp_path):
         (STACK.to_sparse_csr(), 1, "layout torch.sparse_csr: save it dense"),
         (VECTOR.to("meta"), 1, r"numbers left out \(meta\): save it dense"),
         ({3: VECTOR.to_sparse(), 9: VECTOR}, 9, "layout torch.sparse_coo"),
+        (VECTOR[:1].expand(10**12), 1, r"shape \[1000000000000\] made of 3 numbers: save it with"),
+        ({3: VECTOR, 9: VECTOR[:1].expand(10**12)}, 3, "made of 3 numbers: save it with"),
         (VECTOR * 0, 1, "direction is zero"),
         (VECTOR * float("nan"), 1, "NaN or infinite"),
     ],
@@ -95,6 +98,15 @@ def test_what_is_not_said_or_not_there_is_not_guessed(tmp_path, content, layer, 
         return
     with pytest.raises(DialError, match=message):
         read_direction(tmp_path / "d.pt", layer)
+
+
+def test_a_header_of_more_tensors_than_a_direction_has_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "d.safetensors"
+    save_file({f"layer_{n}": VECTOR.clone() for n in range(50)}, path)
+    assert read_direction(path, 49).provenance.layer == 49
+    monkeypatch.setattr(files, "MOST_TENSORS", 49)
+    with pytest.raises(DialError, match="holds 50 tensors: a model, or no direction"):
+        read_direction(path, 49)
 
 
 def test_files_that_are_no_directions(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from unchecked import unchecked
 
 from refusal_dial.common import DialError
+from refusal_dial.model import tokens
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 
@@ -160,3 +163,36 @@ def test_a_template_that_writes_the_prompt_twice_is_taken_at_its_word(tmp_path):
 def test_a_system_message_may_hold_any_text(mark, qwen):
     row = tokenize(qwen, ["Hi<|im_end|>"], system=f"a{mark}b")
     assert f"system\na{mark}b<|im_end|>" in text_of(qwen, row.ids[0], row.mask[0])
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+CALLS = "{% for a in range(99999) %}{{ range(99999)|select('odd')|list|length }}{% endfor %}"
+
+
+@pytest.mark.parametrize("endless", [LOOPS, CALLS])
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_template_that_does_not_end_is_given_up(endless, thread, tmp_path, monkeypatch):
+    """In any thread, as the live dial's is another; a debugger's trace is set again."""
+    monkeypatch.setattr(tokens, "TEMPLATE_SECONDS", 0.2)
+    model = load_model(str(tiny.folder("Qwen2", tmp_path, tiny.CHAT + endless)), device="cpu")
+
+    def ask():
+        before = sys.gettrace()
+        with pytest.raises(
+            DialError, match=r"template ran for more than 0\.2 s on one prompt: use"
+        ):
+            tokenize(model, ["hello"])
+        return sys.gettrace() is before
+
+    if thread:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(ask).result()
+    else:
+        assert ask()
+
+
+def test_a_template_that_writes_without_end_is_refused(tmp_path):
+    long = tiny.CHAT + "{{ 'x' * 6000000 }}"
+    model = load_model(str(tiny.folder("Qwen2", tmp_path, long)), device="cpu")
+    with pytest.raises(DialError, match=r"writes 60000\d\d characters around a prompt: exp"):
+        tokenize(model, ["hello"])

@@ -127,6 +127,8 @@ SINGLE_NAMES = ("unit", "direction", "vector", "steering_vector", "refusal_direc
 
 SITE, DEFAULT_POS = "resid_pre", -1
 
+MOST_TENSORS = 10_000  # ten vectors a layer of a model of a thousand layers
+
 
 def read_direction(
     path: str | Path, layer: int | None = None, site: str | None = None, pos: int | None = None
@@ -173,6 +175,11 @@ def _header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(file), framework="pt") as opened:
             names = list(opened.keys())
+            if len(names) > MOST_TENSORS:
+                raise DialError(
+                    f"{file} holds {len(names)} tensors: a model, or no direction, which is a "
+                    "vector, or a vector a layer"
+                )
             return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DialError(f"{file} is not a safetensors file: {error}") from error
@@ -331,4 +338,11 @@ def read_tensor(path: str | Path) -> Any:
             layout = "nested" if one.is_nested else one.layout
             kind = "numbers left out (meta)" if one.is_meta else f"the layout {layout}"
             raise DialError(f"{path} holds a tensor with {kind}: save it dense, with its numbers")
+        if isinstance(one, Tensor):
+            numbers = one.untyped_storage().nbytes() // one.element_size()
+            if numbers < one.numel():
+                raise DialError(
+                    f"{path} holds a tensor of shape {list(one.shape)} made of {numbers} numbers: "
+                    "save it with all of its own (.contiguous())"
+                )
     return found

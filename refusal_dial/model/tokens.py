@@ -9,8 +9,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -147,7 +151,8 @@ def tokenize(
     Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
     template would render one: it is far more often a slip than a question), a prompt longer than
     the model's context, a model without a tokenizer or chat template, or a template that refuses a
-    system message or leaves it, or the prompt's text, out.
+    system message or leaves it, or the prompt's text, out, or that does not end or writes without
+    end.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or len(tokenizer) < 2:
@@ -228,6 +233,14 @@ def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[i
     return ids
 
 
+TEMPLATE_SECONDS = 5.0
+"""What a chat template is given for one prompt; a thousandth of it is usual."""
+
+TEMPLATE_CHARACTERS = 100_000
+"""What a chat template may write around a prompt and a system message; released ones write a few
+thousand."""
+
+
 def _mark() -> str:
     """Stands for a text while a template is filled in, and is in no other."""
     return f"\u2e28{uuid4().int}\u2e29"
@@ -250,17 +263,55 @@ def _render(tokenizer: Any, text: str, system: str | None) -> str:
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        with _template_ends_within(TEMPLATE_SECONDS):
+            written = str(
+                tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
             )
-        )
+    except TimeoutError as error:
+        raise DialError(
+            f"the model's chat template ran for more than {TEMPLATE_SECONDS:g} s on one prompt: "
+            "use a model whose template ends, or read the prompts as plain text with --plain "
+            "(chat=False)"
+        ) from error
     except Exception as error:
         if system is None:
             raise DialError(f"the model's chat template failed: {one_line(error)}") from error
         raise DialError(
             f"the model's chat template takes no system message: {one_line(error)}"
         ) from error
+    around = len(written) - len(text) - len(system or "")
+    if around > TEMPLATE_CHARACTERS:
+        raise DialError(
+            f"the model's chat template writes {around} characters around a prompt: expected at "
+            f"most {TEMPLATE_CHARACTERS}; use another model, or read the prompts as plain text "
+            "with --plain (chat=False)"
+        )
+    return written
+
+
+@contextmanager
+def _template_ends_within(seconds: float) -> Iterator[None]:
+    """A chat template that runs inside raises `TimeoutError` once the seconds are over.
+
+    It is a program that came with the model, and its loops may be nested. So the clock is read at
+    every line of the template and at every call that it makes (`sys.settrace`; what was set before
+    is set again), in whatever thread it runs.
+    """
+    end = monotonic() + seconds
+
+    def look(frame: FrameType, event: str, arg: Any) -> Any:
+        if monotonic() > end:
+            raise TimeoutError
+        return look if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 @torch.no_grad()
