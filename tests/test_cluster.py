@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.cli.values import host_and_port
 from refusal_dial.common import DialError
+from refusal_dial.run import machines
 from refusal_dial.run.machines import (
     check_listens,
     check_machines,
@@ -87,6 +90,34 @@ def test_an_address_where_nothing_listens_is_refused_at_once():
         for ask in (check_listens, lambda one: check_machines(replace(FLAGS, ray_address=one))):
             with pytest.raises(DialError, match=f"no Ray head answers at {address}: .*refused; st"):
                 ask(address)
+
+
+@pytest.mark.parametrize(
+    "says", [b"", b"220 mail.example\r\n", b"HTTP/1.0 400 Bad Request\r\n\r\n"]
+)
+def test_what_listens_and_is_no_head_is_given_up_in_one_line(says, monkeypatch):
+    """Ray itself goes on asking for minutes."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-dial[ray]'")
+    import ray
+
+    monkeypatch.setattr(machines, "ANSWER_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with suppress(OSError):  # the server is closed
+                while True:
+                    line, _ = server.accept()
+                    line.sendall(says)
+                    lines.append(line)
+
+        lines: list[socket.socket] = []
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(DialError, match=f"Ray at --ray-address {address} cannot be") as error:
+            check_machines(replace(FLAGS, ray_address=address))
+    assert "within 2 s; expected the address that `ray start --head` printed" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not ray.is_initialized()
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):

@@ -12,6 +12,8 @@ import hashlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -31,7 +33,10 @@ from refusal_dial.run.folder import versions
 from refusal_dial.run.plan import Plan, Task
 
 CONNECT_SECONDS = 10.0
-"""Seconds that an address is given to answer."""
+"""Seconds that an address is given to take a connection."""
+
+ANSWER_SECONDS = 60.0
+"""Seconds that Ray is given to find a head there. On a quiet machine it takes three."""
 
 LOSSES = 5
 """Workers that a task may take with it before it is held to be its fault."""
@@ -74,20 +79,50 @@ def connected(address: str | None) -> Iterator[Any]:
         else:
             if address != "auto":
                 check_listens(address)
+            check_answers(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, DialError):
             raise
-        where = "this machine" if address is None else f"--ray-address {address}"
-        raise DialError(
-            f"Ray at {where} cannot be used: {one_line(error).rstrip('.')}; expected the address "
-            "that `ray start --head` printed (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where it made "
-            "a token); leave --ray-address away to compute on this machine"
-        ) from error
+        raise unusable(address, one_line(error)) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def unusable(address: str | None, reason: str) -> DialError:
+    """The error for a Ray that cannot be reached or started."""
+    if address is None:
+        return DialError(f"Ray on this machine cannot be used: {reason.rstrip('.')}")
+    return DialError(
+        f"Ray at --ray-address {address} cannot be used: {reason.rstrip('.')}; expected the "
+        "address that `ray start --head` printed (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where it "
+        "made a token); leave --ray-address away to compute on this machine"
+    )
+
+
+def check_answers(address: str) -> None:
+    """Raises `DialError` where Ray cannot connect to a head at an address within `ANSWER_SECONDS`.
+
+    Where something else listens Ray goes on for minutes, and what it does there cannot be stopped
+    from inside its process. So another process connects first.
+    """
+    connect = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level=40)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", connect, address],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        reason = f"what listens there did not answer as a head does within {ANSWER_SECONDS:g} s"
+        raise unusable(address, reason) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise unusable(address, one_line(ConnectionError(said[-1])))
 
 
 def check_listens(address: str) -> None:
