@@ -5,7 +5,7 @@ READY := .venv/.ready
 DEV := .venv/.ready-dev
 DEMO := experiments/steering_holdout_control.py
 
-.PHONY: demo test check setup bench faults audit docs train clean
+.PHONY: demo test check setup bench faults audit docs schema train clean
 
 demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
@@ -35,6 +35,9 @@ audit: $(DEV)  ## known vulnerabilities of the pinned versions; needs pip-audit'
 docs: $(DEV)  ## the documentation as a site in build/site, without a warning
 	$(BIN)/python -m mkdocs build --strict -q
 	@echo "docs: build/site/index.html"
+
+schema: $(READY)  ## docs/run.schema.json, from what the package checks of a run
+	$(BIN)/python -c "import json; from refusal_dial.run.schema import run_schema; print(json.dumps(run_schema(), indent=2))" >docs/run.schema.json
 
 train: $(READY)  ## reproduce the embedded model's weights (under an hour on 2 cores)
 	$(BIN)/python scripts/train_embedded_model.py

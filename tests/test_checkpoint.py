@@ -132,10 +132,10 @@ def test_every_tensor_is_of_the_numbers_that_config_json_says(dtype, held, folde
 
 
 def test_a_weight_too_many_is_refused_where_the_files_must_be_exactly_the_models():
-    told = {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": {"b", "a"}}
-    check_whole("m", told)
+    report = {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": {"b", "a"}}
+    check_whole("m", report)
     with pytest.raises(DialError, match="its files also hold a, b, which this model has not"):
-        check_whole("m", told, exactly=True)
+        check_whole("m", report, exactly=True)
 
 
 def a_pad_token_that_was_added(folder):

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from test_experiments import small
 
 from refusal_dial.run.folder import read_config, read_table, read_verdict
+from refusal_dial.run.schema import run_schema
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -83,6 +84,9 @@ def test_the_schema_fits_every_file_of_a_run(run):
         ("scores_row", {"pos": 3}),
         ("scores_row", {"prompt_id": ""}),
         ("summary_row", {"refusal_rate": 1.2}),
+        ("summary_row", {"n": -1}),
+        ("summary_row", {"layer": -1}),
+        ("scores_row", {"alpha": None}),
     ],
 )
 def test_the_schema_refuses_what_no_run_holds(run, name, change):
@@ -90,6 +94,11 @@ def test_the_schema_refuses_what_no_run_holds(run, name, change):
     holds(name, first)
     with pytest.raises(jsonschema.ValidationError):
         holds(name, first | change)
+
+
+def test_the_schema_in_the_docs_is_the_one_that_runs_are_checked_by():
+    """`make schema` makes it."""
+    assert (DOCS / "run.schema.json").read_text() == json.dumps(run_schema(), indent=2) + "\n"
 
 
 def test_the_schema_is_a_schema():

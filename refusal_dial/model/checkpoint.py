@@ -249,23 +249,23 @@ def missing_shards(folder: Path) -> list[str]:
     return sorted(shard for shard in shards if not (folder / shard).is_file())
 
 
-def check_whole(name: str, told: Mapping[str, Any], *, exactly: bool = False) -> None:
+def check_whole(name: str, report: Mapping[str, Any], *, exactly: bool = False) -> None:
     """Raises `DialError` if any weight is not in the files, or has another shape there; with
     `exactly`, if there is one that the model has not.
 
-    `told` is what transformers returns beside a model that it loads with `LOADING_INFO`: it fills
+    `report` is what transformers returns beside a model that it loads with `LOADING_INFO`: it fills
     what it does not find with random numbers. Weights that are tied to others, and are rightly not
     in the files, are not in it.
     """
     shapes = [
         f"{key} of shape {list(held)}, expected {list(wanted)}"
-        for key, held, wanted in told["mismatched_keys"]
+        for key, held, wanted in report["mismatched_keys"]
     ]
     lacks = "which would be random numbers: get the files again, or mend config.json"
     for what, found, remedy in (
-        ("lack", told["missing_keys"], lacks),
+        ("lack", report["missing_keys"], lacks),
         ("hold", shapes, "get the files again, or mend config.json"),
-        ("also hold", told["unexpected_keys"] if exactly else (), "which this model has not"),
+        ("also hold", report["unexpected_keys"] if exactly else (), "which this model has not"),
     ):
         if found:
             few = ", ".join(sorted(found)[:4])

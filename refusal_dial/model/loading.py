@@ -181,8 +181,8 @@ class _Whole:
     def from_pretrained(self, source: str, **options: Any) -> Any:
         architecture = determine_architecture_from_hf_config(options["config"])
         kind = get_hf_model_class_for_architecture(architecture)
-        model, told = kind.from_pretrained(source, **options, **LOADING_INFO)
-        check_whole(self.name, told, exactly=self.name == "embedded")
+        model, report = kind.from_pretrained(source, **options, **LOADING_INFO)
+        check_whole(self.name, report, exactly=self.name == "embedded")
         return model
 
 

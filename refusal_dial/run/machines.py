@@ -121,8 +121,8 @@ def check_answers(address: str) -> None:
         reason = f"what listens there did not answer as a head does within {ANSWER_SECONDS:g} s"
         raise unusable(address, reason) from error
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise unusable(address, one_line(ConnectionError(said[-1])))
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise unusable(address, one_line(ConnectionError(lines[-1])))
 
 
 def check_listens(address: str) -> None:

@@ -2,7 +2,7 @@
 
 Only names that the package knows are checked, and only where they are there: an experiment adds its
 own, and a run of an older version lacks some. Every fault is a `DialError` that names the file, the
-name and the value.
+name and the value. `run_schema` says the same as a JSON Schema.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusal_dial.common import DialError, format_value
+from refusal_dial.common import SITES, DialError, format_value
+from refusal_dial.data.prompts import SUBSETS
+from refusal_dial.stats.comparison import COMPARED_KINDS
 
 # --------------------------------------------------------------------------------------------------
 # The columns of a run's tables: what is text, what is a number, and what each kind of table has.
@@ -354,3 +356,170 @@ def _check_kinds(path: Path, found: Mapping[str, Any], kinds: Kinds) -> None:
                 )
             if allowed == INT and isinstance(value, int) and value < 0:
                 raise DialError(f"{path}: {name} is {value}: expected a number from 0 up")
+
+
+# --------------------------------------------------------------------------------------------------
+# The same as a JSON Schema of a steering run, for readers in other languages: `make schema` writes
+# docs/run.schema.json. Kinds come from above. What is added here is what every steering run has.
+
+
+JSON_TYPES = {str: "string", list: "array", dict: "object", int: "integer", type(None): "null"}
+
+DIRECTION_KINDS = ("baseline", "learned", *COMPARED_KINDS)
+
+STEERING_CONFIG: Mapping[str, Mapping[str, Any]] = {
+    "started": {"type": "string", "description": "ISO 8601 with the offset from UTC"},
+    "versions": {
+        "required": ["python", "refusal-dial", "torch", "transformers", "transformer-lens"],
+        "additionalProperties": {"type": "string"},
+    },
+    "resumed": {"description": "one entry each time the run went on under other versions"},
+    "resumed[]": {"required": ["started", "versions"]},
+    "resumed[].started": {"type": "string"},
+    "resumed[].versions": {"additionalProperties": {"type": "string"}},
+    "settings": {
+        "description": "everything the rows depend on; equal settings, equal rows",
+        "required": ["model", "data", "refusal_tokens", "threshold", "seed", "scorer"],
+    },
+    "settings.model": {
+        "required": [
+            *("name", "revision", "architecture", "n_layers", "d_model", "device", "dtype"),
+        ]
+    },
+    "settings.model.n_layers": {"minimum": 1},
+    "settings.model.d_model": {"type": "integer", "minimum": 1},
+    "settings.data": {"required": ["source", "hash", "n_prompts"]},
+    "settings.data.hash": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+    "settings.data.n_prompts": {"type": "integer", "minimum": 1},
+    "settings.refusal_tokens": {"required": ["refusal", "refusal_texts", "source"]},
+    "settings.refusal_tokens.refusal": {"type": "array", "minItems": 1},
+    "settings.refusal_tokens.refusal[]": {"type": "integer"},
+    "settings.refusal_tokens.refusal_texts": {"type": "array", "minItems": 1},
+    "settings.refusal_tokens.refusal_texts[]": {"type": "string"},
+    "settings.threshold": {"type": "number"},
+}
+
+STEERING_VERDICT: Mapping[str, Mapping[str, Any]] = {
+    "threshold": {"type": "number"},
+    "sha256": {
+        "description": "of the run's tables, and of the other keys of this file as sorted JSON",
+        "required": ["scores.csv", "summary.csv", "verdict"],
+        "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    },
+    "verdict": {"type": "array"},
+    "verdict[]": {
+        "type": "object",
+        "required": [
+            *("layer", "site", "pos", "subset", "split"),
+            *("n", "baseline_rate", "lowest", "highest"),
+        ],
+    },
+    "verdict[].n": {"type": "integer", "minimum": 0},
+    "verdict[].baseline_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+}
+
+STEERING_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "direction": {"enum": list(DIRECTION_KINDS)},
+    "site": {"enum": ["", *SITES]},
+    "pos": {"maximum": -1},
+    "alpha": {"description": "the length of the addition, in residual-stream units"},
+    "subset": {"enum": list(SUBSETS)},
+    "split": {"enum": ["train", "holdout"]},
+    "prompt_id": {"minLength": 1},
+    "reason": {"description": "why there is no score"},
+}
+
+
+def run_schema() -> dict[str, Any]:
+    """The files of a steering run as a JSON Schema (2020-12), one of its `$defs` each."""
+    from refusal_dial.directions.learning import FORMAT, RECORDED
+
+    config = {"required": ["experiment", "settings", "command", "started", "versions"]}
+    recorded = {
+        "format": {"const": FORMAT},
+        "norm": {"type": "number", "exclusiveMinimum": 0},
+        "layer": {"type": "integer", "minimum": 0},
+        "pos": {"type": "integer"},
+        "prompt_ids": {"type": "array", "items": {"type": "string"}},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A steering run of refusal_dial",
+        "description": "The files of a run folder. New names may be added anywhere; those that are "
+        "required stay. A row of a table is what refusal_dial.run.folder.read_table reads, with "
+        "missing values as null.",
+        "$defs": {
+            "config": {"title": "config.json", **config, **_nested(CONFIG_KINDS, STEERING_CONFIG)},
+            "scores_row": {
+                "title": "a row of scores.csv",
+                **_row((*SCORES, "reason"), optional=("alpha_relative",)),
+            },
+            "summary_row": {
+                "title": "a row of summary.csv",
+                **_row(SUMMARY, optional=("alpha_relative",)),
+            },
+            "summary": {
+                "title": "summary.json",
+                "required": ["threshold", "verdict"],
+                **_nested(VERDICT_KINDS, STEERING_VERDICT),
+            },
+            "direction": {
+                "title": "the metadata 'direction' of direction.safetensors, beside its one tensor "
+                "'unit'",
+                "type": "object",
+                "required": ["format", *(name for name in RECORDED if name != "digest")],
+                "properties": recorded,
+            },
+        },
+    }
+
+
+def _nested(kinds: Kinds, more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The schema of an object, from what its dotted names hold and what is added of them."""
+    root: dict[str, Any] = {"type": "object"}
+    for name in dict.fromkeys([*kinds, *more]):
+        node = root
+        for part in name.split("."):
+            node = node.setdefault("properties", {}).setdefault(part.removesuffix("[]"), {})
+            node = node.setdefault("items", {}) if part.endswith("[]") else node
+        node.update(_json_type(kinds[name]) if name in kinds else {})
+        node.update(more.get(name, {}))
+    return root
+
+
+def _json_type(allowed: tuple[type, ...]) -> dict[str, Any]:
+    whole = float not in allowed
+    types = [
+        JSON_TYPES[kind] if whole or kind is not int else "number"
+        for kind in allowed
+        if kind in JSON_TYPES
+    ]
+    least = {"minimum": 0} if allowed == INT else {}
+    return {"type": types[0] if len(types) == 1 else types, **least}
+
+
+def _row(columns: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """The schema of a table's row: every column is there, but for the optional ones."""
+    return {
+        "type": "object",
+        "required": list(columns),
+        "properties": {name: _column(name) for name in (*columns, *optional)},
+    }
+
+
+def _column(name: str) -> dict[str, Any]:
+    more = dict(STEERING_COLUMNS.get(name, {}))
+    if "enum" in more:
+        return more
+    if name in TEXT_COLUMN_NAMES:
+        return {"type": "string", **more}
+    if name in WHOLE:
+        least = {"minimum": 0} if name in NATURAL else {}
+        return {"type": ["integer", "null"], **least, **more}
+    if name in COUNTS:
+        return {"type": "integer", "minimum": 0, **more}
+    if name in ALPHA_COLUMNS:
+        return {"type": "number", **more}
+    if name in RATE_COLUMNS or name.startswith("p_"):
+        return {"type": ["number", "null"], "minimum": 0, "maximum": 1, **more}
+    return {"type": ["number", "null"], **more}

@@ -139,8 +139,10 @@ def _loaded(source: str, place: str, revision: str | None, device: str) -> tuple
         "local_files_only": not located(place).is_dir() and not hub_reachable(),
         "trust_remote_code": False,
     }
-    model, told = AutoModelForSequenceClassification.from_pretrained(place, **where, **LOADING_INFO)
-    check_whole(source, told)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        place, **where, **LOADING_INFO
+    )
+    check_whole(source, report)
     tokenizer = AutoTokenizer.from_pretrained(place, **where)
     if len(tokenizer) < 2:
         raise DialError("there is no tokenizer beside its weights")

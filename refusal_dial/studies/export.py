@@ -102,10 +102,10 @@ def _plain(source: str, revision: str | None, dtype: str) -> Any:
 
     folder = Path(source).is_dir()
     try:
-        plain, told = AutoModelForCausalLM.from_pretrained(
+        plain, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, revision=None if folder else revision, **LOADING_INFO
         )
-        check_whole(source, told)
+        check_whole(source, report)
     except DialError:
         raise
     except Exception as error:  # transformers raises many kinds for files that are not its own
