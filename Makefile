@@ -5,14 +5,17 @@ READY := .venv/.ready
 DEV := .venv/.ready-dev
 DEMO := experiments/steering_holdout_control.py
 
-.PHONY: demo test check setup bench faults audit docs schema train clean
+.PHONY: demo test test-slow check setup bench faults audit docs schema train clean
 
 demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
 	$(BIN)/python scripts/plot_holdout_random_controls.py runs/steering_holdout_control
 
-test: $(DEV)  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(DEV)  ## the test suite, but for what takes long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(DEV)  ## lost nodes, killed drivers, browsers, the docs site, a notebook kernel
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(DEV)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """refusal_dial: find, steer and test behaviour directions in language models.
 
-prompts -> model -> scores -> direction -> hooks -> sweep -> run -> plot. Names are imported when
+prompts -> model -> scores -> direction -> hooks -> plan -> run -> report. Names are imported when
 first used, so that `--help` and plotting never wait for torch.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from refusal_dial.model.loading import load_model as load_model
     from refusal_dial.model.tokens import tokenize as tokenize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "collect": "model.activations",
@@ -39,6 +39,11 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
+
+
+def __dir__() -> list[str]:
+    """The public names, and the rooms that are used by name."""
+    return sorted([*__all__, "directions", "engine", "generate", "run", "stats"])
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ def test_the_examples_of_a_page_run_in_order(name, capsys):
         exec(compile(block, f"{name}.md, block {number}", "exec"), names)  # noqa: S102
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_leads_nowhere_wrong(tmp_path):
     pytest.importorskip("mkdocstrings", reason="mkdocs and mkdocstrings are not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]

@@ -139,6 +139,7 @@ def test_an_actor_that_is_killed_costs_nothing_but_time(
     assert (tmp_path / "run" / "scores.csv").read_bytes() == (local / "scores.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_loses_what_was_in_flight_and_the_rerun_ends_with_the_same_bytes(
     cluster, study, flags, local, tmp_path
 ):
@@ -170,6 +171,7 @@ def asked(flags, out) -> dict[str, object]:
     return typed
 
 
+@pytest.mark.slow
 def test_a_node_with_other_code_is_refused(cluster, study, flags, tmp_path, monkeypatch):
     """Ray looks for modules in the driver's folder first, and there is a copy with another line."""
     shutil.copytree(ROOT / "refusal_dial", tmp_path / "refusal_dial")
@@ -198,19 +200,11 @@ def test_a_head_that_cannot_be_reached_is_refused(study, flags):
             list(executors.compute(study.model, ONE, ONE.tasks, there))
 
 
+@pytest.mark.slow
 def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     with connected("auto") as ray:
         assert [node["CPU"] for node in resources(ray)] == [1.0]
-
-
-def test_a_port_of_ray_that_is_no_head_is_refused(cluster, monkeypatch):
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    raylet = f"{cluster.head_node.node_ip_address}:{cluster.head_node.node_manager_port}"
-    with pytest.raises(
-        DialError, match=f"Ray at --ray-address {raylet} cannot be used: .*RAY_AUTH_MODE=token"
-    ):
-        connected(raylet).__enter__()
 
 
 def test_devices_that_do_not_agree_are_refused(study, flags):
@@ -219,6 +213,7 @@ def test_devices_that_do_not_agree_are_refused(study, flags):
         list(executors.compute(study.model, ONE, ONE.tasks, gpu))
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_starts_no_cluster(study, flags):
     nowhere = replace(flags, executor="ray", ray_address="127.0.0.1:1")
     assert list(executors.compute(study.model, ONE, [], nowhere)) == []
@@ -255,6 +250,7 @@ def handed(cluster):
         yield hand
 
 
+@pytest.mark.slow
 def test_batches_come_in_order_and_none_is_begun_far_ahead(handed, tmp_path):
     def batch(number):
         (tmp_path / str(number)).touch()
@@ -270,6 +266,7 @@ def test_batches_come_in_order_and_none_is_begun_far_ahead(handed, tmp_path):
     assert came == list(range(30))
 
 
+@pytest.mark.slow
 def test_a_batch_that_loses_its_worker_is_computed_again(handed, tmp_path, caplog):
     def batch(number):
         if number == 2 and not (tmp_path / "once").exists():
@@ -282,6 +279,7 @@ def test_a_batch_that_loses_its_worker_is_computed_again(handed, tmp_path, caplo
     assert "a worker is lost: task 2 is computed again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_path, caplog):
     """Its worker is in the middle of a batch then, and another node has room."""
     begun = tmp_path / "begun"
@@ -310,6 +308,7 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_p
     assert "a worker is lost: task 2 is computed again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_batch_that_ends_every_worker_is_named(handed, monkeypatch):
     monkeypatch.setattr(executors, "LOSSES", 2)
     batches = handed(lambda number: os._exit(1) if number == 1 else number, 3, workers=1)
@@ -317,6 +316,7 @@ def test_a_batch_that_ends_every_worker_is_named(handed, monkeypatch):
         list(batches)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_is_raised_as_it_would_be_here(handed):
     def batch(number):
         raise ValueError("NaN in batch " + str(number))
@@ -325,11 +325,13 @@ def test_what_goes_wrong_in_a_worker_is_raised_as_it_would_be_here(handed):
         next(handed(batch, 1))
 
 
+@pytest.mark.slow
 def test_a_worker_that_differs_is_refused(handed):
     with pytest.raises(DialError, match="a worker has version 1 where this process has 2"):
         next(handed(lambda number: number, 1, version="2"))
 
 
+@pytest.mark.slow
 def test_waiting_for_a_node_is_said(handed, caplog, monkeypatch):
     monkeypatch.setattr(executors, "WAIT_SECONDS", 0.05)  # less than an actor takes to start
     with caplog.at_level("WARNING", "refusal_dial"):
@@ -337,6 +339,7 @@ def test_waiting_for_a_node_is_said(handed, caplog, monkeypatch):
     assert "no worker is up" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_worker_that_no_node_has_room_for_is_refused(handed, study, flags):
     big = replace(flags, executor="ray", cpus_per_worker=1000)
     with pytest.raises(DialError, match="no node has room for a worker of 1000 CPUs and 0 GPUs"):

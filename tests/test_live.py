@@ -196,6 +196,7 @@ def test_one_request_at_a_time(served):
     assert served._queue.max_size == 8
 
 
+@pytest.mark.slow
 def test_it_turns_in_a_browser_and_fetches_nothing_from_elsewhere(served):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = found_browser()

@@ -38,6 +38,7 @@ def test_every_cell_runs(path):
             exec(compile(cell.source, f"{path.name}, cell {number}", "exec"), names)  # noqa: S102
 
 
+@pytest.mark.slow
 def test_a_kernel_runs_one_as_a_person_does(tmp_path):
     notebook = nbformat.read(KERNEL, as_version=4)
     NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()

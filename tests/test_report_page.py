@@ -19,6 +19,7 @@ from refusal_dial.report.theme import found_browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 ALPHAS = (-2.0, 0.0, 2.0)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

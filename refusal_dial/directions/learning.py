@@ -167,6 +167,15 @@ class Direction:
     norm: float
     provenance: Provenance = field(default_factory=lambda: Provenance(0, "resid_pre", -1))
 
+    def __repr__(self) -> str:
+        """One line: where it was read, from what, its width and its length."""
+        at = self.provenance
+        model = f", {at.model}" if at.model else ""
+        return (
+            f"Direction({at.method or 'given'}, layer {at.layer} {at.site} pos {at.pos}, "
+            f"d_model {len(self.unit)}, norm {self.norm:.4g}{model})"
+        )
+
 
 def from_vector(vector: Float[Tensor, " d_model"], provenance: Provenance) -> Direction:
     """`unit = v / |v|` in float32 on the CPU, `norm = |v|`; computed in float64.

@@ -19,6 +19,7 @@ import campaign
 import jobs
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
