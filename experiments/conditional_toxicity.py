@@ -22,7 +22,7 @@ def main(flags: SparingFlags) -> None:
 
     run, _ = conduct_continuations("conditional_toxicity", flags, gated_cells)
     rows = as_trade_off(in_norms(read_table(run.folder, "scores")))
-    print_trade_off(trade_off(rows, wanted=CHALLENGING, spared=BENIGN))
+    print_trade_off(trade_off(rows, wanted=CHALLENGING, others=BENIGN))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_trade_off.py {run.folder}")
 

@@ -18,8 +18,8 @@ def main(flags: VerifyFlags) -> None:
     from refusal_dial.studies.verify import load_verification
     from refusal_dial.studies.verify_claims import conduct_verification
 
-    opened = load_verification(flags)
-    verified = conduct_verification("verify_direction", opened, flags)
+    verification = load_verification(flags)
+    verified = conduct_verification("verify_direction", verification, flags)
     print_verification(verified.verdict)
     print(f"run: {verified.run.folder}")
     print(f"page: {write_verdict(verified.run.folder)}")

@@ -64,8 +64,8 @@ def main(flags: Flags) -> None:
             tab.set_content(report_page([reading]))
             write_whole(out, _turned(tab, step, flags.width, flags.height))
     except Error as error:
-        said = " ".join(str(error).split())[:200]
-        raise DialError(f"{browser} drew no picture ({said}): give another size") from error
+        text = " ".join(str(error).split())[:200]
+        raise DialError(f"{browser} drew no picture ({text}): give another size") from error
     print(f"picture: {flags.out}, at alpha {alphas[at]:g}")
 
 

@@ -31,21 +31,21 @@ def main(flags: Flags) -> None:
 
     folder = find_run(flags.run)
     config, scores = read_config(folder, "model.name"), read_table(folder, "scores")
-    said = "completion" in scores
-    needed = SAID_ROWS if said else SCORES
+    text = "completion" in scores
+    needed = SAID_ROWS if text else SCORES
     check_table(folder / "scores.csv", config["experiment"], scores, needed)
-    if said:
+    if text:
         rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")
         units = "minus toxicity", "words changed"
     else:
         rows, about = scores[scores["split"] == "holdout"], ("HARMFUL", "EDGE")
         units = SCORE_AXIS, "refused"
-    wanted, spared = flags.wanted or about[0], flags.spared or about[1]
+    wanted, others = flags.wanted or about[0], flags.spared or about[1]
     threshold = float(config["settings"].get("threshold") or 0)
-    table = trade_off(rows, wanted=wanted, spared=spared, threshold=threshold)
-    drawn = rows[rows["subset"].isin((wanted, spared))]
+    table = trade_off(rows, wanted=wanted, others=others, threshold=threshold)
+    drawn = rows[rows["subset"].isin((wanted, others))]
     title = title_of(config, "What steering buys, and what it costs", drawn)
-    names = f"{wanted} ({units[0]})", f"{spared} ({units[1]})"
+    names = f"{wanted} ({units[0]})", f"{others} ({units[1]})"
     figure = trade_off_curves(table, title, *names)
     figures = {"trade_off": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):

@@ -37,7 +37,7 @@ def test_the_three_parts_share_every_category_and_no_prompt():
 def test_the_detector_keeps_the_gain_and_spares_the_rest(run):
     scores = read_table(run, "scores")
     held_out = scores[scores["split"] == "holdout"]
-    table = trade_off(held_out, wanted="HARMFUL", spared="EDGE").set_index("direction")
+    table = trade_off(held_out, wanted="HARMFUL", others="EDGE").set_index("direction")
     assert table.loc["learned", "cost_lo"] > 0.2
     assert table.loc["conditional", "kept"] >= 0.9
     assert table.loc["conditional", "paid_hi"] <= 0.2

@@ -97,7 +97,7 @@ def test_gain_is_less_toxicity_and_cost_is_other_words():
     assert len(told) == 3 * 8
     friendly = told[(told["subset"] == "BENIGN") & (told["direction"] == "learned")]
     assert list(friendly["score"]) == [0.5] * 4
-    table = trade_off(told, wanted="CHALLENGING", spared="BENIGN").set_index("direction")
+    table = trade_off(told, wanted="CHALLENGING", others="BENIGN").set_index("direction")
     assert table.loc["learned", "gain"] == pytest.approx(0.8)
     assert table.loc["conditional", "kept"] == pytest.approx(0.7 / 0.8)
     assert table.loc["learned", "cost"] == 1

@@ -313,12 +313,12 @@ def help_screen(main: Callable[..., object], known: Mapping[str, Field[Any]]) ->
     from fire.helptext import HelpText
     from fire.trace import FireTrace
 
-    shown = _shown(known)
+    value = _shown(known)
     about = inspect.getdoc(main) or inspect.getdoc(sys.modules.get(main.__module__)) or ""
     lines = "\n".join(f"    {name}: {f.metadata['help']}" for name, f in known.items())
     about += "\n\n--debug, besides the flags below, shows the traceback of an error."
-    shown.__doc__ = f"{about}\n\nArgs:\n{lines}"
-    screen = str(HelpText(shown, trace=FireTrace(shown, name=Path(sys.argv[0]).name)))
+    value.__doc__ = f"{about}\n\nArgs:\n{lines}"
+    screen = str(HelpText(value, trace=FireTrace(value, name=Path(sys.argv[0]).name)))
     screen = re.sub(r"\n *Type: Optional\[\]", "", screen)
     screen = re.sub(  # Fire cuts long defaults short
         r"^( +.*--(\w+)=\S+\n +)De?f?a?u?l?t?[.:].*$",

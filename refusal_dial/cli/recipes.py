@@ -181,13 +181,13 @@ def print_published(config: str | None, model: str, tables: Mapping[str, pd.Data
     meant = recipe.flags.get("model")
     console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
     if recipe.figures:
-        shown = Table(title=f"Published: {recipe.study}", title_justify="left", header_style="bold")
+        table = Table(title=f"Published: {recipe.study}", title_justify="left", header_style="bold")
         for name in ("figure", "published", f"here ({model})"):
-            shown.add_column(name, justify="left" if name == "figure" else "right")
+            table.add_column(name, justify="left" if name == "figure" else "right")
         for figure in recipe.figures:
             found = ours(figure, tables)
-            shown.add_row(figure.what, f"{figure.value}", _told(found))
-        console.print(shown)
+            table.add_row(figure.what, f"{figure.value}", _told(found))
+        console.print(table)
     for finding in recipe.findings:
         print(f"published: {finding}")
     if model != meant:

@@ -78,10 +78,10 @@ def _pair(where: str, row: dict[str, Any]) -> ContrastPair:
                 f"replies: {choices}"
             )
         asked = _text(where, row, request)
-        told = [_text(where, row, name) for name in replies]
+        lines = [_text(where, row, name) for name in replies]
         if replies == ANSWERS:
-            told = [text.strip().removesuffix(")") for text in told]
-        pair = ContrastPair((asked, told[0]), (asked, told[1]))
+            lines = [text.strip().removesuffix(")") for text in lines]
+        pair = ContrastPair((asked, lines[0]), (asked, lines[1]))
     if pair.positive == pair.negative:
         raise DialError(f"{where}: the two texts are the same: {pair.positive!r:.60}")
     return pair

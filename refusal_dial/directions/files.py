@@ -166,7 +166,7 @@ def _is_ours(file: Path) -> bool:
     """Whether `directions.save` wrote it, however damaged since: it is not to pass for another
     tool's, which says less."""
     about = _header(file)[1]
-    return "direction" in about or any(FORMAT in told for told in about.values())
+    return "direction" in about or any(FORMAT in found for found in about.values())
 
 
 def _header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -66,19 +66,21 @@ def as_text(norm: float, provenance: Provenance, vector: bytes) -> str:
 
 
 def _digest(about: dict[str, Any], vector: bytes) -> str:
-    told = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True)
-    return hashlib.blake2b(told.encode() + b"\0" + vector, digest_size=16).hexdigest()
+    recorded = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True)
+    return hashlib.blake2b(recorded.encode() + b"\0" + vector, digest_size=16).hexdigest()
 
 
-def from_recorded(path: str | Path, told: Any, vector: bytes | None) -> tuple[float, Provenance]:
+def from_recorded(
+    path: str | Path, recorded: Any, vector: bytes | None
+) -> tuple[float, Provenance]:
     """What metadata says: norm and provenance. Without `vector`, its digest is not asked.
 
     Raises `DialError` for metadata of another version, a field that is missing, unknown or not of
     its kind, and a digest that does not fit.
     """
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+    if not isinstance(recorded, dict) or recorded.get("format") != FORMAT:
         raise DialError(f"{path} has metadata of another version: expected {FORMAT!r}")
-    about = {name: value for name, value in told.items() if name != "format"}
+    about = {name: value for name, value in recorded.items() if name != "format"}
     for name, (holds, expected) in RECORDED.items():
         if name in NEEDED and name not in about:
             raise DialError(f"{path} has metadata of another version: {name!r} is missing")
@@ -93,7 +95,7 @@ def from_recorded(path: str | Path, told: Any, vector: bytes | None) -> tuple[fl
             f"{path} has metadata of another version: unknown field {format_value(unknown[0], 60)}"
         )
     known = about.pop("digest", None)
-    if known is not None and vector is not None and known != _digest(told, vector):
+    if known is not None and vector is not None and known != _digest(recorded, vector):
         raise DialError(f"{path} was altered since it was written: learn the direction again")
     norm = float(about.pop("norm"))
     return norm, Provenance(**{**about, "prompt_ids": tuple(about["prompt_ids"])})
@@ -325,8 +327,10 @@ def save(direction: Direction, path: str | Path) -> None:
     from safetensors.torch import save as serialise
 
     unit = direction.unit.contiguous()
-    told = as_text(direction.norm, direction.provenance, _bytes(unit))
-    write_whole(path, serialise({"unit": unit}, {"direction": told}))  # one key: order is random
+    recorded = as_text(direction.norm, direction.provenance, _bytes(unit))
+    write_whole(
+        path, serialise({"unit": unit}, {"direction": recorded})
+    )  # one key: order is random
 
 
 def _bytes(unit: Tensor) -> bytes:
@@ -345,14 +349,14 @@ def load(path: str | Path) -> Direction:
         raise DialError(f"no direction file {str(path)!r}: expected a .safetensors file")
     try:
         with safe_open(str(path), framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get("direction", "null"))
+            recorded = json.loads((file.metadata() or {}).get("direction", "null"))
             unit = file.get_tensor("unit") if "unit" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DialError(f"{path} is not a direction file: {error}") from error
-    if told is None or unit is None or unit.ndim != 1 or unit.dtype not in FLOATS:
+    if recorded is None or unit is None or unit.ndim != 1 or unit.dtype not in FLOATS:
         raise DialError(f"{path} holds no direction: expected one vector 'unit' with its metadata")
     norm, provenance = from_recorded(
-        path, told, _bytes(unit) if unit.dtype == torch.float32 else None
+        path, recorded, _bytes(unit) if unit.dtype == torch.float32 else None
     )
     if not bool(torch.isfinite(unit).all()):
         raise DialError(f"{path} holds NaN or infinite values: learn the direction again")

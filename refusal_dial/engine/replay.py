@@ -64,7 +64,7 @@ class Stream:
 
     def __init__(
         self,
-        bare: Unhooked,
+        unhooked: Unhooked,
         recording: Recording,
         rectangle: Rectangle,
         cells: Sequence[Sequence[Touch]],
@@ -72,8 +72,8 @@ class Stream:
     ) -> None:
         """`cells` are all cells of the grid, resolved on the recording's prompts. `rows` says which
         rows of the whole batch those prompts are, for operands that differ from row to row."""
-        self.bare, self.recording, self.rectangle = bare, recording, rectangle
-        self.n_layers, self.end = len(bare.blocks), recording.length
+        self.unhooked, self.recording, self.rectangle = unhooked, recording, rectangle
+        self.n_layers, self.end = len(unhooked.blocks), recording.length
         self.rows = rows[list(rectangle.prompts)]
         self.local = torch.tensor(rectangle.prompts)
         self.prompts = self.local.to(recording.logits.device)
@@ -97,7 +97,7 @@ class Stream:
 
     def _block(self, hidden: Hidden, layer: int) -> Float[Tensor, "prompt branch left width"]:
         recording, first, end = self.recording, self.rectangle.first, self.end
-        block, n, before = self.bare.blocks[layer], hidden.shape[1], None
+        block, n, before = self.unhooked.blocks[layer], hidden.shape[1], None
         if layer == self.n_layers - 1 and hidden.shape[2] > 1:
             words = recording.keywords(layer, self.prompts, first, end - 1, n)
             before = _keys_of(block, hidden[:, :, :-1].flatten(1, 2), words)
@@ -125,7 +125,7 @@ class Stream:
         taps = []
         for (at, stage), rounds in self.edits.items():
             if at == layer and stage > RESIDUAL:
-                tap = self.bare.taps[rounds[0][0][1].place]
+                tap = self.unhooked.taps[rounds[0][0][1].place]
                 tap.see = see(rounds)
                 taps.append(tap)
         try:
@@ -309,7 +309,7 @@ class Replay:
         self.model, self.tokens, self.room = model, tokens, room
         self.cells = [touches(cell, batch, length, int(model.cfg.d_head)) for cell in cells]
         self.sizes = Sizes.of(model)
-        self.bare = Unhooked(model, places_of(self.cells))
+        self.unhooked = Unhooked(model, places_of(self.cells))
         self.pads = tokens.mask.long().argmax(-1).cpu()
         everywhere = (int(one.where.min()) for cell in self.cells for one in cell)
         self.first = min(everywhere, default=length - 1)
@@ -324,7 +324,7 @@ class Replay:
         """(cell, its scores), for every cell, in order. Of a scorer that says what it reads, no
         other token is unembedded."""
         read = scorer
-        if isinstance(scorer, Reader) and self.bare.narrow(scorer.reads):
+        if isinstance(scorer, Reader) and self.unhooked.narrow(scorer.reads):
             read, self.reads = scorer.read, list(scorer.reads)
         unsteered: Tensor | None = None
         batch, d_model = len(self.tokens), self.sizes.d_model
@@ -335,7 +335,7 @@ class Replay:
             found = Finals(weight, len(cells), batch, d_model)
             for prompts in self._groups():
                 self._record(prompts, cells, found)
-            for cell, logits in enumerate(found.logits(self.bare.logits, self.rows)):
+            for cell, logits in enumerate(found.logits(self.unhooked.logits, self.rows)):
                 if logits is not None:
                     score = read(logits).cpu()
                 elif unsteered is None:
@@ -383,7 +383,7 @@ class Replay:
         found.changed[:, prompts.numpy()] = start != NOTHING
 
         def run(area: Rectangle) -> Tensor:
-            return Stream(self.bare, recording, area, cells, prompts).run()
+            return Stream(self.unhooked, recording, area, cells, prompts).run()
 
         for area in rectangles(start, leave, n_layers, length, self.sizes.spare()):
             for piece in area.pieces(self.stream_tokens, length):

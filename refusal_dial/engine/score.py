@@ -111,9 +111,9 @@ _said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def warn_once(model: TransformerBridge, what: str) -> None:
     """To the log, once for each model."""
-    said = _said.setdefault(model, set())
-    if what not in said:
-        said.add(what)
+    found = _said.setdefault(model, set())
+    if what not in found:
+        found.add(what)
         log.info(what)
 
 
@@ -157,7 +157,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     batch, length = some.ids.shape
     edit = _probe(model, some, site)
     cells = [[], touches([edit], batch, length, int(model.cfg.d_head))]
-    bare, rows = Unhooked(model, places_of(cells)), torch.arange(batch)
+    twin, rows = Unhooked(model, places_of(cells)), torch.arange(batch)
     recording = record_run(model, some, wanted=places_of(cells))
     plain = [
         last_logits(model, some),
@@ -167,11 +167,11 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     for first in sorted({0, length // 2, max(0, length - len(edit.pos))}):
         used = np.ones((batch, 2), dtype=bool)
         area = Rectangle(first, tuple(range(batch)), (0, 1), (0, edit.layer), used)
-        final = Stream(bare, recording, area, cells, rows).run()
-        off += [bare.logits(final[:, cell]) - plain[cell] for cell in (0, 1)]
+        final = Stream(twin, recording, area, cells, rows).run()
+        off += [twin.logits(final[:, cell]) - plain[cell] for cell in (0, 1)]
     ids = [0, plain[1].shape[-1] - 1]
-    if bare.narrow(ids):
-        off.append(bare.logits(final[:, 1]) - plain[1][:, ids])
+    if twin.narrow(ids):
+        off.append(twin.logits(final[:, 1]) - plain[1][:, ids])
     return (
         max(float(one.float().abs().max()) for one in off),
         max(float(one.float().abs().max()) for one in plain),

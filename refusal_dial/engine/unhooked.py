@@ -46,7 +46,7 @@ class UnfitError(Exception):
 
 
 class Mask(Protocol):
-    """What stands in the place of the attention mask while bare blocks run."""
+    """What stands in the place of the attention mask while unhooked blocks run."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
@@ -70,9 +70,9 @@ def attend(
     Raises `UnfitError` for dropout, or for anything else an attention might be told that is not
     modelled here (attention sinks, position biases).
     """
-    told = [k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS]
-    if told or dropout:
-        raise UnfitError(f"its attention takes {', '.join(told) or 'dropout'}")
+    lines = [k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS]
+    if lines or dropout:
+        raise UnfitError(f"its attention takes {', '.join(lines) or 'dropout'}")
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     return attention_mask.attend(query, key, value, scale, softcap), None
 
@@ -252,7 +252,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 #     softmax([q·K_trunk[:p], q·K_branch] * scaling + mask)  over  [V_trunk[:p], V_branch]
 #
 # Branches of the same prompt do not see each other. With p = T-1 a branch is one extra token that
-# sees the trunk and itself. Each class here stands in the place of an attention mask (`bare.Mask`).
+# sees the trunk and itself. Each class here stands in the place of an attention mask (`Mask`).
 
 
 Queries = Float[Tensor, "batch head pos d_head"]

@@ -35,17 +35,17 @@ def completion_rows(
     acting = [cell for cell in cells if cell.hooks]
     place = {id(cell): i for i, cell in enumerate(acting, 1)}
     grid = [(), *(cell.hooks for cell in acting)]
-    said = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
+    completions = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
     frame = pd.DataFrame(
         {
-            "grid": [one.cell for one in said],
-            "prompt": [one.prompt for one in said],
-            "sample": [one.sample for one in said],
-            "nll": unsteered_nll(model, tokens, said),
-            "repeated": [repeated(one.ids) for one in said],
-            "stop": [one.stop for one in said],
-            "completion": [json.dumps(one.text) for one in said],
-            "text": [one.text for one in said],
+            "grid": [one.cell for one in completions],
+            "prompt": [one.prompt for one in completions],
+            "sample": [one.sample for one in completions],
+            "nll": unsteered_nll(model, tokens, completions),
+            "repeated": [repeated(one.ids) for one in completions],
+            "stop": [one.stop for one in completions],
+            "completion": [json.dumps(one.text) for one in completions],
+            "text": [one.text for one in completions],
         }
     )
     by_cell = dict(list(frame.groupby("grid")))
@@ -62,15 +62,15 @@ def completion_rows(
 
 
 def unsteered_nll(
-    model: TransformerBridge, tokens: Tokens, said: Sequence[Completion]
+    model: TransformerBridge, tokens: Tokens, completions: Sequence[Completion]
 ) -> list[float]:
     """`likelihood.nll` of every completion; equal ones of a prompt are computed once."""
-    todo = list(dict.fromkeys((one.prompt, one.ids, one.stop) for one in said))
+    todo = list(dict.fromkeys((one.prompt, one.ids, one.stop) for one in completions))
     index = [prompt for prompt, _, _ in todo]
     mine = Tokens(tokens.ids[index], tokens.mask[index])
     found = nll(model, mine, [ids for _, ids, _ in todo], [stop for _, _, stop in todo])
     by_key = dict(zip(todo, found.tolist(), strict=True))
-    return [by_key[one.prompt, one.ids, one.stop] for one in said]
+    return [by_key[one.prompt, one.ids, one.stop] for one in completions]
 
 
 def completion_text(completion: str) -> str:

@@ -404,7 +404,7 @@ def _generate(
     ends = torch.tensor(end_tokens(model), device=device)
     runner = runner_of(model, grid)
     mask, state, logits = prefill(model, runner, part, prompts, cells)
-    alive, said, stops = row, [list[int]() for _ in row], dict[int, str]()
+    alive, completions, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
     for step in range(decoding.max_new_tokens):
         u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
@@ -419,7 +419,7 @@ def _generate(
             if end:
                 stops[r] = "nan" if bad else "end"
             else:
-                said[r].append(t)
+                completions[r].append(t)
         if len(stops) == len(row) or step + 1 == decoding.max_new_tokens:
             break
         if not fixed and bool(ended.any()):
@@ -431,23 +431,27 @@ def _generate(
         with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
             logits = forward(runner, token[:, None], mask, state)
     for r in row.tolist():
-        text = str(model.tokenizer.decode(said[r], skip_special_tokens=True))
+        text = str(model.tokenizer.decode(completions[r], skip_special_tokens=True))
         yield Completion(
             part.first + int(cells[r]),
             int(part.prompts[prompts[r]]),
             int(sample[r]),
             text,
-            tuple(said[r]),
+            tuple(completions[r]),
             stops.get(r, "length"),
         )
 
 
 @torch.no_grad()
 def follow(
-    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook], said: Sequence[Sequence[int]]
+    model: TransformerBridge,
+    tokens: Tokens,
+    hooks: Sequence[Hook],
+    completions: Sequence[Sequence[int]],
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """Logits before each token of replies that are given: step k is what the model under `hooks`
-    would say after the prompt and the first k tokens of `said`, one step more than the longest.
+    would say after the prompt and the first k tokens of `completions`, one step more than the
+    longest.
 
     Decoding is cached, so every `pos` means what it means in `generate`. Rows that are over go on
     with their last token, and mean nothing. Raises `DialError` as `generate` does for hooks.
@@ -459,8 +463,8 @@ def follow(
     mask, state, logits = prefill(model, runner, part, batch, torch.zeros_like(batch))
     yield logits
     mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
-    for step in range(max(map(len, said), default=0)):
-        token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in said])
+    for step in range(max(map(len, completions), default=0)):
+        token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in completions])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         with model.hooks(fwd_hooks=mine) if mine else nullcontext():
             logits = forward(runner, token.to(mask.device)[:, None], mask, state)

@@ -92,7 +92,7 @@ LOGITS = 5e7
 def nll(
     model: TransformerBridge,
     tokens: Tokens,
-    said: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
     stops: Sequence[str],
 ) -> Float64[Tensor, " batch"]:
     """`-mean_k log p(token_k | prompt, tokens before)` in nats under the unsteered model.
@@ -101,17 +101,19 @@ def nll(
     it does where text was cut, `stops` being "end" for both. NaN for a reply of no tokens at all
     that did not end either.
     """
-    out = torch.full((len(said),), float("nan"), dtype=torch.float64)
+    out = torch.full((len(completions),), float("nan"), dtype=torch.float64)
     ends = end_tokens(model)
     ended = torch.tensor([stop == "end" and bool(ends) for stop in stops], dtype=torch.bool)
-    order = sorted(range(len(said)), key=lambda i: len(said[i]))
+    order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
     while order:
-        longest = len(said[order[-1]])
+        longest = len(completions[order[-1]])
         size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
         part, order = order[-size:], order[:-size]
         device = tokens.ids.device
-        length = torch.tensor([len(said[i]) for i in part])
-        new = torch.tensor([[*said[i], *[0] * (longest - len(said[i]))] for i in part])
+        length = torch.tensor([len(completions[i]) for i in part])
+        new = torch.tensor(
+            [[*completions[i], *[0] * (longest - len(completions[i]))] for i in part]
+        )
         new = new.to(device).long().reshape(len(part), longest)
         real = (torch.arange(longest) < length[:, None]).long()
         ids = torch.cat([tokens.ids[part], new], 1)
@@ -132,21 +134,22 @@ def kl_per_token(
     model: TransformerBridge,
     tokens: Tokens,
     grid: Sequence[Sequence[Hook]],
-    said: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
 ) -> Float64[Tensor, "cell batch"]:
-    """`mean_k KL(p_unsteered || p_hooks)` in nats over every token of the replies `said`, the end
-    included, each after the same words, under every cell's hooks. 0 for hooks that do nothing.
+    """`mean_k KL(p_unsteered || p_hooks)` in nats over every token of the replies `completions`,
+    the end included, each after the same words, under every cell's hooks. 0 for hooks that do
+    nothing.
 
     A whole reply is read in one pass wherever a hook says the same there as token by token.
     """
-    longest = max(map(len, said), default=0)
+    longest = max(map(len, completions), default=0)
     cells = [_at_once(cell, longest) for cell in grid]
-    length = torch.tensor([len(row) for row in said])
-    total = torch.zeros(len(grid), len(said), dtype=torch.float64)
+    length = torch.tensor([len(row) for row in completions])
+    total = torch.zeros(len(grid), len(completions), dtype=torch.float64)
     size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
-    for start in range(0, len(said), size):
-        some = torch.arange(start, min(start + size, len(said)))
-        rows, replies = tokens.rows(start, start + size), said[start : start + size]
+    for start in range(0, len(completions), size):
+        some = torch.arange(start, min(start + size, len(completions)))
+        rows, replies = tokens.rows(start, start + size), completions[start : start + size]
         plain = _read(model, rows, [], replies, longest)
         for i, cell in enumerate(cells):
             if cell is not None:
@@ -156,7 +159,9 @@ def kl_per_token(
     for i, cell in enumerate(cells):
         if cell is None:
             pairs = zip(
-                follow(model, tokens, [], said), follow(model, tokens, grid[i], said), strict=True
+                follow(model, tokens, [], completions),
+                follow(model, tokens, grid[i], completions),
+                strict=True,
             )
             for step, (one, other) in enumerate(pairs):
                 total[i] += _kl(one[:, None].cpu(), other[:, None].cpu(), length - step)
@@ -186,14 +191,16 @@ def _read(
     model: TransformerBridge,
     tokens: Tokens,
     hooks: Sequence[Hook],
-    said: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
     longest: int,
 ) -> Float[Tensor, "batch step d_vocab"]:
     """Logits before each token of the replies and after the last."""
     device = tokens.ids.device
-    length = torch.tensor([len(row) for row in said])
-    new = torch.tensor([[*row, *[0] * (longest - len(row))] for row in said], dtype=torch.long)
-    new = new.reshape(len(said), longest).to(device)
+    length = torch.tensor([len(row) for row in completions])
+    new = torch.tensor(
+        [[*row, *[0] * (longest - len(row))] for row in completions], dtype=torch.long
+    )
+    new = new.reshape(len(completions), longest).to(device)
     real = (torch.arange(longest) < length[:, None]).to(tokens.mask)
     ids, mask = torch.cat([tokens.ids, new], 1), torch.cat([tokens.mask, real], 1)
     with model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():

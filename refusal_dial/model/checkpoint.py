@@ -173,8 +173,8 @@ def folder_revision(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in deciding_files(folder):
         about = path.stat()
-        told = _file_hash(path.resolve(), about.st_size, about.st_mtime_ns)
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{about.st_size} {told}\n".encode())
+        found = _file_hash(path.resolve(), about.st_size, about.st_mtime_ns)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{about.st_size} {found}\n".encode())
     return digest.hexdigest()
 
 

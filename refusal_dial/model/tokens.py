@@ -68,10 +68,10 @@ def spells_control(tokenizer: Any, text: str) -> bool:
 def text_ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
     """Token ids of what is text throughout; with what the tokenizer adds around one (BOS), if asked
     for."""
-    spelt = spells_control(tokenizer, text)
-    reader = reader_of_text(tokenizer) if spelt else tokenizer
+    found = spells_control(tokenizer, text)
+    reader = reader_of_text(tokenizer) if found else tokenizer
     return list(
-        reader.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=spelt)
+        reader.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=found)
     )
 
 
@@ -219,15 +219,15 @@ def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[i
     if not chat:
         text = text if system is None else f"{system}\n\n{text}"
         return text_ids(tokenizer, text, add_special_tokens=True)
-    spelt = {_mark(): t for t in (text, system) if t is not None and spells_control(tokenizer, t)}
-    marks = {t: mark for mark, t in spelt.items()}
+    found = {_mark(): t for t in (text, system) if t is not None and spells_control(tokenizer, t)}
+    marks = {t: mark for mark, t in found.items()}
     written = _render(
         tokenizer, marks.get(text, text), None if system is None else marks.get(system, system)
     )
     ids: list[int] = []
-    for part in re.split(f"({'|'.join(spelt)})", written) if spelt else [written]:
-        if part in spelt:
-            ids += text_ids(tokenizer, spelt[part])
+    for part in re.split(f"({'|'.join(found)})", written) if found else [written]:
+        if part in found:
+            ids += text_ids(tokenizer, found[part])
         else:
             ids += tokenizer.encode(part, add_special_tokens=False)
     return ids

@@ -76,10 +76,10 @@ def print_coverage(summary: pd.DataFrame) -> None:
     for name in ("interval", "of", *(f"n = {n}" for n in sizes)):
         table.add_column(name, justify="left" if name in ("interval", "of") else "right")
     for (interval, law), part in summary.groupby(["interval", "law"], sort=False):
-        shown = [
+        lines = [
             f"{row['coverage']:.3f}{' ' if row['kept'] else '*'}" for _, row in part.iterrows()
         ]
-        table.add_row(str(interval), str(law), *shown)
+        table.add_row(str(interval), str(law), *lines)
     _console().print(table)
 
 
@@ -103,25 +103,25 @@ def print_run_agreement(summary: pd.DataFrame, off: Mapping[str, Mapping[str, fl
     names = {"one": "one run", "other": "the other", "mixed": "one's cells on the other's baseline"}
     for run, name in names.items():
         by = ", ".join(f"{subset} by {value:+.3f}" for subset, value in off[run].items())
-        said = (
+        text = (
             f"alpha 0 is not the baseline ({by}): it must be" if by else "alpha 0 is the baseline"
         )
-        print(f"{name}: {said}")
+        print(f"{name}: {text}")
 
 
 def print_published_runs(table: pd.DataFrame) -> None:
     """The figures that two published write-ups of one study both give."""
-    shown = Table(
+    display = Table(
         title="Two published write-ups of one study, n = 50: the widest intervals there can be",
         title_justify="left",
         header_style="bold",
     )
     for name in ("figure", "run 1", "run 2", "overlap"):
-        shown.add_column(name, justify="left" if name == "figure" else "right")
+        display.add_column(name, justify="left" if name == "figure" else "right")
     for _, row in table.iterrows():
         sides = (_mean(row, side) for side in ("one", "other"))
-        shown.add_row(str(row["what"]), *sides, "yes" if row["overlap"] else "NO")
-    _console().print(shown)
+        display.add_row(str(row["what"]), *sides, "yes" if row["overlap"] else "NO")
+    _console().print(display)
 
 
 def _mean(row: Any, side: str) -> str:
@@ -144,9 +144,9 @@ def print_refusal(paths: Sequence[str], name: str, device: str, cross: bool = Fa
     labelled = [load_labelled(path) for path in paths]
     judge = load_judge(name, device)
     for one in labelled:
-        told = [judgement.label for judgement in judge_all(judge, one.completions, one.prompts)]
-        matrix = confusion(one.labels, told)
-        unscored = told.count("unscored")
+        lines = [judgement.label for judgement in judge_all(judge, one.completions, one.prompts)]
+        matrix = confusion(one.labels, lines)
+        unscored = lines.count("unscored")
         print(f"\n{one.name}: {len(one)} completions, judge {judge.name} version {judge.version}")
         print(f"unscored: {unscored}\n\n{confusion_table(matrix)}\n")
         print(_table(agreement_summary(matrix)))
@@ -174,8 +174,8 @@ def print_toxicity(paths: Sequence[str], name: str, device: str, label: str | No
 
 def _table(found: pd.DataFrame) -> str:
     """Figures as text; what cannot be told has a line of its own, with what is missing."""
-    told = found[found["reason"] == ""].drop(columns="reason").round(3)
-    lines = [] if told.empty else [told.to_string(index=False)]
+    known = found[found["reason"] == ""].drop(columns="reason").round(3)
+    lines = [] if known.empty else [known.to_string(index=False)]
     gone = found[found["reason"] != ""]
     lines += [f"{name}: {why}" for name, why in zip(gone["figure"], gone["reason"], strict=True)]
     return "\n".join(lines)

@@ -61,10 +61,10 @@ def print_continuations(summary: pd.DataFrame, openings: Mapping[str, float], un
                     f"{kind} x{_draws(whole, kind)} at {row['strength']:g}, {row['subset']}: "
                     f"{ranges[kind].get(_cell(row), '')}"
                 )
-    shown = ", ".join(f"{name} {row['score_mean']:.3f}" for name, row in base.iterrows())
-    told = ", ".join(f"{name} {score:.3f}" for name, score in openings.items())
-    print(f"the openings themselves: {told}")
-    print(f"unsteered: {shown}; alpha 0 has no hooks and is the baseline")
+    line = ", ".join(f"{name} {row['score_mean']:.3f}" for name, row in base.iterrows())
+    text = ", ".join(f"{name} {score:.3f}" for name, score in openings.items())
+    print(f"the openings themselves: {text}")
+    print(f"unsteered: {line}; alpha 0 has no hooks and is the baseline")
     print(
         "p paired: sign flips of the prompts' differences from the unsteered model, not corrected"
     )
@@ -113,12 +113,12 @@ def print_layer_effects(
     _console().print(table)
     for _, row in groups.iterrows():
         print(f"{row['group']}, layers {row['first']}-{row['last']}: {row['reduction']:+.1%}")
-    told = "a difference" if best.p_holm < LIKE_NOTHING else "no difference that these prompts show"
+    text = "a difference" if best.p_holm < LIKE_NOTHING else "no difference that these prompts show"
     print(
         f"best layer on one half: {best.layer} ({best.chosen_on:+.1%}); on the other half "
         f"{best.reduction:+.1%}, difference {best.difference:+.3f} "
         f"[{best.diff_lo:+.3f}, {best.diff_hi:+.3f}], p = {best.p_paired:.4f}, "
-        f"{best.p_holm:.4f} after Holm's correction over layers: {told}"
+        f"{best.p_holm:.4f} after Holm's correction over layers: {text}"
     )
 
 

@@ -34,9 +34,13 @@ MOST_DIAL_BYTES = 400_000
 
 def dials(readings: Sequence[RunReading]) -> dict[str, Any]:
     """The dials of all runs, on one scale: `unit` is the first column that all of them have."""
-    told = [one for one in readings if one.kind not in ("patching", "other")]
-    unit = _unit([one.scores for one in told])
-    return {"unit": unit, "unit_name": DIAL_UNITS[unit], "runs": [_dial(one, unit) for one in told]}
+    steered = [one for one in readings if one.kind not in ("patching", "other")]
+    unit = _unit([one.scores for one in steered])
+    return {
+        "unit": unit,
+        "unit_name": DIAL_UNITS[unit],
+        "runs": [_dial(one, unit) for one in steered],
+    }
 
 
 def _unit(frames: Sequence[pd.DataFrame]) -> str:
@@ -136,13 +140,13 @@ def _side(part: pd.DataFrame, n: int, words: _Numbered, labels: _Numbered) -> di
         scores[int(i)] = _short(value)  # type: ignore[call-overload]
     if "completion" not in part:
         return {"scores": scores}
-    said: list[list[Any]] = [[] for _ in range(n)]
-    told = part["label"] if "label" in part else pd.Series("", index=part.index)
+    found: list[list[Any]] = [[] for _ in range(n)]
+    rows = part["label"] if "label" in part else pd.Series("", index=part.index)
     for i, text, score, label in zip(
-        part["column"], part["completion"], part["score"], told, strict=True
+        part["column"], part["completion"], part["score"], rows, strict=True
     ):
-        said[i].append([words(_text(text)), _short(score), labels(str(label))])
-    return {"scores": scores, "said": said}
+        found[i].append([words(_text(text)), _short(score), labels(str(label))])
+    return {"scores": scores, "said": found}
 
 
 def _text(completion: Any) -> str:

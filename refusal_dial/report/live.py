@@ -146,15 +146,15 @@ def turn(
         (str(model.tokenizer.decode([int(i)])), float(p))
         for p, i in zip(top.values, top.indices, strict=True)
     ]
-    shown = DialState(score, base, score > flags.threshold, likely, "", False)
-    yield shown
-    said: list[int] = []
+    known = DialState(score, base, score > flags.threshold, likely, "", False)
+    yield known
+    found: list[int] = []
     room = max(0, int(model.cfg.n_ctx) - tokens.ids.shape[1])
     for token in stream(model, tokens, hooks, min(flags.max_new_tokens, room)):
-        said.append(token)
-        shown = replace(shown, reply=str(model.tokenizer.decode(said, skip_special_tokens=True)))
-        yield shown
-    yield replace(shown, done=True)
+        found.append(token)
+        known = replace(known, reply=str(model.tokenizer.decode(found, skip_special_tokens=True)))
+        yield known
+    yield replace(known, done=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,11 +205,11 @@ def answered(
         strength = _read("alpha", parse_number, alpha)
         if abs(strength) > REACH:
             raise DialError(f"alpha: expected a number from {-REACH:g} to {REACH:g}")
-        for shown in turn(dial, prompt, *place, strength):
-            kind = "refuses" if shown.refused else "complies"
-            score = f"{shown.score:+.2f} ({kind}); unsteered {shown.unsteered:+.2f}"
-            rows = [[repr(token), f"{p:.3f}"] for token, p in shown.tokens]
-            yield score, rows, shown.reply
+        for found in turn(dial, prompt, *place, strength):
+            kind = "refuses" if found.refused else "complies"
+            score = f"{found.score:+.2f} ({kind}); unsteered {found.unsteered:+.2f}"
+            rows = [[repr(token), f"{p:.3f}"] for token, p in found.tokens]
+            yield score, rows, found.reply
     except DialError as error:
         yield f"error: {printable(str(error))}", [], ""
 

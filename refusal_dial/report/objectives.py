@@ -53,10 +53,10 @@ def print_objectives(summary: pd.DataFrame, overlap: float, unit: str) -> None:
         )
     Console(width=None if Console().is_terminal else _WIDTH, markup=False).print(table)
     base = summary[summary["direction"] == "baseline"].iloc[0]
-    told = ", ".join(
+    text = ", ".join(
         f"{OBJECTIVE_HEADS[n].replace(chr(10), ' ')} {base[n]:.2f}" for n in OBJECTIVES
     )
-    print(f"unsteered: {told}")
+    print(f"unsteered: {text}")
     print(f"overlap of the two directions (squared cosine): {overlap:.4f}")
 
 

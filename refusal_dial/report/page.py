@@ -123,22 +123,22 @@ def _end(row: Any, value: str, stem: str, unit: str) -> str:
     among = f" among {CONTROL_NAMES[kind]}" if kind else ""
     if not kind:
         p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), p)
-    said = "" if pd.isna(p) else f" (p = {p:.3g}{among})"
+    text = "" if pd.isna(p) else f" (p = {p:.3g}{among})"
     at = f"{row[unit]:g}".replace("-", "−")
-    return f"{_with_interval(row, value, stem)} at {unit} {at}{said}"
+    return f"{_with_interval(row, value, stem)} at {unit} {at}{text}"
 
 
 def _controls(controls: pd.DataFrame, value: str, base: float | None) -> str:
     """How far each kind of control went from unsteered, at most, on average over its directions."""
     if controls.empty or base is None:
         return "no control directions to compare with"
-    said = []
+    lines = []
     for kind, rows in controls.groupby("direction", sort=False):
         means = rows.groupby("alpha")[value].mean()
         count = max(1, rows["seed"].nunique())
         many = f"the mean of {count} {kind} directions" if count > 1 else f"{kind}"
-        said.append(f"{many} stays within {_number((means - base).abs().max())} of unsteered")
-    return "; ".join(said)
+        lines.append(f"{many} stays within {_number((means - base).abs().max())} of unsteered")
+    return "; ".join(lines)
 
 
 def _unsteered(row: pd.Series[Any], value: str, stem: str, name: str) -> VerdictLine:
@@ -148,7 +148,7 @@ def _unsteered(row: pd.Series[Any], value: str, stem: str, name: str) -> Verdict
 
 def _patched(summary: pd.DataFrame) -> list[VerdictLine]:
     """The strongest patch of every way and group of pairs, with the controls at the same place."""
-    table, said = moved(summary), []
+    table, found = moved(summary), []
     place = ["layer", "site", "role", "head", "neuron"]
     patches = table[table["direction"] == "patch"]
     for (way, subset, split), part in patches.groupby(["way", *GROUP], sort=False):
@@ -161,7 +161,7 @@ def _patched(summary: pd.DataFrame) -> list[VerdictLine]:
             f"{str(row['direction']).replace('_', ' ')} control {_number(row['moved'])}"
             for _, row in same[same["direction"].isin(("same_class", "random"))].iterrows()
         ]
-        said.append(
+        found.append(
             VerdictLine(
                 f"{way}, {subset} pairs, n = {best['n']}",
                 f"the strongest patch ({_place(where)}) moves "
@@ -169,7 +169,7 @@ def _patched(summary: pd.DataFrame) -> list[VerdictLine]:
                 "; ".join(controls) or "no controls at that place",
             )
         )
-    return said[:6]
+    return found[:6]
 
 
 def _place(where: Mapping[str, Any]) -> str:
@@ -312,7 +312,7 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
         drawn = held_out[held_out["subset"].isin(("HARMFUL", "EDGE"))]
         asked = title("What steering buys, and what it costs", drawn)
         wanted["trade_off"] = lambda: trade_off_curves(
-            trade_off(held_out, wanted="HARMFUL", spared="EDGE", threshold=float(threshold or 0)),
+            trade_off(held_out, wanted="HARMFUL", others="EDGE", threshold=float(threshold or 0)),
             asked,
             f"HARMFUL ({SCORE_AXIS})",
             "EDGE",
@@ -340,10 +340,10 @@ def report_page(readings: Sequence[RunReading]) -> str:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DialError(f"two of the runs are called {twice[0]!r}: rename a folder, or give one")
-    told = dials(readings)
+    found = dials(readings)
     figures = [figure for one in readings for figure in _figures(one)]
     data = {
-        "dial": told,
+        "dial": found,
         "tables": [summary_table(one) for one in readings],
         "figures": figures,
     }
@@ -353,7 +353,7 @@ def report_page(readings: Sequence[RunReading]) -> str:
     return template("report.html", sentence=_sentence).render(
         title=", ".join(map(_titled, experiments)),
         runs=list(map(_run, readings)),
-        has_dial=bool(told["runs"]),
+        has_dial=bool(found["runs"]),
         style=_own("page.css"),
         data=_json(data),
         plotly=get_plotlyjs().replace("</script", "<\\/script") if figures else "",

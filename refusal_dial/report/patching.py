@@ -57,10 +57,10 @@ def print_attribution_agreement(summary: pd.DataFrame) -> None:
     """One line a group of pairs: how far the gradient can be trusted here."""
     for record in attribution_agreement(summary):
         ranks = record["rank_correlation"].items()
-        shown = ", ".join(f"{site} {rho:z.2f}" for site, rho in ranks if rho is not None)
+        text = ", ".join(f"{site} {rho:z.2f}" for site, rho in ranks if rho is not None)
         print(
             f"attribution against {record['n_cells']} exact patches, {record['way']}, "
-            f"{record['subset']} pairs: rank correlation {shown or 'not defined'}"
+            f"{record['subset']} pairs: rank correlation {text or 'not defined'}"
         )
         if "worst" in record:
             worst = record["worst"]
@@ -80,8 +80,8 @@ def _print_grid(patches: pd.DataFrame, rows: str, columns: str, title: str) -> N
         table.add_column(str(name), justify="right")
     values = patches.pivot_table("moved", rows, columns, sort=False)
     for name in names:
-        shown = [values[other].get(name, np.nan) for other in across]
-        cells = ["" if np.isnan(value) else f"{100 * value:z.0f}" for value in shown]
+        lines = [values[other].get(name, np.nan) for other in across]
+        cells = ["" if np.isnan(value) else f"{100 * value:z.0f}" for value in lines]
         table.add_row(_row_label(patches, rows, name), *cells)
     _console().print(f"\n{title}", table, sep="\n")
 
@@ -90,13 +90,13 @@ def _print_top(part: pd.DataFrame, top: int, title: str) -> None:
     patches = part[part["direction"] == "patch"]
     order = patches["moved"].abs().sort_values(ascending=False, kind="stable").index
     each = -(-top // patches["site"].nunique())
-    shown = patches.loc[order].groupby("site", sort=False).head(each)
-    shown = shown.sort_values("site", kind="stable")
-    parts = [name for name in ("head", "neuron") if shown[name].notna().any()]
+    found = patches.loc[order].groupby("site", sort=False).head(each)
+    found = found.sort_values("site", kind="stable")
+    parts = [name for name in ("head", "neuron") if found[name].notna().any()]
     table = Table(header_style="bold")
     for name in ("layer", "site", "role", *parts, "n", "moved", "same class", "random", "p"):
         table.add_column(name, justify="left" if name in ("site", "role") else "right")
-    for _, row in shown.iterrows():
+    for _, row in found.iterrows():
         controls = [_mean(_beside(part, row, name)) for name in ("same_class", "random")]
         record = cell_record(row)
         table.add_row(

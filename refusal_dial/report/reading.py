@@ -89,8 +89,8 @@ def texts_of(settings: Mapping[str, Any], wanted: Sequence[str]) -> Texts:
             return _same(openings.measure, str(data["measure"]), source, wanted)
         return _same(load_prompts(source), str(data.get("hash")), source, wanted)
     except (DialError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-        said = str(error) if isinstance(error, DialError) else f"{type(error).__name__}: {error}"
-        return Texts({}, f"the prompts of {source or 'this run'} cannot be read here ({said})")
+        text = str(error) if isinstance(error, DialError) else f"{type(error).__name__}: {error}"
+        return Texts({}, f"the prompts of {source or 'this run'} cannot be read here ({text})")
 
 
 def _same(found: Iterable[Prompt], known: str, source: str, wanted: Sequence[str]) -> Texts:

@@ -154,18 +154,18 @@ def print_layers(half: pd.DataFrame, found: BestCell, wrong: Sequence[int], unit
 
 def print_norms(norms: Mapping[int, float]) -> None:
     """The length of every layer's vector before it was normalised."""
-    shown = ", ".join(f"layer {layer} {norm:.2f}" for layer, norm in norms.items())
-    print(f"vector norms: {shown}")
+    text = ", ".join(f"layer {layer} {norm:.2f}" for layer, norm in norms.items())
+    print(f"vector norms: {text}")
 
 
 def print_judge(record: Mapping[str, Any]) -> None:
     """Who judged, how well where known, what it left unscored, and where coherence ends."""
-    told = record["judge"]
-    known = "; ".join(f"{m['on']} {m['two_way']:.3f} two-way" for m in told["measured"])
-    apart = told["disagrees_with_substring"]
+    found = record["judge"]
+    known = "; ".join(f"{m['on']} {m['two_way']:.3f} two-way" for m in found["measured"])
+    apart = found["disagrees_with_substring"]
     print(
-        f"judge: {told['judge']} version {told['version']} ({known or 'accuracy not measured'}); "
-        f"unscored {told['unscored']}, disagrees with the phrase list on "
+        f"judge: {found['judge']} version {found['version']} ({known or 'accuracy not measured'}); "
+        f"unscored {found['unscored']}, disagrees with the phrase list on "
         f"{'nothing scored' if apart is None else format(apart, '.1%')}"
     )
     for one in record["coherence"]:
@@ -441,7 +441,7 @@ def _circumstances(config: Mapping[str, Any]) -> str:
 def _layers(summary: pd.DataFrame) -> list[str]:
     half = layer_table(summary, REPORT)
     found, wrong = best_cell(summary), inverted_layers(summary)
-    said = (
+    rows = (
         f"Chosen on one half: layer {found.layer} at strength {found.strength:g} "
         f"({found.chosen_on:+.2f}); on the other half its improvement is {found.reported:+.2f}. "
         f"Layers of inverted polarity: {', '.join(map(str, wrong)) or 'none'}."
@@ -458,7 +458,7 @@ def _layers(summary: pd.DataFrame) -> list[str]:
             f"## {title}, by layer and strength (the half nothing was chosen on)",
             _rows(heads, body),
         ]
-    return [*parts, said]
+    return [*parts, rows]
 
 
 def _conditions(summary: pd.DataFrame) -> list[str]:
@@ -478,7 +478,7 @@ def _conditions(summary: pd.DataFrame) -> list[str]:
 
 def _groups(summary: pd.DataFrame) -> list[str]:
     """Every cell but the controls, the two readings side by side."""
-    shown = summary[summary["direction"].isin(("baseline", "learned"))]
+    known = summary[summary["direction"].isin(("baseline", "learned"))]
     heads = ["prompts", "n", "layer", "strength", "system", "refused", "by logit", "difference"]
     heads += ["p (Holm)", "coherence", "unclear", "unscored"]
     body = [
@@ -496,22 +496,22 @@ def _groups(summary: pd.DataFrame) -> list[str]:
             f"{row['unclear']:.2f}",
             row["unscored"],
         )
-        for _, row in shown.iterrows()
+        for _, row in known.iterrows()
     ]
     return ["## Every cell", _rows(heads, body)]
 
 
 def _judge(verdict: Mapping[str, Any]) -> str:
-    told = verdict["judge"]
+    found = verdict["judge"]
     known = [
         f"- measured on {plain_markdown(m['on'])} (n={m['n']}): {m['two_way']:.3f} two-way, "
         f"{m['three_way']:.3f} three-way"
-        for m in told["measured"]
+        for m in found["measured"]
     ] or ["- its accuracy was not measured"]
-    apart = told.get("disagrees_with_substring")
+    apart = found.get("disagrees_with_substring")
     lines = [
-        f"- {plain_markdown(told['judge'])}, version {plain_markdown(told['version'])}; unscored "
-        f"{told['unscored']}; "
+        f"- {plain_markdown(found['judge'])}, version {plain_markdown(found['version'])}; unscored "
+        f"{found['unscored']}; "
         f"disagrees with the phrase list on {'-' if apart is None else format(apart, '.1%')}",
         *known,
     ]
@@ -533,6 +533,6 @@ def plain_markdown(value: object) -> str:
 
 
 def _rows(heads: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    told = ([str(cell).replace("|", "\\|") for cell in row] for row in body)
-    lines = [heads, ["---"] * len(heads), *told]
+    found = ([str(cell).replace("|", "\\|") for cell in row] for row in body)
+    lines = [heads, ["---"] * len(heads), *found]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

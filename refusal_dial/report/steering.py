@@ -52,19 +52,19 @@ CONTROL_NAMES = {
 }
 
 
-def print_dial(summary: pd.DataFrame, shown: str = "learned") -> None:
+def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
     """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
     p-value among the fairest controls corrected for all alphas and layers, and the mean and 95%
     range of the random directions. Runs of older versions have uncorrected p-values."""
     console, summary = _console(), in_norms(summary)
-    learned = summary[summary["direction"] == shown]
+    learned = summary[summary["direction"] == direction]
     band = random_band(summary)
     base = summary[summary["direction"] == "baseline"].set_index(["subset", "split"])
     for place in distinct(learned, PLACE):
         layer, site, pos = place
         part = learned[(learned[PLACE] == list(place)).all(axis=1)]
         groups = prompt_groups(part)
-        title = f"Refusal rate, {shown} direction: layer {layer}, {site}, position {pos}"
+        title = f"Refusal rate, {direction} direction: layer {layer}, {site}, position {pos}"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column(ALPHA_HEAD, justify="right")
         for subset, split in groups:
@@ -118,9 +118,9 @@ def print_controls(summary: pd.DataFrame) -> None:
             table.add_column(name, justify="left" if name == "direction" else "right")
         for kind in ("learned", *kinds):
             mine = here[here["direction"] == kind]
-            shown = [_control(mine, here, kind, alpha) for alpha in ends]
+            direction = [_control(mine, here, kind, alpha) for alpha in ends]
             n = mine["seed"].nunique()
-            table.add_row(CONTROL_NAMES.get(kind, kind), str(n) if n else "", *shown)
+            table.add_row(CONTROL_NAMES.get(kind, kind), str(n) if n else "", *direction)
         _console().print(table)
 
 
@@ -156,14 +156,14 @@ def print_verdict(summary: pd.DataFrame) -> None:
         control = "no random directions to compare with"
         if far is not None:
             control = f"the mean of the random directions stays within {far:.2f} of unsteered"
-        said = (
+        text = (
             f"EDGE {record['split']}, layer {record['layer']}: refusal rate "
             f"{_significant(record['baseline_rate'])} unsteered, {' and '.join(map(_end, both))}; "
             f"{control}."
         )
         nulls = [nothing_significant(end, fairest, record["n"]) for end in both] if fairest else []
         unit = f"Alphas are in {UNIT_NAMES['residual']}."
-        _console().print(" ".join([said, *filter(None, nulls), unit]), highlight=False)
+        _console().print(" ".join([text, *filter(None, nulls), unit]), highlight=False)
 
 
 def _end(end: dict[str, Any]) -> str:
@@ -178,17 +178,17 @@ def nothing_significant(end: dict[str, Any], kind: str, n: int) -> str:
     p = end[CORRECTED[kind]]
     if p is None or p <= LIKE_NOTHING or not end["alpha"]:
         return ""
-    said = (
+    text = (
         f"Not distinguishable from {CONTROL_NAMES[kind]} at alpha {end['alpha']:g} (p = {p:.3f}):"
     )
     if end["detectable"] is None:
-        return f"{said} with so few draws or prompts no effect could have shown."
+        return f"{text} with so few draws or prompts no effect could have shown."
     share = ""
     if end["gap_share"] and end["shift"]:
         part = abs(end["detectable"] / end["shift"] * end["gap_share"])
         share = f", {part:.2f} of the gap between HARMFUL and BENIGN"
     return (
-        f"{said} the mean score moves by {end['shift']:+.2f}, and the smallest shift that these "
+        f"{text} the mean score moves by {end['shift']:+.2f}, and the smallest shift that these "
         f"{n} prompts and draws could have shown is {end['detectable']:.2f}{share}."
     )
 
@@ -244,17 +244,17 @@ def print_trade_off(table: pd.DataFrame) -> None:
     has no value, a line below the table gives the reason."""
     for layer, part in table.groupby("layer", sort=False):
         title = f"Gain on wanted prompts (score), cost on others (rate): layer {layer}"
-        shown = Table(title=title, title_justify="left", header_style="bold")
+        direction = Table(title=title, title_justify="left", header_style="bold")
         for name in (ALPHA_HEAD, "always: gain", "cost", "conditional: kept", "paid"):
-            shown.add_column(name, justify="right")
-        shown.add_column("random\nkept", justify="right")
+            direction.add_column(name, justify="right")
+        direction.add_column("random\nkept", justify="right")
         for alpha, cells in part.groupby("alpha"):
             always, gated = (cells[cells["direction"] == n] for n in ("learned", "conditional"))
             random = cells[cells["direction"] == "random_detector"]
             line = [_with_interval(always.iloc[0], name) for name in ("gain", "cost")]
             line += [_with_interval(gated.iloc[0], name) for name in ("kept", "paid")]
-            shown.add_row(f"{alpha:.3g}", *line, _or_none(f"{random['kept'].mean():.2f}"))
-        _console().print(shown)
+            direction.add_row(f"{alpha:.3g}", *line, _or_none(f"{random['kept'].mean():.2f}"))
+        _console().print(direction)
         if part[["gain", "cost", "kept", "paid"]].isna().any(axis=None):
             print(
                 "none: always-on steering moves nothing there, or no prompt has a score under both "
@@ -367,14 +367,14 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
         for name in (*control_kinds(summary), "learned"):
             table = _trade_off(summary, name, place)
             for seed, part in table.groupby("seed", dropna=False):
-                shown = name == "learned" or seed == table["seed"].min()
+                direction = name == "learned" or seed == table["seed"].min()
                 figure.add_scatter(
                     x=part["EDGE"],
                     y=part["HARMFUL"],
                     mode="lines+markers+text" if name == "learned" else "lines+markers",
                     name=name,
                     legendgroup=name,
-                    showlegend=bool(c == 1 and shown),
+                    showlegend=bool(c == 1 and direction),
                     opacity=1.0 if name == "learned" else 0.35,
                     line={"color": colour_of(name)},
                     text=_ends(part["alpha"]) if name == "learned" else None,
@@ -492,7 +492,7 @@ CURVE_NAMES = {
 }
 
 
-def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, spared: str) -> go.Figure:
+def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, others: str) -> go.Figure:
     """Up is wanted, right is not. Each point is an alpha; bars are 95% intervals over prompts.
 
     Raises `DialError` for a table without cells that these names know.
@@ -530,7 +530,7 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, spared: str) 
                 col=c,
                 **bars,
             )
-    figure.update_xaxes(title_text=f"rise of the share refused, {spared}")
+    figure.update_xaxes(title_text=f"rise of the share refused, {others}")
     figure.update_yaxes(title_text=f"rise of the mean score, {wanted}", col=1)
     return styled(figure, title, height=480, width=140 + 420 * len(layers))
 

@@ -278,8 +278,8 @@ def _is_number(name: str) -> bool:
 def _check_numbers(where: str, name: str, column: pd.Series[Any], needed: bool) -> None:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         odd = column[pd.to_numeric(column.astype(str), errors="coerce").isna()].dropna()
-        said = format_value(odd.iloc[0], 40) if len(odd) else f"{column.dtype} values"
-        raise DialError(f"{where}: expected numbers, not {said}")
+        found = format_value(odd.iloc[0], 40) if len(odd) else f"{column.dtype} values"
+        raise DialError(f"{where}: expected numbers, not {found}")
     values = column.to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any() and name not in UNBOUNDED:
         raise DialError(f"{where}: a number is infinite")
@@ -315,10 +315,10 @@ def _check_cells(path: Path, frame: pd.DataFrame, needed: Sequence[str]) -> None
     again = frame.duplicated(named)
     if again.any():
         cell = frame.loc[again, named].iloc[0]
-        told = [name for name in named if name in CELL_COLUMNS and not pd.isna(cell[name])]
-        said = ", ".join(f"{name} {cell[name]}" for name in told if cell[name] != "")
+        lines = [name for name in named if name in CELL_COLUMNS and not pd.isna(cell[name])]
+        known = ", ".join(f"{name} {cell[name]}" for name in lines if cell[name] != "")
         raise DialError(
-            f"{path} holds {int(again.sum())} rows twice, the first at {format_value(said)}: "
+            f"{path} holds {int(again.sum())} rows twice, the first at {format_value(known)}: "
             "run the experiment again into another folder"
         )
 

@@ -96,10 +96,10 @@ def _label(written: str | None, where: str) -> str:
     return label
 
 
-def confusion(truth: Sequence[str], told: Sequence[str]) -> Confusion:
+def confusion(truth: Sequence[str], judged: Sequence[str]) -> Confusion:
     """Counts, `truth told`, over `CLASSES` and `LABEL_COLUMNS`. What the judge left unscored is
     left out."""
-    counts = Counter(zip(truth, told, strict=True))
+    counts = Counter(zip(truth, judged, strict=True))
     return np.array([[counts[row, column] for column in LABEL_COLUMNS] for row in CLASSES])
 
 

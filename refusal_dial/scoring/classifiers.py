@@ -173,17 +173,21 @@ def _labels(names: dict[int, Any]) -> tuple[str, ...]:
 def _reads(config: Any, tokenizer: Any) -> int:
     """How many tokens of a text are read: the least that tokenizer and configuration say."""
     limits = []
-    for key, said, kept in (
+    for key, found, kept in (
         ("model_max_length", tokenizer.model_max_length, 0),
         ("max_position_embeddings", getattr(config, "max_position_embeddings", None), SPECIAL),
     ):
-        if said is None or said == -1 or (isinstance(said, int | float) and said > LONGEST_TEXT):
+        if (
+            found is None
+            or found == -1
+            or (isinstance(found, int | float) and found > LONGEST_TEXT)
+        ):
             continue
-        if not isinstance(said, int) or isinstance(said, bool) or said - kept < 1:
+        if not isinstance(found, int) or isinstance(found, bool) or found - kept < 1:
             raise DialError(
-                f"{key} is {format_value(said, 60)}: expected a whole number from {kept + 1} up"
+                f"{key} is {format_value(found, 60)}: expected a whole number from {kept + 1} up"
             )
-        limits.append(said - kept)
+        limits.append(found - kept)
     if not limits:
         raise DialError(
             "nothing says how long a text it reads: give model_max_length in tokenizer_config.json"

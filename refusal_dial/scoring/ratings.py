@@ -153,8 +153,8 @@ def figures(
     """Each figure with its percentile bootstrap interval over texts. Unscored texts (NaN) are left
     out of both. A figure that cannot be told is NaN with its `reason`, empty for the others."""
     ratings = np.asarray(rated.ratings)
-    told = np.isfinite(scores)
-    scores, ratings = scores[told], ratings[told]
+    known = np.isfinite(scores)
+    scores, ratings = scores[known], ratings[known]
     rng = np.random.default_rng(seed)
     draws = rng.integers(max(len(scores), 1), size=(n, len(scores)))
     rows = []

@@ -179,12 +179,12 @@ def _moral_act(plain: str, words: frozenset[str]) -> Act | None:
 def refuses(plain: str, words: frozenset[str]) -> bool:
     """Whether the speaker says that the request will not be served."""
     speaks = not words.isdisjoint(SPEAKERS)
-    said = (
+    found = (
         (speaks and words & REFUSE_I_WORDS and REFUSE_I.search(plain))
         or REFUSE_BARE.match(plain)
         or (words & REFUSE_IT_WORDS and REFUSE_IT.search(plain))
     )
-    return bool(said and not NO_REFUSAL.search(plain))
+    return bool(found and not NO_REFUSAL.search(plain))
 
 
 def act_share(family: Collection[str], sentence: Sentence, spare: int = 2) -> float:

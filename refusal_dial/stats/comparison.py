@@ -180,19 +180,19 @@ def compared(table: pd.DataFrame, matrix: Floats) -> pd.DataFrame:
         return table
     shift = matrix - matrix[baseline[0]]
     table["shift"] = np.where(table["direction"] != "baseline", finite_means(shift), np.nan)
-    told = np.flatnonzero(~table["direction"].isin(["baseline", *COMPARED_KINDS]))
-    kept = [row[np.isfinite(row)] for row in shift[told]]
-    table.loc[told, "effect_size"] = [standardised(row) for row in kept]
-    table.loc[told, "detectable"] = [_detectable(row) for row in kept]
+    known = np.flatnonzero(~table["direction"].isin(["baseline", *COMPARED_KINDS]))
+    kept = [row[np.isfinite(row)] for row in shift[known]]
+    table.loc[known, "effect_size"] = [standardised(row) for row in kept]
+    table.loc[known, "detectable"] = [_detectable(row) for row in kept]
     keys = [repr(row) for row in table[AT].itertuples(index=False, name=None)]
     for kind in NULLS:
         null = _rows(table, keys, kind)
-        tested = [int(i) for i in told if keys[i] in null]
+        tested = [int(i) for i in known if keys[i] in null]
         ranks = [finite_rank_p(shift[i], shift[list(null[keys[i]].values())]) for i in tested]
         table.loc[tested, RANKED[kind]] = ranks
         table = _corrected(table, keys, null, tested, CORRECTED[kind])
     fairest = next((kind for kind in NULLS if (table["direction"] == kind).any()), None)
-    return table if fairest is None else _beside(table, keys, fairest, told)
+    return table if fairest is None else _beside(table, keys, fairest, known)
 
 
 def fairest_p(row: Any) -> tuple[str, float]:
@@ -239,9 +239,9 @@ def _corrected(
     """For each direction, its cells together. A draw that lacks a cell counts as at least as far in
     all of them."""
     shift = table["shift"].to_numpy(dtype=float)
-    told = np.array([i for i in tested if np.isfinite(shift[i])], dtype=int)
-    for direction in table["direction"].iloc[told].unique():
-        mine = told[(table["direction"].iloc[told] == direction).to_numpy()]
+    known = np.array([i for i in tested if np.isfinite(shift[i])], dtype=int)
+    for direction in table["direction"].iloc[known].unique():
+        mine = known[(table["direction"].iloc[known] == direction).to_numpy()]
         seeds = sorted({seed for i in mine for seed in null[keys[i]]})
         places = [[null[keys[i]].get(seed) for i in mine] for seed in seeds]
         draws = np.array([[np.nan if r is None else shift[r] for r in row] for row in places])
@@ -252,17 +252,17 @@ def _corrected(
 
 
 def _beside(
-    table: pd.DataFrame, keys: list[str], kind: str, told: NDArray[np.intp]
+    table: pd.DataFrame, keys: list[str], kind: str, found: NDArray[np.intp]
 ) -> pd.DataFrame:
     """What depends on the fairest null. Alpha 0 does nothing: it is not tested, and has p = 1."""
     null, shift = _rows(table, keys, kind), table["shift"].to_numpy(dtype=float)
-    for i in told:
+    for i in found:
         if keys[i] in null:
             draws = shift[list(null[keys[i]].values())]
             stands_out = smallest_ranked(np.where(np.isfinite(draws), draws, np.inf))
             table.loc[i, "detectable"] = max(float(table["detectable"].iloc[i]), stands_out)
     rank = table[RANKED[kind]]
-    for direction in table["direction"].iloc[told].unique():
+    for direction in table["direction"].iloc[found].unique():
         mine = np.flatnonzero((table["direction"] == direction) & rank.notna())
         acting = table["alpha"].iloc[mine].to_numpy(dtype=float) != 0
         for name, correct in (("p_holm", holm), ("p_bh", benjamini_hochberg)):

@@ -60,15 +60,15 @@ def max_t_p(effects: ArrayLike, null: ArrayLike) -> Floats:
     if draws.shape[1:] != found.shape:
         raise DialError(f"{found.size} effects and a null of {draws.shape[1:]} cells")
     _check_null(draws)
-    told = np.isfinite(found)
-    every = np.vstack([found[told], draws[:, told]])
+    known = np.isfinite(found)
+    every = np.vstack([found[known], draws[:, known]])
     size = np.sqrt((every**2).mean(0))
     t = np.divide(np.abs(every), size, out=np.zeros_like(every), where=size > 0)
     out = np.full(found.shape, np.nan)
-    if told.any():
+    if known.any():
         furthest = t[1:].max(1)
         reached = (furthest[:, None] >= t[0] * (1 - 1e-12)).sum(0)
-        out[told] = (1 + reached) / (1 + len(draws))
+        out[known] = (1 + reached) / (1 + len(draws))
     return out
 
 
@@ -108,8 +108,8 @@ def holm(p_values: ArrayLike) -> Floats:
     and is not counted."""
     p = np.asarray(p_values, dtype=float)
     out = np.full(p.shape, np.nan)
-    told = np.flatnonzero(np.isfinite(p))
-    order = told[np.argsort(p[told], kind="stable")]
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
     factors = len(order) - np.arange(len(order))
     out[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
     return out
@@ -120,9 +120,9 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     is false (Benjamini and Hochberg 1995, by scipy). NaN stays NaN and is not counted."""
     p = np.asarray(p_values, dtype=float)
     out = np.full(p.shape, np.nan)
-    told = np.isfinite(p)
-    if told.any():
-        out[told] = stats.false_discovery_control(p[told], method="bh")
+    known = np.isfinite(p)
+    if known.any():
+        out[known] = stats.false_discovery_control(p[known], method="bh")
     return out
 
 

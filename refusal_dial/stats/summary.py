@@ -118,9 +118,9 @@ def verdict(summary: pd.DataFrame, direction: str = "learned") -> list[dict[str,
         same = (band[[*PLACE, *GROUP]] == list(key)).all(axis=1)
         group = (summary[GROUP] == list(key)[-len(GROUP) :]).all(axis=1)
         base = summary[group & (summary["direction"] == "baseline")]["refusal_rate"].iloc[0]
-        told = part[part["refusal_rate"].notna()]
-        falls = told["refusal_rate"].to_numpy()[:-1] - told["refusal_rate"].to_numpy()[1:]
-        overlap = told["rate_lo"].to_numpy()[:-1] <= told["rate_hi"].to_numpy()[1:]
+        rows = part[part["refusal_rate"].notna()]
+        falls = rows["refusal_rate"].to_numpy()[:-1] - rows["refusal_rate"].to_numpy()[1:]
+        overlap = rows["rate_lo"].to_numpy()[:-1] <= rows["rate_hi"].to_numpy()[1:]
         low, high = part.iloc[0], part.iloc[-1]
         far = (band[same]["mean"] - base).abs().max() if same.any() else None
         records.append(

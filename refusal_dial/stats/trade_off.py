@@ -31,7 +31,7 @@ def trade_off(
     scores: pd.DataFrame,
     *,
     wanted: str,
-    spared: str,
+    others: str,
     always: str = "learned",
     threshold: float = 0.0,
     seed: int = 0,
@@ -44,7 +44,7 @@ def trade_off(
     """
     shifts = {
         "gain": _shifts(scores, wanted, None),
-        "cost": _shifts(scores, spared, threshold),
+        "cost": _shifts(scores, others, threshold),
     }
     rows = []
     cells = scores[scores["direction"] != "baseline"][
@@ -52,7 +52,7 @@ def trade_off(
     ].drop_duplicates()
     held = set(shifts["gain"].index) & set(shifts["cost"].index)
     if not {_key(cell) for cell in cells.itertuples(index=False)} <= held:
-        raise DialError(f"the trade-off needs every cell on {wanted} and on {spared} prompts")
+        raise DialError(f"the trade-off needs every cell on {wanted} and on {others} prompts")
     for cell in cells.itertuples(index=False):
         row = dict(zip(cells.columns, cell, strict=True))
         for name, share in (("gain", "kept"), ("cost", "paid")):
@@ -80,10 +80,10 @@ def _shifts(scores: pd.DataFrame, subset: str, threshold: float | None) -> pd.Da
     if threshold is not None:
         value = (value > threshold).astype(float).mask(value.isna())
     key = [_key(cell) for cell in part[[*TRADE_OFF_CELL, *TRADE_OFF_PLACE]].itertuples(index=False)]
-    told = part.assign(value=value, key=key)
-    if told.duplicated(["key", "prompt_id"]).any():
+    rows = part.assign(value=value, key=key)
+    if rows.duplicated(["key", "prompt_id"]).any():
         raise DialError("the trade-off needs one score a prompt and cell, and there are more")
-    wide = told.pivot(index="key", columns="prompt_id", values="value")
+    wide = rows.pivot(index="key", columns="prompt_id", values="value")
     unsteered = part["direction"] == "baseline"
     if not unsteered.any():
         raise DialError("the trade-off needs the baseline's scores, and there are none")

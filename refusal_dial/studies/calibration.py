@@ -149,8 +149,8 @@ def null_cells(
     study: Study, flags: CalibrationFlags, i: int, train: Sequence[Prompt]
 ) -> list[Cell]:
     """The cells of experiment i, with the direction of its own meaningless numbers."""
-    told = np.random.default_rng([flags.seed, i, 1]).normal(size=len(study.prompts))
-    blind, own = replace(study, scores=told), replace(flags, seed=flags.seed + i)
+    found = np.random.default_rng([flags.seed, i, 1]).normal(size=len(study.prompts))
+    blind, own = replace(study, scores=found), replace(flags, seed=flags.seed + i)
     return steering_cells(blind, own, learn(blind, own, train), train)
 
 
@@ -594,10 +594,10 @@ def _choice(others: bool) -> Sample:
     other half, or chosen and reported on the same ones."""
 
     def sample(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
-        shown = rng.normal(size=(trials, CELLS_A_BATCH, n))
-        chosen_on = rng.normal(size=(trials, CELLS_A_BATCH, n)) if others else shown
+        found = rng.normal(size=(trials, CELLS_A_BATCH, n))
+        chosen_on = rng.normal(size=(trials, CELLS_A_BATCH, n)) if others else found
         best = chosen_on.mean(2).argmax(1)
-        return mean_interval(shown[np.arange(trials), best], seed=_seed(rng)), 0.0
+        return mean_interval(found[np.arange(trials), best], seed=_seed(rng)), 0.0
 
     return sample
 
@@ -865,19 +865,19 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
         dtype=flags.dtype,
         device_map=flags.device_map,
     )
-    opened = load_continuations(asked)
-    settings = continuation_settings(opened, asked) | {"part": flags.part, "runs": RUNS}
+    openings = load_continuations(asked)
+    settings = continuation_settings(openings, asked) | {"part": flags.part, "runs": RUNS}
     run = begin("calibrate_contradiction", settings, flags)
-    cells, rows = continuation_cells(opened, asked), opening_rows(opened, asked.seed)
+    cells, rows = continuation_cells(openings, asked), opening_rows(openings, asked.seed)
     once = ContinuationPlan(
-        opened.tokens, opened.scorer, rows, cells, decoding_of(asked), asked.batch_size
+        openings.tokens, openings.scorer, rows, cells, decoding_of(asked), asked.batch_size
     )
     runs = [
         SeededPlan(replace(once, decoding=replace(once.decoding, seed=flags.seed + number)))
         for number in range(RUNS)
     ]
     plan = Parts(runs, once.grid)
-    return carry_out(run, opened, plan, partial(run_agreement, seed=flags.seed), flags)
+    return carry_out(run, openings, plan, partial(run_agreement, seed=flags.seed), flags)
 
 
 @dataclass(frozen=True, eq=False)

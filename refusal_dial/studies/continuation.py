@@ -135,25 +135,25 @@ def _provenance(flags: ContinuationFlags, layer: int, who: Any, learn: list[Prom
     )
 
 
-def continuation_settings(opened: ContinuationStudy, flags: ContinuationFlags) -> dict[str, Any]:
+def continuation_settings(study: ContinuationStudy, flags: ContinuationFlags) -> dict[str, Any]:
     """What the rows depend on, as plain data for a run's config."""
     settings = asdict(flags)
     for name in ("out", "config", "load_existing", "rows", "max_missing", *MACHINES):
         settings.pop(name, None)
-    settings["model"] = identity(opened.model).as_dict()
-    settings["scorer"] = {"name": opened.scorer.name, "version": opened.scorer.version}
+    settings["model"] = identity(study.model).as_dict()
+    settings["scorer"] = {"name": study.scorer.name, "version": study.scorer.version}
     settings["data"] = {
         "source": flags.openings,
-        "learn": data_hash(opened.openings.learn),
-        "measure": data_hash(opened.openings.measure),
-        "n_prompts": len(opened.openings.measure),
+        "learn": data_hash(study.openings.learn),
+        "measure": data_hash(study.openings.measure),
+        "n_prompts": len(study.openings.measure),
     }
     settings["alpha_unit"] = flags.unit
     settings["step"] = {  # how long alpha = 1 is
         str(learned.provenance.layer): round(
-            unit_length(flags.unit, opened.residual_norm(learned.provenance.layer), learned), 6
+            unit_length(flags.unit, study.residual_norm(learned.provenance.layer), learned), 6
         )
-        for learned in opened.learned
+        for learned in study.learned
     }
     return settings
 
@@ -164,25 +164,25 @@ def continuation_settings(opened: ContinuationStudy, flags: ContinuationFlags) -
 # Controls are as long as the learned direction at the same alpha, and added at the same place.
 
 
-def relearned(opened: ContinuationStudy, layer: int, labels: Sequence[float]) -> Direction:
+def relearned(study: ContinuationStudy, layer: int, labels: Sequence[float]) -> Direction:
     """The direction of a layer learned from the same openings under other labels, 1 for BENIGN."""
-    i = opened.layers.index(layer)
+    i = study.layers.index(layer)
     benign = torch.tensor(labels) > 0.5
-    about = opened.learned[i].provenance
-    return mean_diff(opened.pooled[i][benign], opened.pooled[i][~benign], about)
+    about = study.learned[i].provenance
+    return mean_diff(study.pooled[i][benign], study.pooled[i][~benign], about)
 
 
-def continuation_cells(opened: ContinuationStudy, flags: ContinuationFlags) -> list[Cell]:
+def continuation_cells(study: ContinuationStudy, flags: ContinuationFlags) -> list[Cell]:
     """The baseline, then for each layer the learned direction at every alpha, and the controls at
     every alpha but 0. A cell of alpha 0 has no hooks: it is the baseline."""
     cells = [BASELINE]
-    half = opened.pooled.shape[1] // 2
-    benign = [1.0] * half + [0.0] * (opened.pooled.shape[1] - half)
-    for layer, learned in zip(opened.layers, opened.learned, strict=True):
-        place = place_at(opened, flags, layer)
+    half = study.pooled.shape[1] // 2
+    benign = [1.0] * half + [0.0] * (study.pooled.shape[1] - half)
+    for layer, learned in zip(study.layers, study.learned, strict=True):
+        place = place_at(study, flags, layer)
         alphas = alphas_in(flags.alphas, flags.unit, place.norm, learned)
         shuffled = shuffled_directions(
-            learned, partial(relearned, opened, layer), benign, flags.n_shuffled, flags.seed
+            learned, partial(relearned, study, layer), benign, flags.n_shuffled, flags.seed
         )
         controls = numbered("random", random_directions(learned, flags.n_random, flags.seed))
         controls += numbered("shuffled", shuffled)
@@ -191,9 +191,9 @@ def continuation_cells(opened: ContinuationStudy, flags: ContinuationFlags) -> l
     return cells
 
 
-def place_at(opened: ContinuationStudy, flags: ContinuationFlags, layer: int) -> SteeringPlace:
+def place_at(study: ContinuationStudy, flags: ContinuationFlags, layer: int) -> SteeringPlace:
     """Where the flags steer at a layer."""
-    return SteeringPlace(layer, flags.site, flags.pos, opened.residual_norm(layer))
+    return SteeringPlace(layer, flags.site, flags.pos, study.residual_norm(layer))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,26 +206,26 @@ def place_at(opened: ContinuationStudy, flags: ContinuationFlags, layer: int) ->
 # Random detectors of the same rate say what steering fewer texts buys by itself.
 
 
-def detectors_at(opened: ContinuationStudy, flags: SparingFlags, layer: int) -> list[Detector]:
+def detectors_at(study: ContinuationStudy, flags: SparingFlags, layer: int) -> list[Detector]:
     """The detector of a layer, then `--n-random` random ones, each set to the same rate."""
-    i = opened.layers.index(layer)
-    last = opened.last[i]
+    i = study.layers.index(layer)
+    last = study.last[i]
     half = len(last) // 2
     benign, challenging = last[:half], last[half:]
-    watch = mean_diff(challenging, benign[::2], opened.learned[i].provenance)
+    watch = mean_diff(challenging, benign[::2], study.learned[i].provenance)
     directions = [watch, *random_directions(watch, flags.n_random, flags.seed)]
     return [calibrate(one, benign[1::2], flags.rate) for one in directions]
 
 
-def gated_cells(opened: ContinuationStudy, flags: SparingFlags) -> list[Cell]:
+def gated_cells(study: ContinuationStudy, flags: SparingFlags) -> list[Cell]:
     """The baseline; then for each layer and step always-on steering (`learned`), the same behind
     the detector (`conditional`), and behind random ones (`random_detector`)."""
     cells = [BASELINE]
-    for layer, learned in zip(opened.layers, opened.learned, strict=True):
-        place = place_at(opened, flags, layer)
+    for layer, learned in zip(study.layers, study.learned, strict=True):
+        place = place_at(study, flags, layer)
         alphas = alphas_in(flags.alphas, flags.unit, place.norm, learned)
         cells += cells_at([("learned", None, learned)], alphas, place)
-        detector, *random = detectors_at(opened, flags, layer)
+        detector, *random = detectors_at(study, flags, layer)
         gates: list[tuple[str, int | None, Detector]] = [("conditional", None, detector)]
         gates += [("random_detector", number, one) for number, one in enumerate(random)]
         for kind, number, gate in gates:
@@ -538,8 +538,8 @@ def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     own = base.reindex(pd.MultiIndex.from_frame(rows[["prompt_id", "sample"]])).to_numpy()
     wanted = rows["subset"] == CHALLENGING
     changed = (rows["completion"].to_numpy() != own).astype(float)
-    told = rows.assign(score=(-rows["score"]).where(wanted, changed))
-    return told.groupby(KEYS, sort=False, dropna=False)["score"].mean().reset_index()
+    kept = rows.assign(score=(-rows["score"]).where(wanted, changed))
+    return kept.groupby(KEYS, sort=False, dropna=False)["score"].mean().reset_index()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -575,8 +575,8 @@ def kept_results(run: Run, read: Callable[[], Mapping[str, Any]]) -> Iterator[No
         _write(run, PARTIAL, {"status": "interrupted"}, read)
         raise
     except Exception as error:
-        said = {"type": type(error).__name__, "message": str(error)}
-        _write(run, FAILED, {"status": "failed", "error": said}, read)
+        rows = {"type": type(error).__name__, "message": str(error)}
+        _write(run, FAILED, {"status": "failed", "error": rows}, read)
         raise
     if not (run.folder / COMPLETE).is_file():
         _write(run, COMPLETE, {"status": "complete"}, read)
@@ -628,57 +628,57 @@ def conduct_continuations(
     An interrupted run is resumed, a finished one named by `--out` is read. However it ends, the run
     folder holds a result file that says so (see `results`).
     """
-    opened = load_continuations(flags)
-    settings = continuation_settings(opened, flags)
-    cells = lay_out(opened, flags)
-    rows = opening_rows(opened, flags.seed)
+    study = load_continuations(flags)
+    settings = continuation_settings(study, flags)
+    cells = lay_out(study, flags)
+    rows = opening_rows(study, flags.seed)
     plan = ContinuationPlan(
-        opened.tokens, opened.scorer, rows, cells, decoding_of(flags), flags.batch_size
+        study.tokens, study.scorer, rows, cells, decoding_of(flags), flags.batch_size
     )
-    run = begin(experiment, settings, flags, files_by_layer(opened.learned))
+    run = begin(experiment, settings, flags, files_by_layer(study.learned))
 
     def note(number: int, batch: pd.DataFrame) -> None:
         at = batch["subset"] + " at " + batch["strength"].map("{:g}".format)
-        shown = batch.groupby(at)["score"].mean().round(6).to_dict()
-        note_step(run, {"batch": number + 1, "rows": len(batch), "mean score": shown})
+        known = batch.groupby(at)["score"].mean().round(6).to_dict()
+        note_step(run, {"batch": number + 1, "rows": len(batch), "mean score": known})
 
-    def close(said: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_continuations(said, flags.seed)
-        found = {"alpha_unit": flags.unit, **continuation_verdict(summary, opened)}
+    def close(scored: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        summary = summarise_continuations(scored, flags.seed)
+        found = {"alpha_unit": flags.unit, **continuation_verdict(summary, study)}
         return summary, found
 
     with kept_results(run, lambda: results(run)):
-        return carry_out(run, opened, plan, close, flags, note)
+        return carry_out(run, study, plan, close, flags, note)
 
 
-def opening_rows(opened: ContinuationStudy, seed: int) -> pd.DataFrame:
+def opening_rows(study: ContinuationStudy, seed: int) -> pd.DataFrame:
     """The prompts' columns: `prompt_id, subset, split`, half of each subset to choose on and half
     to report on."""
     reported = set()
-    for subset in dict.fromkeys(p.subset for p in opened.openings.measure):
-        _, half = holdout_split(of_subset(opened.openings.measure, subset), seed)
+    for subset in dict.fromkeys(p.subset for p in study.openings.measure):
+        _, half = holdout_split(of_subset(study.openings.measure, subset), seed)
         reported |= {prompt.id for prompt in half}
     return pd.DataFrame(
         {
-            "prompt_id": [p.id for p in opened.openings.measure],
-            "subset": [p.subset for p in opened.openings.measure],
-            "split": [REPORT if p.id in reported else CHOOSE for p in opened.openings.measure],
+            "prompt_id": [p.id for p in study.openings.measure],
+            "subset": [p.subset for p in study.openings.measure],
+            "split": [REPORT if p.id in reported else CHOOSE for p in study.openings.measure],
         }
     )
 
 
-def continuation_verdict(summary: pd.DataFrame, opened: ContinuationStudy) -> dict[str, Any]:
+def continuation_verdict(summary: pd.DataFrame, study: ContinuationStudy) -> dict[str, Any]:
     """What summary.json says: how toxic the openings themselves are, and the best layer."""
-    texts = [prompt.text for prompt in opened.openings.measure]
-    scores = pd.Series(opened.scorer(texts)).groupby([p.subset for p in opened.openings.measure])
+    texts = [prompt.text for prompt in study.openings.measure]
+    scores = pd.Series(study.scorer(texts)).groupby([p.subset for p in study.openings.measure])
     found = {
         "prompt_score": {str(k): float(v) for k, v in scores.mean().items()},
-        "scorer": {"name": opened.scorer.name, "version": opened.scorer.version},
-        "measured": [vars(one) for one in opened.scorer.measured],
+        "scorer": {"name": study.scorer.name, "version": study.scorer.version},
+        "measured": [vars(one) for one in study.scorer.measured],
     }
     if not summary["strength"].max() > 0:
         return found
-    layers = by_layer(summary, CHALLENGING, int(opened.model.cfg.n_layers))
+    layers = by_layer(summary, CHALLENGING, int(study.model.cfg.n_layers))
     return found | {"best_layer": as_json(best_layer(layers))}
 
 

@@ -119,10 +119,10 @@ def _packages() -> Iterator[Finding]:
 def _disk(out: Path) -> Finding:
     here = next(p for p in (out, *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(here).free / GIGABYTE
-    said = f"{free:.1f} GB free for {out}"
+    text = f"{free:.1f} GB free for {out}"
     if free < DISK_GB:
-        return Finding("disk", "fail", said, f"free {DISK_GB:g} GB, or give another --out")
-    return Finding("disk", "ok", said)
+        return Finding("disk", "fail", text, f"free {DISK_GB:g} GB, or give another --out")
+    return Finding("disk", "ok", text)
 
 
 def _static_images() -> Finding:
@@ -147,8 +147,8 @@ def _weights(name: str, source: str) -> Finding:
         except DialError as error:
             return Finding("weights", "fail", str(error), "get the model's files again")
         if missing:
-            said = f"{name} lacks {len(missing)} files of its index, such as {missing[0]}"
-            return Finding("weights", "fail", said, "finish the download")
+            text = f"{name} lacks {len(missing)} files of its index, such as {missing[0]}"
+            return Finding("weights", "fail", text, "finish the download")
         return Finding("weights", "ok", f"{name} is at {source}")
     if hub_reachable():
         return Finding("weights", "ok", f"{name} comes from the hub, which can be reached")
@@ -161,17 +161,17 @@ def _memory(source: str, device: str, dtype: torch.dtype) -> Finding:
     known = [n for n in (parameters(Path(source)), configured(source)) if n is not None]
     count = max(known, default=None)
     if count is None:
-        said = f"{free / GIGABYTE:.1f} GB free, the model's size is not known before it is loaded"
-        return Finding("memory", "warn", said)
+        text = f"{free / GIGABYTE:.1f} GB free, the model's size is not known before it is loaded"
+        return Finding("memory", "warn", text)
     need = ROOM * count * dtype.itemsize
-    said = (
+    text = (
         f"{count / 1e6:.1f} million parameters want {need / GIGABYTE:.2f} GB in {dtype}, "
         f"{free / GIGABYTE:.1f} GB are free"
     )
     if need <= free:
-        return Finding("memory", "ok", said)
+        return Finding("memory", "ok", text)
     half = " --dtype bfloat16 halves it;" if dtype == torch.float32 else ""
-    return Finding("memory", "fail", said, f"free memory, or take a smaller model;{half}")
+    return Finding("memory", "fail", text, f"free memory, or take a smaller model;{half}")
 
 
 def _free() -> int:
@@ -190,12 +190,12 @@ def _try_model(model: TransformerBridge) -> Iterator[Finding]:
         yield Finding("tokens", "fail", str(error), "save the tokenizer beside the weights")
         return
     known = family_tokens(model.tokenizer)
-    said = (
+    text = (
         f"{known.source}: {' '.join(map(repr, known.refusal_texts))}"
         if known
         else ("none published for this tokenizer: calibrated from HARMFUL and BENIGN prompts")
     )
-    yield Finding("refusal tokens", "ok", said)
+    yield Finding("refusal tokens", "ok", text)
     logits = last_logits(model, tokens)
     if not bool(torch.isfinite(logits).all()):
         yield _not_finite("forward pass", model)
@@ -207,16 +207,16 @@ def _try_model(model: TransformerBridge) -> Iterator[Finding]:
 
 def _not_finite(check: str, model: TransformerBridge) -> Finding:
     """Whose fault it is that the logits are no numbers: the weights', or that of their format."""
-    said = "NaN or infinite logits"
+    text = "NaN or infinite logits"
     for name, weight in model.original_model.named_parameters():
         if weight.device.type != "meta" and bool(torch.isnan(weight).any()):
             where = name.replace("._original_component", "")
             remedy = "get the weights again: no --dtype mends them"
-            return Finding(check, "fail", f"{said}: the weights hold NaN ({where})", remedy)
+            return Finding(check, "fail", f"{text}: the weights hold NaN ({where})", remedy)
     if next(model.original_model.parameters()).dtype == torch.float32:
         remedy = "get the weights again, or report this model"
-        return Finding(check, "fail", f"{said}, in float32, from weights without NaN", remedy)
-    return Finding(check, "fail", said, "use --dtype float32")
+        return Finding(check, "fail", f"{text}, in float32, from weights without NaN", remedy)
+    return Finding(check, "fail", text, "use --dtype float32")
 
 
 def _generated(model: TransformerBridge, ids: Any, mask: Any) -> Finding:

@@ -390,14 +390,14 @@ class ReplyPlan:
         return max(self.budget.memory(model), generation)
 
 
-def _judged(judge: Judge, asked: Mapping[str, str], said: pd.DataFrame) -> pd.DataFrame:
+def _judged(judge: Judge, asked: Mapping[str, str], rows: pd.DataFrame) -> pd.DataFrame:
     """With `label` and `phrase`; equal replies to a prompt are judged once."""
-    pairs = list(dict.fromkeys(zip(said["prompt_id"], said["text"], strict=True)))
-    told = judge_all(judge, [text for _, text in pairs], [asked[who] for who, _ in pairs])
-    labels = {pair: one.label for pair, one in zip(pairs, told, strict=True)}
-    return said.assign(
-        label=[labels[pair] for pair in zip(said["prompt_id"], said["text"], strict=True)],
-        phrase=[int(substring(text)) for text in said["text"]],
+    pairs = list(dict.fromkeys(zip(rows["prompt_id"], rows["text"], strict=True)))
+    found = judge_all(judge, [text for _, text in pairs], [asked[who] for who, _ in pairs])
+    labels = {pair: one.label for pair, one in zip(pairs, found, strict=True)}
+    return rows.assign(
+        label=[labels[pair] for pair in zip(rows["prompt_id"], rows["text"], strict=True)],
+        phrase=[int(substring(text)) for text in rows["text"]],
     )
 
 
@@ -463,9 +463,9 @@ def summarise_replies(
     """
     if rows.empty:
         raise DialError("there are no replies to summarise: none is to a prompt that is held out")
-    told = with_readings(rows, threshold)
+    kept = with_readings(rows, threshold)
     tables = [
-        _group(part, list(by), seed) for _, part in told.groupby(list(by), sort=False, dropna=False)
+        _group(part, list(by), seed) for _, part in kept.groupby(list(by), sort=False, dropna=False)
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -499,10 +499,10 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
         columns[name] = finite_means(value[name])
     columns["unscored"] = part.groupby("cell")["unscored"].sum().to_numpy()
     table = table.assign(**columns)
-    told = table["direction"] == "learned"
-    told |= (table["system"] != "") & (table["direction"] == "baseline")
+    known = table["direction"] == "learned"
+    known |= (table["system"] != "") & (table["direction"] == "baseline")
     table["p_holm"] = np.nan
-    table.loc[told, "p_holm"] = holm(table.loc[told, "p_paired"])
+    table.loc[known, "p_holm"] = holm(table.loc[known, "p_paired"])
     return table.assign(
         p_control=fair_ranks(table, shift, ["layer", "site", "pos", "strength", "system"])
     )
@@ -583,12 +583,12 @@ def with_condition(summary: pd.DataFrame) -> pd.DataFrame:
     several = rows["layer"].nunique() > 1
     names = []
     for _, row in rows.iterrows():
-        told = row["system"] != ""
+        known = row["system"] != ""
         if row["direction"] == "baseline":
-            names.append("system message" if told else "base")
+            names.append("system message" if known else "base")
         else:
             where = f", layer {row['layer']}" if several else ""
-            names.append(f"{'both' if told else 'steering'} {row['strength']:g}{where}")
+            names.append(f"{'both' if known else 'steering'} {row['strength']:g}{where}")
     rows["condition"] = names
     return rows.reset_index(drop=True)
 
@@ -596,18 +596,18 @@ def with_condition(summary: pd.DataFrame) -> pd.DataFrame:
 def not_significant(rows: pd.DataFrame) -> list[str]:
     """A sentence for every group of prompts: which conditions changed refusal by no more than
     chance may, after Holm's correction, with the interval of what these prompts leave open."""
-    said = []
+    replies = []
     for subset, part in rows[rows["condition"] != "base"].groupby("subset", sort=False):
         weak = part[~(part["p_holm"] < NOT_SIGNIFICANT_FROM)]
-        told = [
+        lines = [
             f"{row['condition']} {row['difference']:+.2f} [{row['diff_lo']:+.2f}, "
             f"{row['diff_hi']:+.2f}] p = {row['p_holm']:.3f}"
             for _, row in weak.iterrows()
         ]
-        if told:
+        if lines:
             n = part["n"].iloc[0]
-            said.append(f"not significant, {subset} (n={n}, Holm's p): {'; '.join(told)}")
-    return said
+            replies.append(f"not significant, {subset} (n={n}, Holm's p): {'; '.join(lines)}")
+    return replies
 
 
 def control_range(summary: pd.DataFrame) -> pd.DataFrame:
@@ -736,14 +736,14 @@ def conduct_replies(
     )
     run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
 
-    def close(said: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_replies(said, flags.threshold, flags.seed)
-        texts = [completion_text(one) for one in said["completion"]]
-        told = judge_report(talk.judge, texts, [Judgement(label) for label in said["label"]])
+    def close(replies: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        summary = summarise_replies(replies, flags.threshold, flags.seed)
+        texts = [completion_text(one) for one in replies["completion"]]
+        found = judge_report(talk.judge, texts, [Judgement(label) for label in replies["label"]])
         return summary, {
             "threshold": flags.threshold,
             "alpha_unit": flags.unit,
-            "judge": told,
+            "judge": found,
             "coherence": coherent_range(summary),
         }
 

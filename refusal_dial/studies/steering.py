@@ -152,8 +152,8 @@ def control_directions(
         folds = fold_numbers([prompt.category for prompt in prompts], N_FOLDS, flags.seed)
 
         def without(rest: Sequence[int]) -> Direction:
-            some, told = [prompts[i] for i in rest], [scores[i] for i in rest]
-            return learn_at(study, learned.provenance, flags.k, some, balanced, told)
+            some, known = [prompts[i] for i in rest], [scores[i] for i in rest]
+            return learn_at(study, learned.provenance, flags.k, some, balanced, known)
 
         found += numbered("fold", fold_directions(learned, without, folds))
     return found
@@ -221,17 +221,17 @@ def detectors(
     study: Study,
     learned: Sequence[Direction],
     wanted: Sequence[Prompt],
-    spared: Sequence[Prompt],
+    others: Sequence[Prompt],
     calibration: Sequence[Prompt],
     rate: float,
 ) -> list[Detector]:
-    """For each learned direction's layer, the detector of `wanted` against `spared` prompts, which
+    """For each learned direction's layer, the detector of `wanted` against `others` prompts, which
     fires on at most `rate` of prompts like those of `calibration`."""
     found = []
     for direction in learned:
-        at = replace(direction.provenance, prompt_ids=tuple(p.id for p in (*wanted, *spared)))
+        at = replace(direction.provenance, prompt_ids=tuple(p.id for p in (*wanted, *others)))
         rows = study.activations[study.layers.index(at.layer)]
-        watch = mean_diff(rows[study.rows(wanted)], rows[study.rows(spared)], at)
+        watch = mean_diff(rows[study.rows(wanted)], rows[study.rows(others)], at)
         found.append(calibrate(watch, rows[study.rows(calibration)], rate))
     return found
 

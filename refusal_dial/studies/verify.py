@@ -382,64 +382,70 @@ class DamagePlan:
         return max(self.budget.memory(model), generation)
 
 
-def plan_of(opened: VerificationStudy, flags: VerifyFlags) -> Parts:
+def plan_of(verification: VerificationStudy, flags: VerifyFlags) -> Parts:
     """What is measured, in order: scores of EDGE, of the other subsets, harmless completions."""
     # 1. The given direction on every subset; its controls on EDGE.
-    given: list[Named] = [("learned", None, opened.given)]
-    controls: list[Named] = [(one.kind, one.number, one.direction) for one in opened.controls]
-    length: list[Named] = [("length", None, opened.length)]
-    edge = verification_cells(opened, [*given, *length, *controls]) + _left(opened)
-    cells = {"EDGE": edge, "HARMFUL": verification_cells(opened, given)}
+    given: list[Named] = [("learned", None, verification.given)]
+    controls: list[Named] = [(one.kind, one.number, one.direction) for one in verification.controls]
+    length: list[Named] = [("length", None, verification.length)]
+    edge = verification_cells(verification, [*given, *length, *controls]) + _left(verification)
+    cells = {"EDGE": edge, "HARMFUL": verification_cells(verification, given)}
     cells["BENIGN"] = cells["HARMFUL"]
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     parts: list[Plan] = []
     for subset, some in cells.items():
-        tokens, rows = _prompts(opened, opened.tested(subset))
+        tokens, rows = _prompts(verification, verification.tested(subset))
         rows = rows.assign(measure="score")
-        parts.append(SweepPlan(tokens, rows, some, opened.study.scorer, budget, VERIFY_ORDER))
+        parts.append(SweepPlan(tokens, rows, some, verification.study.scorer, budget, VERIFY_ORDER))
     # 2. The given direction and a few random ones on completions of BENIGN prompts.
     few = [one for one in controls if one[0] == "random"][:N_BESIDE]
-    replied = some_of_each(opened.tested("BENIGN"), flags.n_replies, flags.seed)
-    tokens, rows = _prompts(opened, replied)
+    replied = some_of_each(verification.tested("BENIGN"), flags.n_replies, flags.seed)
+    tokens, rows = _prompts(verification, replied)
     small = Budget(min(16, flags.batch_size), flags.engine, flags.memory_gb)
-    damaged = tuple(verification_cells(opened, [*given, *few]))
+    damaged = tuple(verification_cells(verification, [*given, *few]))
     decoding = Decoding(max_new_tokens=flags.max_new_tokens)
     parts.append(DamagePlan(tokens, rows, damaged, decoding, small))
-    prompts = {f"{subset} score": len(opened.tested(subset)) for subset in cells}
+    prompts = {f"{subset} score": len(verification.tested(subset)) for subset in cells}
     prompts["BENIGN reply"] = len(replied)
     return Parts(parts, grid_of(prompts, [cell.labels for cell in edge]))
 
 
-def _prompts(opened: VerificationStudy, prompts: Sequence[Prompt]) -> tuple[Tokens, pd.DataFrame]:
+def _prompts(
+    verification: VerificationStudy, prompts: Sequence[Prompt]
+) -> tuple[Tokens, pd.DataFrame]:
     """Their tokens, and their columns."""
     rows = pd.DataFrame(
         {
             "prompt_id": [prompt.id for prompt in prompts],
             "subset": [prompt.subset for prompt in prompts],
-            "split": "seen" if opened.exploratory else "holdout",
+            "split": "seen" if verification.exploratory else "holdout",
         }
     )
-    return opened.study.tokens.chosen(opened.study.rows(prompts)), rows
+    return verification.study.tokens.chosen(verification.study.rows(prompts)), rows
 
 
-def verification_cells(opened: VerificationStudy, named: Sequence[Named]) -> list[Cell]:
+def verification_cells(verification: VerificationStudy, named: Sequence[Named]) -> list[Cell]:
     """The unsteered model, then each direction at alpha and at -alpha."""
-    at = opened.place
+    at = verification.place
     baseline = labelled(BASELINE, layer=at.layer, site=at.site, pos=at.pos)
-    return [baseline, *cells_at(named, opened.alphas, at)]
+    return [baseline, *cells_at(named, verification.alphas, at)]
 
 
-def _left(opened: VerificationStudy) -> list[Cell]:
+def _left(verification: VerificationStudy) -> list[Cell]:
     """The given direction without its component along prompt length, no longer than that leaves
     it."""
-    if opened.left is None:  # nothing is left of it
-        given = cells_at([("left", None, opened.given)], opened.alphas, opened.place)
+    if verification.left is None:  # nothing is left of it
+        given = cells_at(
+            [("left", None, verification.given)], verification.alphas, verification.place
+        )
         return [replace(cell, hooks=()) for cell in given]
 
     def shorter(direction: Direction, alpha: float, place: SteeringPlace) -> Hook:
-        return steer_at(direction, alpha * opened.left_size, place)
+        return steer_at(direction, alpha * verification.left_size, place)
 
-    return cells_at([("left", None, opened.left)], opened.alphas, opened.place, shorter)
+    return cells_at(
+        [("left", None, verification.left)], verification.alphas, verification.place, shorter
+    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -231,8 +231,8 @@ def beyond_controls(found: Measurements) -> Evidence:
     details: list[dict[str, Any]] = []
     for kind in found.kinds:
         null = found.swing(kind).mean(1)
-        told = null[np.isfinite(null)]
-        spread = np.quantile(np.abs(told), 0.95) if len(told) else float("nan")
+        known = null[np.isfinite(null)]
+        spread = np.quantile(np.abs(known), 0.95) if len(known) else float("nan")
         smallest = max(
             stats.smallest_ranked(np.where(np.isfinite(null), null, np.inf), 2 * found.level),
             stats.smallest_detectable(float(swing.std(ddof=1)), n, found.level),
@@ -286,7 +286,7 @@ def beyond_length(found: Measurements) -> Evidence:
     mean, n, cosine = float(more.mean()), len(more), float(found.cosines["length"][0])
     low, high = stats.mean_interval(more, seed=found.seed)[0]
     left = float(found.swing("left").mean() / swing.mean()) if swing.mean() else float("nan")
-    said = (
+    text = (
         f"a swing of {swing.mean():+.2f} where the direction of prompt length has "
         f"{other.mean():.2f} (cosine {cosine:.2f}; without that component {left:.0%} of the effect "
         "is left)"
@@ -305,8 +305,8 @@ def beyond_length(found: Measurements) -> Evidence:
         (float(low), float(high)),
         p if mean > 0 else 1 - p,
         bool(low > 0),
-        said,
-        f"{reason}: {said}",
+        text,
+        f"{reason}: {text}",
         found.unable or (nothing if found.like_nothing else ""),
         stats.smallest_detectable(float(more.std(ddof=1)), n, found.level),
         ({"kind": "length", "cosine": cosine, "left": left},),
@@ -352,12 +352,12 @@ def rates(found: Measurements) -> list[dict[str, Any]]:
 def specific(found: Measurements, limit: float) -> Evidence:
     """Which share of BENIGN prompts is refused at +alpha that was not before."""
     base, steered = found.base("BENIGN"), found.values("learned", 1, "BENIGN")
-    told = np.isfinite(base) & np.isfinite(steered)
-    new = ((steered > found.threshold) & (base <= found.threshold))[told]
+    known = np.isfinite(base) & np.isfinite(steered)
+    new = ((steered > found.threshold) & (base <= found.threshold))[known]
     n, k = len(new), int(new.sum())
     low, high = stats.rate_interval(new.astype(float))[0]
     p = float(scipy_stats.binom.cdf(k, n, limit)) if n else float("nan")
-    said = f"{k} of {n} BENIGN prompts are newly refused at +alpha"
+    text = f"{k} of {n} BENIGN prompts are newly refused at +alpha"
     unable = found.unable
     if found.like_nothing:
         unable = (
@@ -365,7 +365,7 @@ def specific(found: Measurements, limit: float) -> Evidence:
             or "it does no more than random directions: there is no effect that could be specific"
         )
     elif k <= limit * n and not p <= found.level:
-        unable = unable or f"{said}, and up to {high:.2f} of them cannot be ruled out"
+        unable = unable or f"{text}, and up to {high:.2f} of them cannot be ruled out"
     return Evidence(
         "spares BENIGN",
         f"at +alpha at most {limit:.0%} of BENIGN prompts are newly refused",
@@ -375,8 +375,8 @@ def specific(found: Measurements, limit: float) -> Evidence:
         (float(low), float(high)),
         p,
         bool(n and k <= limit * n),
-        said,
-        f"{said}, more than {limit:.0%}",
+        text,
+        f"{text}, more than {limit:.0%}",
         unable,
     )
 
@@ -429,12 +429,12 @@ def _bounded(
     low, high = stats.mean_interval(values, seed=found.seed)[0]
     p = max(_under(values, limit) for values in kept)
     random = [float(np.nanmean(values)) for values in beside if np.isfinite(values).any()]
-    said = f"{what} {mean:.3f} nats at {'+-'[worst]}alpha"
+    text = f"{what} {mean:.3f} nats at {'+-'[worst]}alpha"
     if random:
-        said += f" (random directions: {max(random):.3f})"
+        text += f" (random directions: {max(random):.3f})"
     unable = ""
     if mean <= limit and not p <= found.level:
-        unable = f"{said}, and {high:.3f} cannot be ruled out with {len(values)} prompts"
+        unable = f"{text}, and {high:.3f} cannot be ruled out with {len(values)} prompts"
     return Evidence(
         name,
         says,
@@ -444,8 +444,8 @@ def _bounded(
         (float(low), float(high)),
         p,
         mean <= limit,
-        said,
-        f"{said}, more than {limit:g}",
+        text,
+        f"{text}, more than {limit:g}",
         unable,
         details=({"kind": "ends", "up": means[0], "down": means[1], "random": random},),
     )
@@ -480,19 +480,19 @@ REFERENCE_NAMES = {
 }
 
 
-def stable(opened: VerificationStudy, flags: VerifyFlags) -> Evidence:
+def stable(verification: VerificationStudy, flags: VerifyFlags) -> Evidence:
     """The cosine to the direction learned again, among those of shuffled labels."""
-    given, again = opened.given.unit.double(), opened.tested_on
+    given, again = verification.given.unit.double(), verification.tested_on
     cosine = float(given @ again.learn(again.values).unit.double())
     dealt = shuffled_directions(
-        opened.given, again.learn, again.values, flags.n_permutations, flags.seed
+        verification.given, again.learn, again.values, flags.n_permutations, flags.seed
     )
     null = np.array([float(given @ one.unit.double()) for one in dealt])
     p = float((1 + (null >= cosine - 1e-12).sum()) / (1 + len(null)))
-    low, high = np.quantile(_resampled(opened, again, flags.seed), [0.025, 0.975])
-    folds, seeds = _folds(opened, flags.seed), _halves(opened, flags.seed)
+    low, high = np.quantile(_resampled(verification, again, flags.seed), [0.025, 0.975])
+    folds, seeds = _folds(verification, flags.seed), _halves(verification, flags.seed)
     within = float(np.quantile(null, 0.95))
-    said = (
+    text = (
         f"cosine {cosine:.2f} to the direction learned again from {REFERENCE_NAMES[again.name]} "
         "prompts that "
         f"it never saw; {folds.min():.2f} to {folds.max():.2f} over folds, {seeds.min():.2f} to "
@@ -512,9 +512,9 @@ def stable(opened: VerificationStudy, flags: VerifyFlags) -> Evidence:
         (float(low), float(high)),
         p,
         cosine > 0,
-        said,
+        text,
         because,
-        unable if opened.exploratory else "",
+        unable if verification.exploratory else "",
         within,
         (
             {"kind": "folds", "cosines": folds.tolist()},
@@ -530,34 +530,34 @@ def _groups(reference: Reference) -> list[str]:
     return [str(value) for value in reference.values]
 
 
-def _folds(opened: VerificationStudy, seed: int) -> Floats:
+def _folds(verification: VerificationStudy, seed: int) -> Floats:
     """The given one's cosine to each direction learned without a fold."""
-    one = opened.learned_from
+    one = verification.learned_from
     numbers = fold_numbers(_groups(one), min(STABILITY_FOLDS, len(one.values) // 2), seed)
     learned = fold_directions(
-        opened.given, lambda rest: one.of(rest, [one.values[i] for i in rest]), numbers
+        verification.given, lambda rest: one.of(rest, [one.values[i] for i in rest]), numbers
     )
-    return np.array([float(opened.given.unit.double() @ d.unit.double()) for d in learned])
+    return np.array([float(verification.given.unit.double() @ d.unit.double()) for d in learned])
 
 
-def _halves(opened: VerificationStudy, seed: int) -> Floats:
+def _halves(verification: VerificationStudy, seed: int) -> Floats:
     """The given one's cosine to directions learned from random halves, each group's alike."""
-    one = opened.learned_from
+    one = verification.learned_from
     found = []
     for i in range(N_SEEDS):
         numbers = fold_numbers(_groups(one), 2, seed + i)
         rest = [row for row, number in enumerate(numbers) if number == 0]
         half = one.of(rest, [one.values[row] for row in rest])
-        found.append(float(opened.given.unit.double() @ half.unit.double()))
+        found.append(float(verification.given.unit.double() @ half.unit.double()))
     return np.array(found)
 
 
-def _resampled(opened: VerificationStudy, again: Reference, seed: int) -> Floats:
+def _resampled(verification: VerificationStudy, again: Reference, seed: int) -> Floats:
     """The cosine under resampling of the test prompts, each group by itself."""
     groups = np.array(_groups(again))
     members = [np.flatnonzero(groups == name) for name in dict.fromkeys(groups)]
     rng = np.random.default_rng(seed)
-    given, found = opened.given.unit.double(), []
+    given, found = verification.given.unit.double(), []
     for _ in range(N_BOOTSTRAP):
         rows = np.concatenate([rng.choice(some, len(some)) for some in members]).tolist()
         one = again.of(rows, [again.values[row] for row in rows])
@@ -565,12 +565,12 @@ def _resampled(opened: VerificationStudy, again: Reference, seed: int) -> Floats
     return np.array(found)
 
 
-def control_cosines(opened: VerificationStudy) -> dict[str, Floats]:
+def control_cosines(verification: VerificationStudy) -> dict[str, Floats]:
     """Of the given direction with every control of each kind as it was drawn, and with length."""
-    given, found = opened.given.unit.double(), dict[str, list[float]]()
-    for one in opened.controls:
+    given, found = verification.given.unit.double(), dict[str, list[float]]()
+    for one in verification.controls:
         found.setdefault(one.kind, []).append(one.cosine)
-    found["length"] = [float(torch.dot(given, opened.length.unit.double()))]
+    found["length"] = [float(torch.dot(given, verification.length.unit.double()))]
     return {kind: np.array(values) for kind, values in found.items()}
 
 
@@ -584,31 +584,31 @@ NEAR_CONTROL = 0.5
 
 
 def not_shown(
-    verdict: VerificationVerdict, opened: VerificationStudy, flags: VerifyFlags
+    verdict: VerificationVerdict, verification: VerificationStudy, flags: VerifyFlags
 ) -> list[str]:
     """Sentences, those of this verdict first."""
-    said = [
+    lines = [
         f"{one.evidence.name}: {one.reason}" for one in verdict.claims if one.status == NOT_SHOWN
     ]
-    said += _of_controls(verdict)
-    if opened.exploratory:
-        said.append("Exploratory: it was tested on prompts that it was learned from.")
-    elif not opened.known:
-        said.append(
+    lines += _of_controls(verdict)
+    if verification.exploratory:
+        lines.append("Exploratory: it was tested on prompts that it was learned from.")
+    elif not verification.known:
+        lines.append(
             "The file does not say which prompts the direction was learned from: if from these, "
             "none of this is held out."
         )
-    at = opened.given.provenance
-    said += [
+    at = verification.given.provenance
+    lines += [
         f"Any other layer, site, position or strength than layer {at.layer}, {at.site}, position "
-        f"{at.pos}, alpha ±{opened.alpha:g}.",
+        f"{at.pos}, alpha ±{verification.alpha:g}.",
         "Whether replies refuse: the score reads the token that a reply opens with "
         "(experiments/eval_direction_on_xstest.py has replies judged).",
         f"Prompts of another kind than {flags.prompts}, and other models.",
         "Why it works. A handle on behaviour is not an explanation of it; prompt length is the "
         "only other contrast that was looked at.",
     ]
-    return said
+    return lines
 
 
 def _of_controls(verdict: VerificationVerdict) -> list[str]:
@@ -642,64 +642,64 @@ class Verified:
 
 
 def conduct_verification(
-    experiment: str, opened: VerificationStudy, flags: VerifyFlags
+    experiment: str, verification: VerificationStudy, flags: VerifyFlags
 ) -> Verified:
     """Verify into a run folder, which then holds `direction.safetensors`."""
-    settings = study_settings(opened.study, flags)
-    settings["direction"] = {"sha256": opened.sha256, "place": _place(opened)}
-    run = begin(experiment, settings, flags, {"direction": opened.given})
-    plan = plan_of(opened, flags)
-    run, _ = carry_out(run, opened.study, plan, partial(_close, opened, flags), flags)
+    settings = study_settings(verification.study, flags)
+    settings["direction"] = {"sha256": verification.sha256, "place": _place(verification)}
+    run = begin(experiment, settings, flags, {"direction": verification.given})
+    plan = plan_of(verification, flags)
+    run, _ = carry_out(run, verification.study, plan, partial(_close, verification, flags), flags)
     verdict = read_verdict(run.folder)
     return Verified(run, verdict)
 
 
-def _place(opened: VerificationStudy) -> dict[str, Any]:
-    at = opened.given.provenance
-    return {"layer": at.layer, "site": at.site, "pos": at.pos, "alpha": opened.alpha}
+def _place(verification: VerificationStudy) -> dict[str, Any]:
+    at = verification.given.provenance
+    return {"layer": at.layer, "site": at.site, "pos": at.pos, "alpha": verification.alpha}
 
 
 def _close(
-    opened: VerificationStudy, flags: VerifyFlags, rows: pd.DataFrame
+    verification: VerificationStudy, flags: VerifyFlags, rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The claims as a table, and the verdict as JSON."""
     found = Measurements(
         as_tables(rows),
-        opened.alpha,
+        verification.alpha,
         flags.threshold,
         flags.level,
         flags.seed,
-        opened.exploratory,
+        verification.exploratory,
         flags.controls,
-        control_cosines(opened),
+        control_cosines(verification),
     )
     evidence = [
         *ends(found),
         beyond_controls(found),
         beyond_length(found),
-        stable(opened, flags),
+        stable(verification, flags),
         specific(found, flags.max_benign),
         divergence(found, flags.max_kl),
         cost(found, flags.max_cost),
     ]
     verdict = judge_claims(evidence, flags.level)
-    told = verdict_json(verdict) | {
+    known = verdict_json(verdict) | {
         "direction": {
-            **_place(opened),
+            **_place(verification),
             "alpha_unit": flags.unit,
             "file": flags.direction,
-            "sha256": opened.sha256,
-            "norm": opened.given.norm,
-            "method": opened.given.provenance.method,
-            "alpha_relative": opened.alphas[0].relative,
-            "known": opened.known,
-            "exploratory": opened.exploratory,
-            "reference": opened.learned_from.name,
+            "sha256": verification.sha256,
+            "norm": verification.given.norm,
+            "method": verification.given.provenance.method,
+            "alpha_relative": verification.alphas[0].relative,
+            "known": verification.known,
+            "exploratory": verification.exploratory,
+            "reference": verification.learned_from.name,
         },
         "gap": found.gap,
         "rates": rates(found),
         "level": flags.level,
-        "not_shown": not_shown(verdict, opened, flags),
+        "not_shown": not_shown(verdict, verification, flags),
     }
     table = pd.DataFrame(
         {
@@ -717,4 +717,4 @@ def _close(
         }
         for one in verdict.claims
     )
-    return table, without_nan(told)
+    return table, without_nan(known)
