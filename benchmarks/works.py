@@ -174,9 +174,9 @@ def works(model: TransformerBridge, batch: int) -> list[Work]:
 def operations(model: TransformerBridge, work: Work) -> tuple[float, float]:
     """(one forward pass a cell, the least an exact engine must do), in multiply-adds.
 
-    A forward pass unembeds every position, as TransformerLens does unless told otherwise. The least
-    is one recording, then for each cell the blocks from its layer on and the positions from its own
-    on, of the last block the keys and values alone but for the last position, and of the
+    A forward pass unembeds every position, as TransformerLens does unless asked otherwise. The
+    least is one recording, then for each cell the blocks from its layer on and the positions from
+    its own on, of the last block the keys and values alone but for the last position, and of the
     unembedding the tokens that the scorer reads. Rows that a patch leaves equal cost nothing.
     """
     cfg, n = model.cfg, len(model.blocks)

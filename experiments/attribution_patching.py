@@ -1,4 +1,4 @@
-"""How much of activation patching can one gradient foretell, and where does it go wrong?
+"""How much of activation patching can one gradient predict, and where does it go wrong?
 
 The first-order estimate of every patch at once, from a forward and a backward pass: every site of
 every layer and every attention head, at the last position or (`--roles all`) at every role. Then

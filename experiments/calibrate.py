@@ -1,6 +1,6 @@
 """Do the p-values and intervals of this toolkit keep what they promise, where the answer is known?
 
-`null`: the steering pipeline on the model, told scores that mean nothing, so that a p-value under
+`null`: the steering pipeline on the model, given scores that mean nothing, so that a p-value under
 0.05 is a false claim. `gaussian`: the same without a model, many times. `intervals`: how often
 nominal 95% intervals hold the truth. `contradiction`: two runs of the same openings side by side,
 and two published write-ups that cannot both be right.

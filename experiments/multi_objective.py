@@ -1,9 +1,9 @@
 """Can toxicity be turned down while refusal stays where it belongs?
 
 Two directions are added at once, each with its own dial: away from hostile openings, and refusal.
-Every pair of steps is measured on openings (how toxic is what is said) and on prompts (are HARMFUL
-ones refused, and EDGE ones not). Pairs that no other pair beats are the front. A random direction
-in place of toxicity's says what any push of the same length does.
+Every pair of steps is measured on openings (how toxic are the completions) and on prompts (are
+HARMFUL ones refused, and EDGE ones not). Pairs that no other pair beats are the front. A random
+direction in place of toxicity's says what any push of the same length does.
 """
 
 from __future__ import annotations

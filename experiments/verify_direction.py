@@ -1,4 +1,4 @@
-"""Is this direction what it is said to be, and what does it break?
+"""Does this direction do what is claimed, and what does it break?
 
 Takes a direction from anywhere: ours, another tool's .safetensors or .pt of plain tensors, or a
 GGUF control vector. On prompts that it never saw it is turned up and down, beside random

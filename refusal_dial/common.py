@@ -101,7 +101,7 @@ def one_of(value: object, choices: Iterable[object], what: str) -> DialError:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with its control characters spelt out (`\\x1b`), but for those to `keep`: what a
+    """The text with its control characters written out (`\\x1b`), but for those to `keep`: what a
     prompt or a file name holds must not move the cursor, nor turn the reading direction."""
     return "".join(c if c in keep or not _is_control(c) else _escape(c) for c in text)
 
@@ -223,7 +223,7 @@ def positions(pos: Pos, length: int) -> list[int]:
     a slice        those tokens        nothing, unless it is `slice(None)`
     ============== =================== =================================
 
-    A prompt of a single token cannot be told from a decoding step and is read as one.
+    A prompt of a single token cannot be distinguished from a decoding step and is read as one.
     Raises `DialError` for a position outside a prompt.
     """
     decoding = length == 1

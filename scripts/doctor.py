@@ -31,7 +31,7 @@ def main(flags: Flags) -> None:
     failed = 0
     for found in examine(flags.model, flags.device, flags.dtype, flags.out):
         remedy = f" -> {found.remedy}" if found.remedy else ""
-        print(f"{found.verdict:4}  {found.check}: {found.said}{remedy}", flush=True)
+        print(f"{found.verdict:4}  {found.check}: {found.found}{remedy}", flush=True)
         failed += found.verdict == "fail"
     print("the run can start" if not failed else f"the run cannot start: {failed} to mend")
     if failed:

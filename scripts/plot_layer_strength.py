@@ -27,7 +27,7 @@ def main(flags: PlotFlags) -> None:
     strength = unit_label("strength", config["settings"])
     reported = summary[summary["split"] == REPORT]
     title = title_of(config, "Contrast vectors by layer and strength", reported)
-    found = title_of(config, "What is said along the dial", reported)
+    found = title_of(config, "Completions along the dial", reported)
     figures = {
         "layer_strength": plots.layer_strength(layer_table(summary, REPORT), title, strength),
         "replies": plots.reply_curves(reported, found, strength),

@@ -1,4 +1,4 @@
-"""Draw what steering did to what is said, from a run folder; no model is loaded.
+"""Draw what steering did to completions, from a run folder; no model is loaded.
 
 Writes alpha_sweep.html, heatmap_subset.html, heatmap_layer.html, distributions.html,
 statistics.csv and, for several layers, layers.html into the run folder or --out.
@@ -33,7 +33,7 @@ def main(flags: PlotFlags) -> None:
     def title(question: str, rows: DataFrame) -> str:
         return title_of(config, question, rows)
 
-    sweep, spread = title("Score of what is said along the dial", whole), "Every completion's score"
+    sweep, spread = title("Score of completions along the dial", whole), "Every completion's score"
     figures = {
         "alpha_sweep": plots.alpha_sweep(summary, sweep, alpha),
         "heatmap_subset": plots.subset_heatmap(

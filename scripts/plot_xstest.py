@@ -33,7 +33,7 @@ def main(flags: PlotFlags) -> None:
         return title_of(config, question, held_out)
 
     figures = {
-        "replies": plots.reply_curves(summary, title("What is said along the dial"), strength),
+        "replies": plots.reply_curves(summary, title("Completions along the dial"), strength),
         "trade_off": plots.trade_off_curve(summary, title("Refusal and over-refusal")),
         "categories": plots.category_bars(by_category, title("Refusal by category")),
     }

@@ -1,4 +1,5 @@
-"""Finished runs made by formula, for the report: texts that try to be markup, and what was said."""
+"""Finished runs made by formula, for the report: texts that try to be markup, and the
+completions."""
 
 from __future__ import annotations
 

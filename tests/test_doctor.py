@@ -57,8 +57,8 @@ def test_weights_with_nan_are_found_by_the_forward_pass(tmp_path):
     model.save_pretrained(folder)
     one = found(str(folder))
     assert one["forward pass"].verdict == "fail"
-    assert "NaN or infinite logits: the weights hold NaN" in one["forward pass"].said
-    assert "model.norm.weight)" in one["forward pass"].said
+    assert "NaN or infinite logits: the weights hold NaN" in one["forward pass"].found
+    assert "model.norm.weight)" in one["forward pass"].found
     assert "no --dtype mends them" in one["forward pass"].remedy
     assert "generation" not in one
 
@@ -79,7 +79,7 @@ def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
     findings = [one for one in islice(examine("embedded"), 3) if one.check == "packages"]
     assert [one.verdict for one in findings] == ["fail", "fail"]
     assert findings[0].remedy == "pip install 'torch>=99.0'"
-    assert "is not installed" in findings[1].said
+    assert "is not installed" in findings[1].found
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
 def test_a_device_or_format_that_is_not_there(flags, said):
     last = list(examine("embedded", **({"device": "cpu"} | flags)))[-1]
     assert (last.check, last.verdict) == ("device", "fail")
-    assert said in last.said
+    assert said in last.found
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_half_a_download_cannot_start(qwen_folder, tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "second.st"}}))
     one = found(str(folder))
     assert one["weights"].verdict == "fail"
-    assert "second.st" in one["weights"].said
+    assert "second.st" in one["weights"].found
     assert "finish the download" in one["weights"].remedy
     assert "memory" not in one
 
@@ -117,7 +117,7 @@ def test_memory_is_judged_by_the_configuration_where_it_wants_more(qwen_folder, 
     (folder / "model.safetensors").unlink()
     one = found(str(folder))
     assert one["memory"].verdict == "fail"
-    assert "million parameters want" in one["memory"].said
+    assert "million parameters want" in one["memory"].found
     assert "model" not in one
 
 
@@ -134,5 +134,5 @@ def test_logits_that_only_half_precision_spoils_are_told_from_broken_weights(tmp
         model.lm_head.weight.fill_(3e38)
     model.save_pretrained(folder)
     full = found(str(folder))["forward pass"]
-    assert "in float32, from weights without NaN" in full.said
+    assert "in float32, from weights without NaN" in full.found
     assert "--dtype" not in full.remedy

@@ -107,7 +107,7 @@ def test_what_was_said_stands_with_its_sample_score_and_label(tmp_path, scores):
     (told,) = dials([read_run(run)])["runs"]
     assert told["kind"] == "replies"
     learned = next(one for one in told["series"] if one["kind"] == "learned")
-    (first, second) = learned["said"][0][0]
+    (first, second) = learned["completions"][0][0]
     assert told["words"][first[0]] == "Sure, EDGE-holdout-0 at -2"
     assert told["words"][second[0]] == report_case.BROKEN + "-2"
     assert told["labels"][first[2]] == "full_compliance"

@@ -124,7 +124,7 @@ def test_the_slider_shows_every_prompt_at_that_alpha_with_its_flip(visit, scores
         flips += bool(turned)
     counted = tab.locator(".meter .flips").all_inner_texts()
     assert sum(int(text.split()[0]) for text in counted) == flips
-    assert tab.locator("#said").inner_text() or flips == 0
+    assert tab.locator("#announced").inner_text() or flips == 0
     shot(tab, f"dial_alpha_{alpha:g}.png")
 
 

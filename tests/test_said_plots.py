@@ -1,4 +1,4 @@
-"""Figures of what was said: which control is whose, what alpha is one of, and nothing hidden."""
+"""Figures of completions: which control is whose, what alpha is one of, and nothing hidden."""
 
 from __future__ import annotations
 

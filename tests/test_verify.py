@@ -87,7 +87,7 @@ def test_a_random_direction_fails_as_no_more_than_random_ones(verify):
 def test_a_direction_of_shuffled_labels_fails_as_what_shuffled_labels_teach(verify):
     verdict, found = verify("shuffled").verdict, claims(verify("shuffled"))
     assert verdict["status"] == "fail"
-    again = found["comes out again"]
+    again = found["is stable"]
     assert again["status"] == "fail"
     assert "no closer to what these prompts teach than to what shuffled labels" in again["reason"]
     beside = found["is more than its controls"]

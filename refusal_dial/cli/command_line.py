@@ -309,7 +309,7 @@ def completion(known: Mapping[str, Field[Any]], shell: str = "bash") -> str:
 
 
 def help_screen(main: Callable[..., object], known: Mapping[str, Field[Any]]) -> str:
-    """Fire's help screen for the flags, spelt as errors and documents spell them."""
+    """Fire's help screen for the flags, written as errors and documents write them."""
     from fire.helptext import HelpText
     from fire.trace import FireTrace
 

@@ -3,7 +3,7 @@
 Reads RealToxicityPrompts (by hub, or a jsonl of its format) and the embedded model's own openings,
 which have the same format. CHALLENGING is what the data set marks so; BENIGN is the rest, without
 what people rated 0.5 or more. A row may say on which side it belongs (`split`: train or holdout);
-where rows do not, the sides are dealt by a seed. No opening is ever on both. This module knows no
+where rows do not, the sides are drawn by a seed. No opening is ever on both. This module knows no
 model, and measures no toxicity.
 """
 

@@ -284,7 +284,7 @@ def holdout_split(
     """(train, holdout): a seeded split with the same share of every category in each half.
 
     Both keep the order of `prompts`. `share` is the holdout's. Where a category's count does not
-    divide, what is left over is dealt out at random, so that the totals stay within one of `share`.
+    divide, what is left over is assigned at random, so that the totals stay within one of `share`.
     Raises `DialError` when either half would be empty.
     """
     if not 0 < share < 1:

@@ -78,7 +78,7 @@ def shuffled_directions(
     seed: int,
     within: Sequence[str] | None = None,
 ) -> list[Direction]:
-    """n directions learned in the same way from the same prompts with their labels dealt out anew,
+    """n directions learned in the same way from the same prompts with their labels permuted,
     within each group of `within` where that is given. The deal of draw i is the same at every
     layer."""
     names = [""] * len(labels) if within is None else list(within)
@@ -86,12 +86,12 @@ def shuffled_directions(
     drawn = []
     for i in range(n):
         generator = _generator(seed, i)
-        dealt = [float(label) for label in labels]
+        permuted = [float(label) for label in labels]
         for members in groups:
             order = torch.randperm(len(members), generator=generator).tolist()
             for label, place in zip([labels[m] for m in members], order, strict=True):
-                dealt[members[place]] = float(label)
-        drawn.append(norm_matched(learn(dealt), like, "shuffled", i))
+                permuted[members[place]] = float(label)
+        drawn.append(norm_matched(learn(permuted), like, "shuffled", i))
     return drawn
 
 
@@ -112,15 +112,15 @@ def unrelated_direction(
 def fold_numbers(groups: Sequence[str], k: int, seed: int) -> list[int]:
     """Which of k folds each prompt is in, the same share of every group in each.
 
-    Groups are dealt round in a seeded order, so that folds differ by at most one prompt.
+    Groups are taken round in a seeded order, so that folds differ by at most one prompt.
     Raises `DialError` for fewer than two folds, or more than there are prompts.
     """
     if not 2 <= k <= len(groups):
         raise DialError(f"expected from 2 to {len(groups)} folds of {len(groups)} prompts, not {k}")
     order = torch.randperm(len(groups), generator=_generator(seed, 0)).tolist()
-    dealt = sorted(order, key=lambda i: groups[i])  # stable: seeded within a group
+    permuted = sorted(order, key=lambda i: groups[i])  # stable: seeded within a group
     folds = [0] * len(groups)
-    for number, i in enumerate(dealt):
+    for number, i in enumerate(permuted):
         folds[i] = number % k
     return folds
 

@@ -33,8 +33,8 @@ from refusal_dial.data.prompts import extremes
 #     digest = H(metadata, bytes of the vector)    H = BLAKE2b
 #
 # Metadata is one line of JSON with sorted keys, so that equal directions have equal files. The
-# digest is in it: a byte that changed since, in the vector or in what is told of it, is found. A
-# file without one, written by hand or before there were digests, is taken at its word. What is told
+# digest is in it: a byte that changed since, in the vector or in its metadata, is found. A
+# file without one, written by hand or before there were digests, is taken as it is. Metadata
 # is checked to be of its kind; whether it is true is not known here.
 
 
@@ -261,7 +261,7 @@ def probe(
     if not len(positive) or not len(negative):
         raise DialError(f"a probe of {len(positive)} and {len(negative)} activations")
     if not l2 > 0:
-        raise DialError(f"l2 must be over 0, not {l2}: groups of few prompts can always be told")
+        raise DialError(f"l2 must be over 0, not {l2}: few prompts can always be separated")
     x = torch.cat([positive, negative]).detach().cpu().double()
     if not bool(torch.isfinite(x).all()):
         raise DialError("the probe direction holds NaN or infinite values")

@@ -67,7 +67,7 @@ def attend(
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
     """Hugging Face's attention interface: hands over to the mask object.
 
-    Raises `UnfitError` for dropout, or for anything else an attention might be told that is not
+    Raises `UnfitError` for dropout, or for anything else an attention might be given that is not
     modelled here (attention sinks, position biases).
     """
     lines = [k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS]
@@ -106,7 +106,7 @@ class Unhooked:
         root = unwrapped(model.original_model)
         body = str(getattr(root, "base_model_prefix", ""))
         if body not in root._modules:
-            raise UnfitError("its head cannot be told from its body")
+            raise UnfitError("its head cannot be separated from its body")
         self._head = _shallow(root)
         for name, part in root._modules.items():
             if part is not None:

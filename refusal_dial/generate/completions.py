@@ -1,4 +1,4 @@
-"""What was said under every cell: a row per cell, prompt and sample, before anyone has read it.
+"""Completions under every cell: a row per cell, prompt and sample, before anyone has read them.
 
 Samples are paired: the random numbers of a prompt's sample are the same under every cell, and a
 cell without hooks takes the unsteered model's own completions, so that alpha = 0 is the baseline by

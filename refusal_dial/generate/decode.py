@@ -328,8 +328,8 @@ def at_the_last_token(grid: Sequence[Sequence[Hook]]) -> list[list[Hook]]:
 
 @dataclass(frozen=True)
 class Completion:
-    """What one cell's model said to one prompt. `stop` is "end" (an end token), "length", or "nan"
-    where the logits were not numbers: then the completion is what came before."""
+    """The completion of one prompt under one cell. `stop` is "end" (an end token), "length", or
+    "nan" where the logits were not numbers: then the completion is what came before."""
 
     cell: int
     prompt: int

@@ -51,7 +51,7 @@ _READERS: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 
 
 def control_tokens(tokenizer: Any) -> frozenset[str]:
-    """How the tokenizer's control tokens are spelt."""
+    """How the tokenizer's control tokens are written."""
     size, found = _CONTROL.get(tokenizer, (-1, frozenset()))
     if size != len(tokenizer):
         added = tokenizer.added_tokens_decoder.values()
@@ -143,9 +143,9 @@ def tokenize(
     """Token ids of the prompts as the model expects them, padded on the left.
 
     With `chat`, each prompt is one user turn in the model's chat template, after an optional system
-    message, followed by the template's opening of the reply; templates that can think are told not
+    message, followed by the template's opening of the reply; templates that can think are asked not
     to. The template writes the BOS if the model has one, so none is added. Without `chat` a prompt
-    is plain text, encoded as the tokenizer encodes text by itself. Control tokens spelt out in a
+    is plain text, encoded as the tokenizer encodes text by itself. Control tokens written out in a
     prompt's text or in the system message are encoded as text (see `control_tokens`).
 
     Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a

@@ -84,7 +84,7 @@ def print_coverage(summary: pd.DataFrame) -> None:
 
 
 def print_run_agreement(summary: pd.DataFrame, off: Mapping[str, Mapping[str, float]]) -> None:
-    """Two runs side by side, and what must be said of alpha 0."""
+    """Two runs side by side, and what alpha 0 has to be."""
     title = "The same openings continued twice, with other random numbers"
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("openings", "alpha", "one run", "the other", "overlap", "difference", "p (Holm)"):
@@ -173,7 +173,7 @@ def print_toxicity(paths: Sequence[str], name: str, device: str, label: str | No
 
 
 def _table(found: pd.DataFrame) -> str:
-    """Figures as text; what cannot be told has a line of its own, with what is missing."""
+    """Figures as text; what cannot be computed has a line of its own, with what is missing."""
     known = found[found["reason"] == ""].drop(columns="reason").round(3)
     lines = [] if known.empty else [known.to_string(index=False)]
     gone = found[found["reason"] != ""]

@@ -19,7 +19,7 @@ from refusal_dial.report.theme import GREY, add_band, add_line, escaped, styled,
 from refusal_dial.studies.continuation import CONTINUATION_CONTROLS, BestLayer
 
 # --------------------------------------------------------------------------------------------------
-# Tables for the terminal: what steering did to what is said, with its controls.
+# Tables for the terminal: what steering did to completions, with its controls.
 
 
 _WIDTH = 126
@@ -128,10 +128,10 @@ def _console() -> Console:
 
 
 # --------------------------------------------------------------------------------------------------
-# Figures of what was said: a run's summary and rows become plotly figures.
+# Figures of completions: a run's summary and rows become plotly figures.
 
 
-MEAN_SCORE = "mean score of what is said"
+MEAN_SCORE = "mean score of completions"
 
 SYMBOLS = {"shuffled": "circle-open", "random": "x"}
 

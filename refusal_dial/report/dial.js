@@ -30,19 +30,19 @@ function step({ series }) {
 // Alpha 0 is the unsteered model, whether or not the run measured it again under that name.
 const unsteered = ({ series }) => stops[stop] === 0 && !series.at.includes(0);
 
-// What a side shows at the slider, and unsteered: { scores, said }.
+// What a side shows at the slider, and unsteered: { scores, completions }.
 function nowOf(one) {
   const { series } = one;
   if (!series || unsteered(one)) return baseOf(one);
   const at = step(one);
-  return { scores: series.scores[at], said: series.said?.[at] };
+  return { scores: series.scores[at], completions: series.completions?.[at] };
 }
 
-// Whether a prompt is over the threshold, or by the judge, whether most of what was said refuses.
+// Whether a prompt is over the threshold, or by the judge, whether most completions refuse.
 // null where there is no score, or the judge gave none.
-function over(one, { scores, said }, i) {
+function over(one, { scores, completions }, i) {
   if (one.by === "score") return (scores[i] ?? null) === null ? null : scores[i] > one.threshold;
-  const read = (said[i] || []).map(([, , label]) => one.run.labels[label]).filter((label) => label !== "unscored");
+  const read = (completions[i] || []).map(([, , label]) => one.run.labels[label]).filter((label) => label !== "unscored");
   return read.length ? 2 * read.filter((label) => label.endsWith("refusal")).length > read.length : null;
 }
 
@@ -190,7 +190,7 @@ function showSides(shown) {
     element.querySelector(".meters").replaceChildren(...made);
     return made.map((meter) => meter.textContent).join("; ");
   });
-  byId("said").textContent = spoken.join(". ");
+  byId("announced").textContent = spoken.join(". ");
 }
 
 byId("alpha").addEventListener("input", (event) => turn(Number(event.target.value)));

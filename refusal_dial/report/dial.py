@@ -2,9 +2,9 @@
 
     {prompts, base: [side], series: [side with kind, seed, layer, at, alphas], words, labels}
 
-A side holds `scores[alpha][prompt]` and, where the model spoke, `said[alpha][prompt]`, a list of
-`[word, score, label]` per sample; words are numbered once. Numbers keep six digits, which is less
-than scores.csv has. Plain data comes out. Nothing here is HTML.
+A side holds `scores[alpha][prompt]` and, where there are completions, `completions[alpha][prompt]`,
+a list of `[word, score, label]` per sample; words are numbered once. Numbers keep six digits, which
+is less than scores.csv has. Plain data comes out. Nothing here is HTML.
 """
 
 from __future__ import annotations
@@ -129,11 +129,15 @@ def _steps(
         "alphas": [float(one["alpha"].iloc[0]) for _, one in at],
         "scores": [side["scores"] for side in sides],
     }
-    return found | ({"said": [side["said"] for side in sides]} if "said" in sides[0] else {})
+    return found | (
+        {"completions": [side["completions"] for side in sides]}
+        if "completions" in sides[0]
+        else {}
+    )
 
 
 def _side(part: pd.DataFrame, n: int, words: _Numbered, labels: _Numbered) -> dict[str, Any]:
-    """The mean score of every prompt's samples, None where it has none, and what was said."""
+    """The mean score of every prompt's samples, None where it has none, and the completions."""
     means = part.groupby("column")["score"].mean()
     scores: list[float | None] = [None] * n
     for i, value in means.items():
@@ -146,7 +150,7 @@ def _side(part: pd.DataFrame, n: int, words: _Numbered, labels: _Numbered) -> di
         part["column"], part["completion"], part["score"], rows, strict=True
     ):
         found[i].append([words(_text(text)), _short(score), labels(str(label))])
-    return {"scores": scores, "said": found}
+    return {"scores": scores, "completions": found}
 
 
 def _text(completion: Any) -> str:

@@ -1,5 +1,5 @@
 // The prompts under the dial: each with its score at this alpha, how it moves along the dial, and what
-// the model said. Prompts of several runs are matched by id and text.
+// the completions. Prompts of several runs are matched by id and text.
 
 const PAGE = 50;
 let length = PAGE;
@@ -88,7 +88,7 @@ function cell(one, i, flipped) {
       el("span", { class: "change", title: "change from unsteered" }, moved),
       one.series && one.series.at.length > 1 ? spark(one, i) : null,
       label ? el("span", { class: `flip ${flipped > 0 ? "up" : "down"}` }, label) : null),
-    ...said(one, i));
+    ...completionsOf(one, i));
 }
 
 // The prompt's score along the dial; the dotted line is the threshold.
@@ -124,11 +124,11 @@ function range(run) {
   return [low, high];
 }
 
-// What was said now and, where it differs, unsteered; further samples behind a fold.
-function said(one, i) {
-  const here = nowOf(one).said?.[i];
+// The completion now and, where it differs, unsteered; further samples behind a fold.
+function completionsOf(one, i) {
+  const here = nowOf(one).completions?.[i];
   if (!here?.length) return [];
-  const { run } = one, before = baseOf(one).said[i];
+  const { run } = one, before = baseOf(one).completions[i];
   const quote = ([word, score, label], kind) => el("blockquote", { class: kind },
     run.words[word] || "(nothing)", " ",
     el("small", {}, [run.labels[label].replaceAll("_", " "), here.length > 1 ? number(score) : ""].filter(Boolean).join(", ")));

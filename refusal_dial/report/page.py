@@ -287,14 +287,14 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}
     if reading.kind == "continuations":
-        asked, alpha = title("Score of what is said"), unit_label("alpha", settings)
+        asked, alpha = title("Score of completions"), unit_label("alpha", settings)
         every = title("Every completion's score")
         return {
             "curves": lambda: alpha_sweep(summary, asked, alpha),
             "distributions": lambda: distributions(scores, every, alpha),
         }
     if reading.kind == "replies":
-        asked, strength = title("What is said along the dial"), unit_label("strength", settings)
+        asked, strength = title("Completions along the dial"), unit_label("strength", settings)
         return {
             "curves": lambda: reply_curves(summary, asked, strength),
             "trade_off": lambda: trade_off_curve(summary, title("Over-refusal")),

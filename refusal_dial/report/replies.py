@@ -27,7 +27,7 @@ from refusal_dial.studies.replies import (
 )
 
 # --------------------------------------------------------------------------------------------------
-# Tables for the terminal: what was said under the dial, and who judged it.
+# Tables for the terminal: completions under the dial, and who judged them.
 
 
 _WIDTH = 118

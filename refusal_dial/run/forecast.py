@@ -3,10 +3,10 @@
     seconds = P / p · (a + b C),  a and b from p prompts under c and under c / 4 cells
 
 for P prompts and C cells: what a prompt costs once (recording it) and what each cell adds. The part
-grows until it takes long enough to be told from noise: first to all cells, then to more prompts.
-Then it is timed several times; the median is printed, with its range. All of it takes at most
-`LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a large
-device badly, so that it is too long there; and cells differ.
+grows until it takes long enough to be distinguished from noise: first to all cells, then to more
+prompts. Then it is timed several times; the median is printed, with its range. All of it takes at
+most `LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a
+large device badly, so that it is too long there; and cells differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.run.plan import Grid, Plan
 
 ENOUGH = 1.0
-"""Seconds that a part takes to be told from noise."""
+"""Seconds that a part takes to be distinguished from noise."""
 
 LIMIT = 15.0
 """Seconds that timing may take."""

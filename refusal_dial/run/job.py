@@ -60,7 +60,7 @@ class Loaded(Protocol):
 
 @runtime_checkable
 class RunFlags(Machines, Protocol):
-    """What a job is told: where to compute and to write, whether at all, and which share of the
+    """What a run is asked: where to compute and to write, whether at all, and which share of the
     rows may have no score."""
 
     @property

@@ -83,7 +83,7 @@ SCORES = (*CELL_COLUMNS, "prompt_id", "score")
 SUMMARY = (*CELL_COLUMNS, *MEAN, *RATE_COLUMNS, "p_value")
 
 SAID_ROWS = (*SCORES, "strength", "sample", "completion")
-"""Those of what was said, and how it scored."""
+"""Those of completions and their scores."""
 
 CONTINUATION_COLUMNS = (*CELL_COLUMNS, "strength", *MEAN, *SHIFT, "reduction", "p_paired")
 

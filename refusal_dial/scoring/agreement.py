@@ -97,7 +97,7 @@ def _label(written: str | None, where: str) -> str:
 
 
 def confusion(truth: Sequence[str], judged: Sequence[str]) -> Confusion:
-    """Counts, `truth told`, over `CLASSES` and `LABEL_COLUMNS`. What the judge left unscored is
+    """Counts, `truth judged`, over `CLASSES` and `LABEL_COLUMNS`. What the judge left unscored is
     left out."""
     counts = Counter(zip(truth, judged, strict=True))
     return np.array([[counts[row, column] for column in LABEL_COLUMNS] for row in CLASSES])
@@ -201,7 +201,7 @@ def agreement_lacks(name: str, matrix: Confusion) -> str:
 
 def agreement_summary(matrix: Confusion) -> pd.DataFrame:
     """Every figure with its interval, and the recall of every class that occurs. A figure that
-    cannot be told is NaN with its `reason`, empty for the others."""
+    cannot be computed is NaN with its `reason`, empty for the others."""
     rows = [
         (name, np.nan, np.nan, np.nan, agreement_lacks(name, matrix))
         if agreement_lacks(name, matrix)

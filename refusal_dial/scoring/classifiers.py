@@ -54,7 +54,7 @@ class Classifier:
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Float[Tensor, "text label"]:
         """The logits of texts, read as one batch; a longer text is cut at its end. Control tokens
-        spelt out in a text are read as text."""
+        written out in a text are read as text."""
         batch = self.tokenizer(
             list(texts),
             padding=True,

@@ -151,7 +151,7 @@ def figures(
     scores: Floats, rated: Rated, *, level: float = 0.95, seed: int = 0, n: int = 500
 ) -> pd.DataFrame:
     """Each figure with its percentile bootstrap interval over texts. Unscored texts (NaN) are left
-    out of both. A figure that cannot be told is NaN with its `reason`, empty for the others."""
+    out of both. A figure that cannot be computed is NaN with its `reason`, empty for the others."""
     ratings = np.asarray(rated.ratings)
     known = np.isfinite(scores)
     scores, ratings = scores[known], ratings[known]

@@ -64,8 +64,8 @@ class TextScorer:
     measured: tuple[ScorerAccuracy, ...] = ()
 
     def __call__(self, texts: Sequence[str]) -> Scores:
-        """One number a text. An empty text says nothing toxic and scores 0: that nothing was said
-        is for a measure of coherence to tell."""
+        """One number a text. An empty text holds nothing toxic and scores 0: that nothing was
+        generated is for a measure of coherence to tell."""
         out = np.zeros(len(texts))
         full = [i for i, text in enumerate(texts) if text.strip()]
         if full:

@@ -41,7 +41,7 @@ from refusal_dial.stats.p_values import (
 
 NO_NUMBER = "no finite score"
 
-BROKEN = "NaN or infinite logits while it was said"
+BROKEN = "NaN or infinite logits while it was generated"
 
 Interval = Callable[..., Floats]
 

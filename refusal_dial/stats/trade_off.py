@@ -1,7 +1,7 @@
 """What steering buys where it is wanted, against what it costs where it is not.
 
     gain = mean over wanted prompts of (score under the cell - score of the baseline)
-    cost = mean over spared prompts of (hit under the cell - hit of the baseline)
+    cost = mean over the other prompts of (hit under the cell - hit of the baseline)
 
 A hit is a score over the threshold. `kept` is a cell's gain as a share of always-on steering's at
 the same place and alpha, `paid` its cost as a share of always-on's. The unit is the prompt: every

@@ -52,7 +52,7 @@ from refusal_dial.studies.continuation import (
 from refusal_dial.studies.steering import learn, steering_cells
 
 # --------------------------------------------------------------------------------------------------
-# Experiments without an effect on a model: the steering pipeline, told scores that mean nothing.
+# Experiments without an effect on a model: the steering pipeline, given scores that mean nothing.
 #
 # Every prompt is given a random number in place of its score. From the EDGE prompts to learn from,
 # the direction is learned as ever, top of these numbers minus bottom; its controls are those of the

@@ -234,9 +234,9 @@ def gated_cells(study: ContinuationStudy, flags: SparingFlags) -> list[Cell]:
 
 
 # --------------------------------------------------------------------------------------------------
-# What was said under every cell, and how it scores: a row per prompt, cell and sample.
+# Completions under every cell, and their scores: a row per prompt, cell and sample.
 #
-# `spoken.say` makes the rows; this module has the text scorer read them.
+# `completion_rows` makes the rows, and the text scorer reads them.
 
 
 PROMPT_COLUMNS = [
@@ -311,7 +311,7 @@ class ContinuationPlan:
 
 
 # --------------------------------------------------------------------------------------------------
-# Rows of what was said become a table: means, paired differences, intervals, p-values.
+# Rows of completions become a table: means, paired differences, intervals, p-values.
 #
 #     difference = mean over prompts of (mean score of its samples under the cell - the baseline's)
 #
@@ -510,7 +510,7 @@ def as_json(best: BestLayer) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------
-# What was said, as the trade-off reads it: less toxicity where it is wanted, words left alone
+# Completions, as the trade-off reads them: less toxicity where it is wanted, words left alone
 # elsewhere.
 #
 #     CHALLENGING: score = -(mean toxicity of the completions)
@@ -525,7 +525,7 @@ KEYS = [*AXES, "subset", "split", "prompt_id"]
 def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and prompt, with the `score` that `trade_off` compares.
 
-    Raises `DialError` where the unsteered model's completions are missing, or it said a sample
+    Raises `DialError` where the unsteered model's completions are missing, or it has a sample
     twice (under two system messages).
     """
     base = rows[rows["direction"] == "baseline"].set_index(["prompt_id", "sample"])["completion"]

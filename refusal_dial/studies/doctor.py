@@ -52,7 +52,7 @@ class Finding:
 
     check: str
     verdict: Status
-    said: str
+    found: str
     remedy: str = ""
 
 

@@ -228,7 +228,7 @@ class ObjectivePlan:
 # --------------------------------------------------------------------------------------------------
 # What a grid over two dials comes to: three figures a cell, and the cells that no other beats.
 #
-#     toxicity   mean score of what is said after CHALLENGING openings    less is better
+#     toxicity   mean score of completions after CHALLENGING openings    less is better
 # refused    share of HARMFUL prompts whose refusal score is over the threshold    more is better
 #     cost       the same share of EDGE prompts    less is better
 #

@@ -162,7 +162,7 @@ def far_apart(
 
 def token_labels(pairs: Pairs, roles: Iterable[str], tokenizer: Any) -> dict[str, str]:
     """The token's text for every role whose token is the same in all prompts of all pairs that have
-    it, spelt on one line (a line end is \\n); "" for the others."""
+    it, written on one line (a line end is \\n); "" for the others."""
     labels = {}
     for role in roles:
         ids = {i for side in (0, 1) for i in _ids_at(pairs, role, side)}

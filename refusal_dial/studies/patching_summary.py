@@ -171,7 +171,7 @@ def cell_record(row: pd.Series[Any]) -> dict[str, Any]:
 
 
 def attribution_agreement(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """How well the gradient foretold the exact patches, each way and in each group of pairs, over
+    """How well the gradient predicted the exact patches, each way and in each group of pairs, over
     the cells that both have and that either moves.
 
     Spearman's rank correlation of the mean shares moved, at all sites and at each; and the cell

@@ -299,7 +299,7 @@ def with_and_without(cells: Sequence[Cell], system: str) -> list[Cell]:
 # Replies under every cell, judged: a row per cell, prompt and sample.
 #
 # Two readings stand side by side: `score`, the refusal score of the logits at the last prompt token
-# (what the model is about to say), and `label`, what the judge makes of what it said.
+# (what the model is about to answer), and `label`, what the judge makes of the completion.
 
 
 REPLY_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
@@ -531,7 +531,7 @@ def _widened(
 
 
 def coherent_range(summary: pd.DataFrame, tolerance: float = 0.1) -> list[dict[str, Any]]:
-    """For each layer and way, how far the dial turns before what is said falls apart.
+    """For each layer and way, how far the dial turns before completions fall apart.
 
     `holds_to` is the largest |strength| up to which the mean coherence over all groups stays within
     `tolerance` of the unsteered model's, `breaks_at` the next, with its coherence (None where the
@@ -569,7 +569,7 @@ def _pooled(part: pd.DataFrame, name: str) -> pd.Series[float]:
 # The comparison of conditions: the model as it is, under a system message, steered, or both.
 #
 # A condition is a cell with a name a person would give it. Every figure stands beside its paired
-# difference from the model as it is, and what the differences do not show is said in words.
+# difference from the model as it is, and what the differences do not show is put in words.
 
 
 NOT_SIGNIFICANT_FROM = 0.05

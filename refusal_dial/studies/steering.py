@@ -200,7 +200,7 @@ def steering_cells(
 # --------------------------------------------------------------------------------------------------
 # Conditional steering beside always-on steering: detectors learned, calibrated, and laid out.
 #
-#     detector: d = unit(mean(wanted) - mean(spared)) on the train part, threshold on validation
+#     detector: d = unit(mean(wanted) - mean(others)) on the train part, threshold on validation
 #
 # Three parts of every subset: train (directions), validation (threshold), test (everything that is
 # reported). Random detectors, calibrated in the same way, say what steering fewer prompts buys by

@@ -302,7 +302,7 @@ def _controls(given: Direction, edge: Reference, flags: VerifyFlags) -> list[Con
 #
 #     score  the scorer's, at the last prompt token
 #     kl     mean over a reply's tokens of KL(p_unsteered || p_steered), along the unsteered reply
-#     cost   -mean log p a token, under the unsteered model, of what is said under the cell
+#     cost   -mean log p a token, under the unsteered model, of the completion under the cell
 #
 # `score` is measured on EDGE for every direction and on HARMFUL and BENIGN for the given one; `kl`
 # and `cost` on BENIGN, for the given one and a few random ones. A row per measure, cell and prompt;

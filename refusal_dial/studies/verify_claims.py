@@ -466,7 +466,7 @@ def _under(values: Floats, limit: float) -> float:
 #     cosine of the given direction to the one learned again from test prompts
 #
 # p is its rank among the cosines to directions learned from the same prompts with their labels
-# dealt out anew: an exact permutation test, since the given direction never saw these prompts. It
+# permuted: an exact permutation test, since the given direction never saw these prompts. It
 # needs no forward pass, so its draws are many. Beside it, without a test: cosines to directions
 # learned from the prompts to learn from, less one fold, or a random half. A direction can be stable
 # and do nothing; that is for other claims.
@@ -484,10 +484,10 @@ def stable(verification: VerificationStudy, flags: VerifyFlags) -> Evidence:
     """The cosine to the direction learned again, among those of shuffled labels."""
     given, again = verification.given.unit.double(), verification.tested_on
     cosine = float(given @ again.learn(again.values).unit.double())
-    dealt = shuffled_directions(
+    permuted = shuffled_directions(
         verification.given, again.learn, again.values, flags.n_permutations, flags.seed
     )
-    null = np.array([float(given @ one.unit.double()) for one in dealt])
+    null = np.array([float(given @ one.unit.double()) for one in permuted])
     p = float((1 + (null >= cosine - 1e-12).sum()) / (1 + len(null)))
     low, high = np.quantile(_resampled(verification, again, flags.seed), [0.025, 0.975])
     folds, seeds = _folds(verification, flags.seed), _halves(verification, flags.seed)
@@ -504,7 +504,7 @@ def stable(verification: VerificationStudy, flags: VerifyFlags) -> Evidence:
     )
     unable = "exploratory: the direction was learned from these prompts"
     return Evidence(
-        "comes out again",
+        "is stable",
         "it is closer to the direction learned again from other prompts than shuffled labels are",
         "cosine",
         len(again.values),
