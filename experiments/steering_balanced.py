@@ -14,8 +14,13 @@ from refusal_dial.cli.flags import HoldoutFlags
 def main(flags: HoldoutFlags) -> None:
     from refusal_dial.common import write_whole
     from refusal_dial.report.reading import examples
-    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
-    from refusal_dial.run.folder import read_table
+    from refusal_dial.report.steering import (
+        print_controls,
+        print_dial,
+        print_slopes,
+        print_verdict,
+    )
+    from refusal_dial.run.folder import read_table, read_verdict
     from refusal_dial.studies.base import load_study, prompt_rows
     from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -29,6 +34,7 @@ def main(flags: HoldoutFlags) -> None:
     if not dump.exists():
         write_whole(dump, examples(read_table(run.folder, "scores"), study.prompts))
     held_out = summary[summary["split"] == "holdout"]
+    print_slopes(read_verdict(run.folder))
     print_dial(held_out)
     print_controls(held_out)
     print_verdict(held_out)

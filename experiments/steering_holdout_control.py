@@ -16,7 +16,13 @@ from refusal_dial.cli.flags import HoldoutFlags
 
 def main(flags: HoldoutFlags) -> None:
     from refusal_dial.cli.recipes import print_published
-    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
+    from refusal_dial.report.steering import (
+        print_controls,
+        print_dial,
+        print_slopes,
+        print_verdict,
+    )
+    from refusal_dial.run.folder import read_verdict
     from refusal_dial.studies.base import load_study, prompt_rows
     from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -27,6 +33,7 @@ def main(flags: HoldoutFlags) -> None:
     rows = prompt_rows(study, train)
     run, summary = conduct("steering_holdout_control", study, flags, rows, cells, learned)
     held_out = summary[summary["split"] == "holdout"]
+    print_slopes(read_verdict(run.folder))
     print_dial(held_out)
     print_controls(held_out)
     print_verdict(held_out)

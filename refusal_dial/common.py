@@ -10,6 +10,7 @@ import difflib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -355,3 +356,13 @@ def parse_int(digits: str) -> int | None:
 
 
 ENGINES = ("auto", "plain")
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None for every number that JSON does not have, and plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusal_dial.common import without_nan
 from refusal_dial.stats.p_values import holm
 from refusal_dial.studies import verify_claims as harm
 from refusal_dial.studies.verify import Measurements
@@ -18,7 +19,6 @@ from refusal_dial.studies.verify_claims import (
     ends,
     judge_claims,
     verdict_json,
-    without_nan,
 )
 
 ps = st.lists(st.floats(0, 1), min_size=1, max_size=8)

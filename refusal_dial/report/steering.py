@@ -142,6 +142,25 @@ def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
     return text if pd.isna(p) else f"{text} p={p:.3f}"
 
 
+def print_slopes(record: Mapping[str, Any]) -> None:
+    """The primary test, in words: a line per layer, from the run's summary.json. Yes where the
+    one-sided p at the direction's own length is at most 0.05; no where the slope points the other
+    way by as much; else not shown."""
+    for row in record.get("slope", []):
+        where = f"layer {row['layer']}"
+        if row["p"] is None:
+            print(f"turns refusal, {where}: not shown, {row['reason']}")
+            continue
+        answer = "yes" if row["p"] <= LIKE_NOTHING else "not shown"
+        if row["p"] >= 1 - LIKE_NOTHING:
+            answer = "no, it turns the other way"
+        print(
+            f"turns refusal, {where}: {answer}, p = {row['p']:.2g} among {row['n']:,} permuted "
+            f"labels (own length), {row['p_unit']:.2g} (unit length); slope {row['slope']:+.2f} on "
+            "held-out EDGE prompts"
+        )
+
+
 def print_verdict(summary: pd.DataFrame) -> None:
     """What the learned direction did to EDGE, a sentence per layer and split, controls included.
 

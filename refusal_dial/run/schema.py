@@ -65,7 +65,7 @@ NUMBER_COLUMNS |= {
     "p_holm",
     "p_bh",
 }
-NUMBER_COLUMNS |= {"p_paired", "p_control"}
+NUMBER_COLUMNS |= {"p_paired", "p_control", "p_slope", "p_slope_unit"}
 
 UNBOUNDED = {"reduction"}  # a share of what may be nothing
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from refusal_dial.cells import (
@@ -23,8 +24,9 @@ from refusal_dial.cells import (
     numbered,
     steer_where,
 )
-from refusal_dial.cli.flags import SteeringFlags, StudyFlags
-from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subset
+from refusal_dial.cli.flags import SteeringFlags
+from refusal_dial.common import without_nan
+from refusal_dial.data.prompts import Prompt, data_hash, extremes, holdout_split, of_subset
 from refusal_dial.directions.controls import (
     covariance_directions,
     flipped_direction,
@@ -36,11 +38,13 @@ from refusal_dial.directions.controls import (
 )
 from refusal_dial.directions.files import check_fits
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
+from refusal_dial.engine.slopes import mean_gradients
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
+from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import summarise, verdict
 from refusal_dial.studies.base import Study, study_settings
 
@@ -270,13 +274,89 @@ def parts_of(
 
 
 # --------------------------------------------------------------------------------------------------
+# The primary test: does the direction that these labels teach turn the score of held-out prompts?
+#
+#     slope = mean over held-out prompts of d score / d alpha at alpha = 0
+#
+# against the slopes of directions from 10,000 permutations of the training labels (see
+# `stats.permutation`). The directions at finite alphas beside it are pictures.
+
+
+def slope_tests(
+    study: Study, flags: SteeringFlags, learned: Sequence[Direction], held_out: Sequence[Prompt]
+) -> pd.DataFrame:
+    """A row per learned direction: `layer` and the columns of `slope_test`, corrected for all of
+    them. Empty where nothing is held out, or a direction is not the contrast of scores that these
+    activations teach: then there are no labels to permute."""
+    places = [one for one in learned if _is_contrast(study, flags, one)]
+    if not held_out or not places:
+        return pd.DataFrame()
+    # 1. The gradient at every place, from one backward pass over the held-out prompts.
+    keys = [(one.provenance.site, one.provenance.layer) for one in places]
+    tokens = study.tokens.chosen(study.rows(held_out)).on(study.model)
+    (pos,) = {one.provenance.pos for one in places}
+    gradient = mean_gradients(study.model, tokens, study.scorer, keys, (pos,))
+    # 2. What each training prompt would add to the slope, and how alike prompts are.
+    train = _trained_on(study, places[0])
+    rows = study.rows(train)
+    some = [study.activations[study.layers.index(layer)][rows].double() for _, layer in keys]
+    projections = [(a @ gradient[key][0]).numpy() for a, key in zip(some, keys, strict=True)]
+    grams = [(a @ a.T).numpy() for a in some]
+    # 3. The labels, permuted; within categories where the choice was balanced.
+    balanced = places[0].provenance.method.endswith("balanced")
+    categories = [prompt.category for prompt in train] if balanced else None
+    top, bottom = _extremes(study, flags, train, categories)
+    weights = contrast_weights(len(train), top, bottom)
+    table = slope_test(
+        np.stack(projections), np.stack(grams), weights, seed=flags.seed, groups=categories
+    )
+    table.insert(0, "layer", [layer for _, layer in keys])
+    return table
+
+
+def _extremes(
+    study: Study, flags: SteeringFlags, train: Sequence[Prompt], categories: Sequence[str] | None
+) -> tuple[list[int], list[int]]:
+    scores = [float(score) for score in study.scores[study.rows(train)]]
+    k = max(1, len(scores) // 3) if flags.k is None else flags.k
+    return extremes(scores, k, categories)
+
+
+def _trained_on(study: Study, direction: Direction) -> list[Prompt]:
+    ids = set(direction.provenance.prompt_ids)
+    return [prompt for prompt in study.prompts if prompt.id in ids]
+
+
+def _is_contrast(study: Study, flags: SteeringFlags, direction: Direction) -> bool:
+    """Whether the direction is what the scores of its prompts teach here."""
+    about, train = direction.provenance, _trained_on(study, direction)
+    if not about.method.startswith("top_bottom") or about.layer not in study.layers or not train:
+        return False
+    scores = [float(score) for score in study.scores[study.rows(train)]]
+    balanced = about.method.endswith("balanced")
+    again = learn_at(study, about, flags.k, train, balanced, scores)
+    return bool(again.unit @ direction.unit > 1 - 1e-3)
+
+
+def with_slopes(summary: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+    """The summary with `p_slope` and `p_slope_unit` at its end, for the learned direction on
+    held-out EDGE prompts."""
+    summary = summary.assign(p_slope=np.nan, p_slope_unit=np.nan)
+    for row in tests.to_dict("records"):
+        mine = (summary["direction"] == "learned") & (summary["layer"] == row["layer"])
+        mine &= (summary["subset"] == "EDGE") & (summary["split"] == "holdout")
+        summary.loc[mine, ["p_slope", "p_slope_unit"]] = row["p"], row["p_unit"]
+    return summary
+
+
+# --------------------------------------------------------------------------------------------------
 # The run.
 
 
 def conduct(
     experiment: str,
     study: Study,
-    flags: StudyFlags,
+    flags: SteeringFlags,
     rows: pd.DataFrame,
     cells: Sequence[Cell],
     learned: Sequence[Direction] = (),
@@ -293,8 +373,12 @@ def conduct(
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise(scores, flags.threshold, flags.seed)
         found = {"threshold": flags.threshold, "verdict": verdict(summary)}
-        unit = settings.get("alpha_unit")
-        return summary, found | ({"alpha_unit": unit} if unit else {})
+        held = rows[(rows["subset"] == "EDGE") & (rows["split"] == "holdout")]["prompt_id"]
+        held_out = [prompt for prompt in study.prompts if prompt.id in set(held)]
+        tests = slope_tests(study, flags, learned, held_out)
+        found["slope"] = without_nan(tests.to_dict("records"))
+        summary = with_slopes(summary, tests)
+        return summary, found | {"alpha_unit": flags.unit}
 
     plan = SweepPlan(study.tokens, rows, cells, study.scorer, budget, SCORE_ORDER)
     return carry_out(run, study, plan, close, flags)

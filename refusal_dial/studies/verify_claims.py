@@ -21,6 +21,7 @@ from scipy import stats as scipy_stats
 
 from refusal_dial import stats
 from refusal_dial.cli.flags import VerifyFlags
+from refusal_dial.common import without_nan
 from refusal_dial.directions.controls import fold_directions, fold_numbers, shuffled_directions
 from refusal_dial.run.folder import Run, read_verdict
 from refusal_dial.run.job import begin, carry_out
@@ -142,16 +143,6 @@ def verdict_json(verdict: VerificationVerdict) -> dict[str, Any]:
             for one in verdict.claims
         ],
     }
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for every number that JSON does not have, and plain numbers."""
-    if isinstance(value, Mapping):
-        return {str(name): without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 # --------------------------------------------------------------------------------------------------
