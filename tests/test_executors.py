@@ -117,6 +117,13 @@ def on(cluster, flags, **more):
     return replace(flags, executor="ray", ray_address=cluster.address, **more)
 
 
+def test_rows_of_a_cluster_are_those_of_this_process(cluster, study, flags, local, tmp_path):
+    carry_out(study, on(cluster, flags), tmp_path / "run")
+    assert "ray: 1 workers on cpu, for 12 tasks" in (tmp_path / "run" / "log.txt").read_text()
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == (local / "scores.csv").read_bytes()
+
+
+@pytest.mark.slow
 def test_an_actor_that_is_killed_costs_nothing_but_time(
     cluster, study, flags, local, tmp_path, monkeypatch
 ):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal_dial.cells import BASELINE, LABELS, Cell
-from refusal_dial.cli.flags import StudyFlags
+from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import DialError
 from refusal_dial.hooks import steer
 from refusal_dial.run.folder import close_log, read_table
@@ -124,7 +124,7 @@ def study(qwen_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
     rows = [{"text": f"say {'x' * i}", "subset": "EDGE", "id": f"p{i}"} for i in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = StudyFlags(
+    flags = SteeringFlags(
         model=str(qwen_folder), prompts=str(path), refusal_tokens="I", device="cpu", batch_size=4
     )
     return load_study(flags), flags

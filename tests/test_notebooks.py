@@ -29,6 +29,7 @@ def test_a_notebook_is_valid_cleared_and_begins_with_its_title(path):
             assert cell.execution_count is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path != KERNEL], **name)
 def test_every_cell_runs(path):
     """In this process, cell by cell: the same code that a kernel would be sent."""
