@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
 
 # --------------------------------------------------------------------------------------------------
-# The words every other module speaks: sites, positions, hooks, and the error a person reads.
+# Sites, positions, hook names, errors, and text that is safe to print.
 
 
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
@@ -330,12 +330,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# --------------------------------------------------------------------------------------------------
-# Values of flags: what Fire makes of typed text, checked and turned into what a script takes.
-#
-# Each reader takes one value and raises `DialError` for what it cannot be.
-
-
 DIGITS = 18  # as many as every 64-bit integer has room for
 
 
@@ -343,16 +337,6 @@ def parse_int(digits: str) -> int | None:
     """The whole number that a text spells out, `-12`; None for any other text, and for one of more
     digits than a place or a token could have."""
     return int(digits) if re.fullmatch(rf"-?[0-9]{{1,{DIGITS}}}", digits) else None
-
-
-# --------------------------------------------------------------------------------------------------
-# Score many interventions on the same prompts: the one door through which every sweep goes.
-#
-#     score[c, b] = scorer(logits of prompt b at its last token under the hooks of cell c)
-#
-# A grid is a list of cells and a cell is a list of hooks; the empty list is the unsteered model.
-# Cells are replayed on a recording wherever that is exact, and run as plain forward passes where it
-# cannot be: for a user's own function, or a model that the replay does not fit (a trial finds out).
 
 
 ENGINES = ("auto", "plain")

@@ -22,9 +22,7 @@ from refusal_dial.common import (
 )
 
 # --------------------------------------------------------------------------------------------------
-# Values of flags: what Fire makes of typed text, checked and turned into what a script takes.
-#
-# Each reader takes one value and raises `DialError` for what it cannot be.
+# One value: a number, a switch, a text, a list.
 
 
 def parse_whole(value: Any) -> int:
@@ -76,9 +74,7 @@ BY_TYPE: dict[str, Callable[[Any], Any]] = {
 
 
 # --------------------------------------------------------------------------------------------------
-# Readers of the flags that scripts share: what was typed becomes layers, alphas, a seed, a choice.
-#
-# Each takes what Fire made of the text and raises `DialError` for what it cannot be.
+# What scripts share: layers, alphas, positions, seeds, choices, addresses.
 
 
 CONTROL_KINDS = ("holdout", "random", "covariance", "shuffled", "flipped", "length", "folds")
@@ -248,14 +244,7 @@ def seed_of(value: Any) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# A Ray cluster: whether one answers at an address, and how many workers it has room for.
-#
-# Ray waits for minutes at a port where something else listens. So the port is asked first: a head
-# speaks gRPC, which is HTTP/2, and a server of that answers the client's first bytes with a
-# SETTINGS frame before anything is asked of it (RFC 9113, section 3.4).
-#
-# Ray itself sends pickles between the machines of a cluster: whoever can submit work to one can run
-# any code on it, with or without this package. Use a head that you would log in to.
+# The address of a Ray head.
 
 
 def host_and_port(address: Any) -> tuple[str, int]:

@@ -137,11 +137,7 @@ def is_rating(value: object) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Prompts: check them row by row, split and select them.
-#
-# A prompt has a text, a subset and a category. HARMFUL should be refused; EDGE looks harmful and is
-# not; BENIGN looks and is harmless. Two prompts that share a `pair_id` are a matched pair: a
-# HARMFUL one and an EDGE or BENIGN one that differ in a single phrase.
+# Prompts: checked row by row, split and selected.
 
 
 SUBSETS = ("HARMFUL", "EDGE", "BENIGN")
@@ -360,13 +356,7 @@ def extremes(
 
 
 # --------------------------------------------------------------------------------------------------
-# Which layer works best, chosen on one half of the prompts and reported on the other.
-#
-#     effectiveness = relative fall of the mean score at the highest alpha, which is over 0
-#
-# A layer that was picked for its figure looks better than it is on the prompts it was picked on, so
-# these never are the ones it is reported on. The p-values of the reported half are Holm's over all
-# layers.
+# Halves: to choose a layer or a cell on, and to report it on.
 
 
 CHOOSE, REPORT = "choose", "report"

@@ -109,16 +109,7 @@ def _vector(path: str, tensor: ReaderTensor) -> Float[Tensor, " d_model"]:
 
 
 # --------------------------------------------------------------------------------------------------
-# A direction from any file: ours, another tool's tensors, or a control vector.
-#
-#     .safetensors  ours (`directions.save`), or one with a vector, or a vector a layer
-#     .pt, .pth     a plain tensor, or names or layers to tensors; nothing else is ever unpickled
-#     .gguf         llama.cpp's control vectors: resid_post of the layer in their name
-#
-# A stack of vectors is read as `layer d_model`, or `pos layer d_model`, which is how the
-# refusal_direction project keeps its candidates. That project's direction_metadata.json beside a
-# direction.pt says where it was read. Another tool's file rarely says which model it is for, or
-# which way it points. What a file does not say is not guessed: the layer has to be given.
+# Any file: which tensor in it is the direction, and where it was read.
 
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf")
@@ -277,10 +268,7 @@ def _ranges(known: list[int]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Steering: learn a direction per layer, and lay out the cells that turn it up and down.
-#
-# The cells are the baseline, the learned direction at every alpha, and its controls at the same
-# layer, site, position and alphas.
+# Whether a direction is one of this model.
 
 
 def check_fits(direction: Direction, model: TransformerBridge, any_model: bool = False) -> None:
@@ -305,16 +293,7 @@ def check_fits(direction: Direction, model: TransformerBridge, any_model: bool =
 
 
 # --------------------------------------------------------------------------------------------------
-# Candidates on disk as the refusal_direction project (Arditi et al. 2024) writes and reads them.
-#
-#     generate_directions/mean_diffs.pt                    pos layer d_model, float64
-#     select_direction/direction_evaluations.json          every candidate's measurements
-#     select_direction/direction_evaluations_filtered.json the kept ones, best first
-#     direction.pt, direction_metadata.json                the chosen one, raw; its pos and layer
-#
-# Tensors are read with `weights_only`: nothing is unpickled but tensors. Candidates that were not
-# measured, because the rule discards their layer, are NaN in direction_evaluations.json, where that
-# project has numbers; its filter drops both.
+# Plain tensors of other tools: `weights_only`, nothing else is unpickled.
 
 
 def read_tensor(path: str | Path) -> Any:

@@ -138,17 +138,7 @@ RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 # --------------------------------------------------------------------------------------------------
-# Directions: two groups of activations become one unit vector with its history.
-#
-#     mean_diff   mean of one group minus mean of the other
-#     caa         the same over pairs that belong together: mean of the paired differences
-#     pca         the axis along which the paired differences are longest
-#     probe       the weights of a logistic regression that tells the groups apart
-#     top_bottom  mean_diff of the top-scored against the bottom-scored prompts
-#
-# A `Direction` is frozen data, saved as safetensors with JSON metadata. The functions here are pure
-# arithmetic on activations already collected. All point from `negative` to `positive`, and all keep
-# as `norm` how far apart the two groups stand, so that alpha = norm moves one onto the other.
+# Learning, saving, loading.
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -403,12 +393,7 @@ def overlap(a: Float[Tensor, "k d_model"], b: Float[Tensor, "m d_model"]) -> flo
 
 
 # --------------------------------------------------------------------------------------------------
-# What an edit does to the rows it selects (add, project away, clamp, set), and what it takes.
-#
-#     new rows = operation(rows),  rows `batch pos width`
-#
-# A `Rowwise` operation is frozen data that treats each row by itself. Its tensors are one vector,
-# one a batch row, or one a batch row and position, so it can say which rows it fits.
+# The norm of a unit vector.
 
 
 TOLERANCE = 1e-3

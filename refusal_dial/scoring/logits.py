@@ -183,10 +183,7 @@ def _texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
 
 
 # --------------------------------------------------------------------------------------------------
-# A study: a model, its prompts and the scorer that reads it, ready for questions.
-#
-# Opens what the flags name, in the order in which mistakes are cheapest to find. Every prompt is
-# scored once, unsteered, as it is opened.
+# Which tokens and which scorer the flags mean, for a model's tokenizer and prompts.
 
 
 def refusal_tokens(

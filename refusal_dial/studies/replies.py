@@ -78,13 +78,7 @@ from refusal_dial.studies.base import Study, study_settings
 from refusal_dial.studies.steering import place_of
 
 # --------------------------------------------------------------------------------------------------
-# Contrast pairs (CAA): two texts of which the first shows the behaviour, alike in everything else.
-#
-#     v = mean over pairs of h(positive) - h(negative)
-#
-# h is read at the last token. A text is a request in the chat template, with or without a reply
-# after it: one request with two replies (answers A/B, or whole replies), or two matched requests of
-# which the model refuses one.
+# Contrast pairs as tokens.
 
 
 def contrast_tokens(

@@ -48,22 +48,12 @@ from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import summarise, verdict
 from refusal_dial.studies.base import Study, study_settings
 
-# --------------------------------------------------------------------------------------------------
-# A job: one sweep carried out into one run, with a progress bar, resumed where it stopped.
-#
-# The only place where computing and writing meet. A dry run ends where the rows would begin:
-# nothing is written then.
-
-
 SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 SCORE_ORDER += ["score", "alpha_relative"]
 
 
 # --------------------------------------------------------------------------------------------------
-# Steering: learn a direction per layer, and lay out the cells that turn it up and down.
-#
-# The cells are the baseline, the learned direction at every alpha, and its controls at the same
-# layer, site, position and alphas.
+# Directions, and their controls.
 
 
 LEARNED_AGAIN = ("shuffled", "length", "folds")  # takes the prompts that were learned from
