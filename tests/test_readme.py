@@ -207,9 +207,10 @@ def test_the_python_of_the_readme_runs(places, monkeypatch, capsys):
     for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    assert len(names["logits"]) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["0", "1", "2"]
+    assert len(names["grid"]) == 3
+    replies = capsys.readouterr().out.splitlines()
+    assert len(replies) == 3
+    assert replies[1] == "Sure, let us look at the meaning of perjury in a contract."  # unsteered
 
 
 def test_every_make_target_is_there():

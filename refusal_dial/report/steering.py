@@ -36,7 +36,7 @@ from refusal_dial.stats.summary import GROUP, PLACE, distinct, prompt_groups, ra
 # Tables for the terminal: a summary as a person wants to read it.
 
 
-ALPHA_HEAD = "alpha\n(mean residual norms)"
+ALPHA_HEAD = "alpha\n(residual\nnorms)"
 
 _WIDTH = 118
 
