@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from hypothesis import settings
+from small_runs import Material, material
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.data.prompts import load_prompts
@@ -69,6 +70,13 @@ def some_prompts(tmp_path_factory) -> Path:
     rows = [asdict(prompt) | {"pair_id": None} for prompt in load_prompts()[::3]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def small_material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """What small runs are made of, one for all processes of a session (see `small_runs`)."""
+    base = tmp_path_factory.getbasetemp()
+    return material((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_runs")
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,10 @@ class Study:
     layers: tuple[int, ...]
     activations: Float[Tensor, "layer prompt d_model"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent to a worker without the model: a worker has its own."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
     @property
     def about(self) -> tuple[str, ...]:
         """What a run's log says of how the model is read."""

@@ -111,7 +111,7 @@ class NullPlan:
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
         """Raises `DialError` where there are fewer EDGE prompts than the two parts take."""
-        study, flags = self.study, self.flags
+        study, flags = replace(self.study, model=model), self.flags
         check_enough(study, flags)
         # 1. A split of the EDGE prompts that these experiments share, drawn by their number.
         edge = of_subset(study.prompts, "EDGE")
