@@ -56,7 +56,8 @@ def test_help_of_every_script_comes_without_torch(tmp_path):
         "    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):\n"
         "        try: runpy.run_path(path, run_name='__main__')\n"
         "        except SystemExit as ended: code = ended.code\n"
-        "    print(path, code, 'torch' in sys.modules, path.split('/')[-1][:-3] in shown.getvalue())\n"
+        "    name = path.split('/')[-1][:-3]\n"
+        "    print(path, code, 'torch' in sys.modules, name in shown.getvalue())\n"
     )
     paths = [str(path) for path in (*EXPERIMENTS, *SCRIPTS)]
     done = subprocess.run(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import runpy
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from script_case import load
+from small_runs import small_run
 
 from refusal_dial.cli.flags import ObjectiveFlags, PlotFlags
 from refusal_dial.common import DialError
@@ -123,14 +124,9 @@ def test_a_cell_is_shown_beside_random_directions_at_the_same_two_steps(capsys):
     assert [line.split("│")[4].strip() for line in shown] == ["0.700 to 0.800", "0.300 to 0.400"]
 
 
-def test_the_experiment_is_resumed_to_the_same_bytes_and_drawn(flags, tmp_path, interrupt_after):
-    main = runpy.run_path(str(ROOT / "experiments/multi_objective.py"))["main"]
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    main(replace(flags, out=str(whole)))
-    with interrupt_after(3):  # among the prompts, after all openings
-        main(replace(flags, out=str(out)))
-    main(replace(flags, out=str(out)))
-    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+def test_every_cell_of_the_two_dials_is_on_the_same_prompts_and_is_drawn(small_material, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(small_run(small_material, "multi_objective").folder, out)
     table = read_table(out, "scores")
     assert set(table["subset"]) == {"CHALLENGING", "BENIGN", "HARMFUL", "EDGE"}
     cells = table.groupby(["direction", "strength", "refusal_strength", "seed"], dropna=False)
@@ -139,6 +135,5 @@ def test_the_experiment_is_resumed_to_the_same_bytes_and_drawn(flags, tmp_path, 
     scores = [part["score"].to_numpy() for _, part in zero.groupby("direction")]
     np.testing.assert_array_equal(*scores)
     assert 0 <= read_verdict(out)["overlap"] <= 1
-    draw = runpy.run_path(str(ROOT / "scripts/plot_front.py"))
-    draw["main"](PlotFlags(str(out)))
+    load("plot_front").main(PlotFlags(str(out)))
     assert (out / "front.html").is_file()

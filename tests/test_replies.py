@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from script_case import load
+from small_runs import small_run
 
 from refusal_dial import directions
-from refusal_dial.cli.flags import ComparisonFlags, ContrastFlags, DirectionFlags, PlotFlags
+from refusal_dial.cli.flags import ComparisonFlags, PlotFlags
 from refusal_dial.common import DialError
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.completions import completion_text
@@ -122,11 +123,6 @@ def test_a_judge_that_cannot_judge_ends_the_run(talk, tmp_path):
     assert summary["refusal_rate"].isna().all()
 
 
-EXPERIMENTS = {
-    "eval_direction_on_xstest": DirectionFlags,
-    "caa_refusal": ContrastFlags,
-    "compare_prompting_steering": ComparisonFlags,
-}
 FIGURES = {
     "eval_direction_on_xstest": ("plot_xstest", 3),
     "caa_refusal": ("plot_layer_strength", 2),
@@ -134,38 +130,21 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_is_resumed_to_the_same_bytes_and_drawn(
-    name, qwen_folder, prompts, tmp_path, interrupt_after, capsys
-):
-    more = {
-        "eval_direction_on_xstest": {"layer": (1,), "alphas": (-1.0, 1.0)},
-        "caa_refusal": {"n_pairs": 1, "alphas": (1.0,)},
-        "compare_prompting_steering": {"n": 2, "layer": (2,), "alphas": (1.0,)},
-    }[name]
-    flags = flags_of(EXPERIMENTS[name], qwen_folder, prompts, **more)
-    main = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["main"]
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    main(replace(flags, out=str(whole)))
-    with interrupt_after(1):
-        main(replace(flags, out=str(out)))
-    with (out / "scores.csv").open("a") as file:
-        file.write("learned,,1,resid")  # torn
-    main(replace(flags, out=str(out)))
-    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
-    assert (out / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
-    told = read_verdict(out)["judge"]
-    assert told["judge"] == "builtin"
-    assert sum(told["labels"].values()) == len(read_table(out, "scores"))
-    assert read_config(out)["settings"]["judge"]["version"] == told["version"]
-    shown = capsys.readouterr().out
-    assert "judge: builtin version" in shown
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_judge_is_in_the_run_and_its_figures_are_drawn(name, small_material, tmp_path):
+    run, out = small_run(small_material, name), tmp_path / "run"
+    shutil.copytree(run.folder, out)
+    judge = read_verdict(out)["judge"]
+    assert judge["judge"] == "builtin"
+    assert sum(judge["labels"].values()) == len(read_table(out, "scores"))
+    assert read_config(out)["settings"]["judge"]["version"] == judge["version"]
+    assert "judge: builtin version" in run.printed
     script, count = FIGURES[name]
-    draw = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
-    draw["main"](PlotFlags(str(out)))
+    draw = load(script)
+    draw.main(PlotFlags(str(out)))
     assert len(list(out.glob("*.html"))) == count
     if name == "caa_refusal":
-        _cells_are_those_of_the_table(draw["main"], out, tmp_path)
+        _cells_are_those_of_the_table(draw.main, out, tmp_path)
 
 
 def _cells_are_those_of_the_table(main, run, tmp_path):
