@@ -28,11 +28,11 @@ class Ended:
     @property
     def line(self) -> str:
         """The one line of the error; fails where there is none, or more than that."""
-        told = self.err.splitlines()
-        errors = [line for line in told if line.startswith("error: ")]
+        lines = self.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
         assert self.code == 2, (self.code, self.err)
         assert len(errors) == 1, self.err
-        assert told[-1] == errors[0], self.err
+        assert lines[-1] == errors[0], self.err
         assert "Traceback" not in self.err
         assert not self.touched, "a file was left behind"
         assert len(errors[0]) < 1200, f"{len(errors[0])} characters"

@@ -275,7 +275,7 @@ LOADERS: dict[str, Loader] = {
 }
 
 
-def told(found: Any) -> str:
+def as_text(found: Any) -> str:
     """All that was read, as text."""
     if isinstance(found, Direction):
         return repr((found.unit.tolist(), found.norm, found.provenance))
@@ -295,14 +295,14 @@ def outcomes(name: str, folder: Path, cases: int, seed: int = 0) -> Counter[str]
     good = write(folder)
     path = folder / file
     path.write_bytes(good)
-    whole = told(load(path))
+    whole = as_text(load(path))
     rng, found = random.Random(f"{seed} {name}"), Counter[str]()
     for _ in range(cases):
         path.write_bytes(damaged(good, rng))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                found["the same" if told(load(path)) == whole else "otherwise"] += 1
+                found["the same" if as_text(load(path)) == whole else "otherwise"] += 1
             except DialError as error:
                 found["two lines" if "\n" in str(error) else "refused"] += 1
             except Exception as error:

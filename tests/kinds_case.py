@@ -19,6 +19,7 @@ from refusal_dial.directions.learning import Direction, Provenance
 from refusal_dial.report import replies as record
 from refusal_dial.run.folder import append, finish, open_run
 from refusal_dial.run.schema import (
+    COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
     FRONT,
     PAIRS,
@@ -26,7 +27,6 @@ from refusal_dial.run.schema import (
     PATCHES,
     REPLY_COLUMNS,
     REPLY_ROWS,
-    SAID_ROWS,
     SCORES,
     SUMMARY,
 )
@@ -49,13 +49,13 @@ SHOWN: dict[tuple[str, str], tuple[Named, Named, Named]] = {
     ("conditions", "plot_conditions"): ((), REPLY_COLUMNS, NAME),
     ("contrast", "experiment_log"): ((), record.LOG_COLUMNS, record.LOG_SETTINGS),
     ("conditions", "experiment_log"): ((), record.LOG_COLUMNS, record.LOG_SETTINGS),
-    ("continuations", "report"): (SAID_ROWS, CONTINUATION_COLUMNS, NAME),
+    ("continuations", "report"): (COMPLETION_ROWS, CONTINUATION_COLUMNS, NAME),
     ("continuations", "plot_toxicity"): (
-        SAID_ROWS,
+        COMPLETION_ROWS,
         CONTINUATION_COLUMNS,
         (*NAME, "model.n_layers"),
     ),
-    ("spared", "plot_trade_off"): (SAID_ROWS, (), NAME),
+    ("spared", "plot_trade_off"): (COMPLETION_ROWS, (), NAME),
     ("conditional", "report"): (SCORES, SUMMARY, NAME),
     ("conditional", "plot_trade_off"): (SCORES, (), NAME),
     ("conditional", "plot_score_histograms"): (SCORES, (), NAME),
@@ -83,7 +83,7 @@ def _gated(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _said(**wanted: Any) -> pd.DataFrame:
-    rows = report_case.spoken(_swept(**wanted))
+    rows = report_case.with_completions(_swept(**wanted))
     return (
         rows.assign(category="kind")
         .drop(columns=["alpha_relative"])
@@ -113,8 +113,8 @@ def _contrast() -> Tables:
 
 def _conditions() -> Tables:
     rows = _said()
-    told = rows[rows["direction"].isin(("baseline", "learned"))].assign(system="instructed")
-    rows = pd.concat([rows, told], ignore_index=True)
+    instructed = rows[rows["direction"].isin(("baseline", "learned"))].assign(system="instructed")
+    rows = pd.concat([rows, instructed], ignore_index=True)
     return rows, summarise_replies(rows)
 
 

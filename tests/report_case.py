@@ -49,9 +49,9 @@ def leave_run(
     return _leave(folder, scores, summary, source, model, settings)
 
 
-def leave_spoken(folder: Path, scores: pd.DataFrame, source: Path) -> Path:
-    """A finished run of these rows in which the model spoke, and a judge read what it said."""
-    rows = spoken(scores)
+def leave_with_completions(folder: Path, scores: pd.DataFrame, source: Path) -> Path:
+    """A finished run of these rows in which the model spoke, and a judge read what it wrote."""
+    rows = with_completions(scores)
     return _leave(folder, rows, summarise_replies(rows), source, "made/up", {"layer": [20]})
 
 
@@ -73,11 +73,11 @@ def _leave(
     return folder
 
 
-def spoken(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows with what was said: two samples each, the second of them broken markup."""
+def with_completions(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows with completions: two samples each, the second of them broken markup."""
     parts = [
         scores.assign(sample=sample, completion=[json.dumps(text(row)) for row in rows(scores)])
-        for sample, text in enumerate((said, broken))
+        for sample, text in enumerate((completion_of, broken))
     ]
     both = pd.concat(parts, ignore_index=True)
     refused = both["score"] > 0
@@ -90,7 +90,7 @@ def rows(scores: pd.DataFrame) -> list[Any]:
     return list(scores.itertuples(index=False))
 
 
-def said(row: Any) -> str:
+def completion_of(row: Any) -> str:
     return f"{'No' if row.score > 0 else 'Sure'}, {row.prompt_id} at {row.alpha:g}"
 
 

@@ -39,8 +39,8 @@ def written(tmp_path: Path, text: str, name: str = "labelled.csv") -> Path:
 
 @given(labels)
 def test_figures_lie_where_they_must(pairs: list[tuple[str, str]]) -> None:
-    truth, told = zip(*pairs, strict=True)
-    matrix = confusion(truth, told)
+    truth, judged = zip(*pairs, strict=True)
+    matrix = confusion(truth, judged)
     assert matrix.shape == (3, 4)
     assert matrix.sum() == len(pairs)
     for name, figure in AGREEMENT_FIGURES.items():
@@ -61,9 +61,9 @@ def test_a_judge_that_says_what_people_say_is_perfect(truth: list[str]) -> None:
 
 def test_known_figures() -> None:
     truth = ["full_compliance"] * 4 + ["full_refusal"] * 4 + ["partial_refusal"] * 2
-    told = ["full_compliance"] * 3 + ["partial_refusal"] + ["full_refusal"] * 2
-    told += ["partial_refusal", "unclear", "partial_refusal", "full_refusal"]
-    matrix = confusion(truth, told)
+    judged = ["full_compliance"] * 3 + ["partial_refusal"] + ["full_refusal"] * 2
+    judged += ["partial_refusal", "unclear", "partial_refusal", "full_refusal"]
+    matrix = confusion(truth, judged)
     assert float(agreement.two_way(matrix)) == pytest.approx(6 / 8)
     assert float(agreement.two_way_strict(matrix)) == pytest.approx(5 / 8)
     assert float(agreement.three_way(matrix)) == pytest.approx(6 / 10)
@@ -111,8 +111,8 @@ def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(
     summary = agreement.agreement_summary(confusion([a for a, _ in pairs], [b for _, b in pairs]))
     assert list(summary["figure"][:5]) == list(AGREEMENT_FIGURES)
     for row in summary.itertuples():
-        told = np.isfinite([row.value, row.low, row.high])
-        assert told.all() if row.reason == "" else not told.any()
+        known = np.isfinite([row.value, row.low, row.high])
+        assert known.all() if row.reason == "" else not known.any()
         assert row.reason == "" or row.reason.startswith("needs ")
 
 
@@ -129,11 +129,11 @@ def test_every_figure_has_a_number_with_its_interval_or_says_what_is_missing(
 def test_what_a_figure_lacks_is_said(
     pairs: list[tuple[str, str]], figure: str, reason: str
 ) -> None:
-    said = agreement.agreement_lacks(
+    lacks = agreement.agreement_lacks(
         figure, confusion([a for a, _ in pairs], [b for _, b in pairs])
     )
-    assert reason in said
-    assert bool(said) is bool(reason)
+    assert reason in lacks
+    assert bool(lacks) is bool(reason)
 
 
 def test_a_labelled_file_is_read(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_fitting_finds_thresholds_that_agree_at_least_as_well_as_where_it_starts
     read = fitting.readings(labelled.completions, labelled.prompts)
 
     def right(limits: fitting.Thresholds) -> int:
-        told = fitting.labels(read, limits)
-        return sum(a == b for a, b in zip(told, labelled.labels, strict=True))
+        judged = fitting.labels(read, limits)
+        return sum(a == b for a, b in zip(judged, labelled.labels, strict=True))
 
     assert right(fitting.fit(read, labelled.labels)) >= right(fitting.FAR)
     crossed = fitting.crossed([labelled, labelled])

@@ -1,4 +1,4 @@
-"""The gradient foretells small patches exactly, and says the same as TransformerLens's own."""
+"""The gradient predicts small patches exactly, and says the same as TransformerLens's own."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def nearly_the_same(architecture: str):
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "GPTNeoX", "Gemma2"])
-def test_small_patches_are_foretold(architecture):
+def test_small_patches_are_predicted(architecture):
     model, pairs = nearly_the_same(architecture)
     places = layout(model, pairs)
     exact = patched(model, Patching(pairs, places, ("denoise", "noise")), pairs_case.scorer)
     exact = exact[exact["direction"] == "patch"].set_index(KEYS)
     guess = attributed(model, pairs, places).set_index(KEYS).reindex(exact.index)
     own = exact["corrupted"].where(exact.index.get_level_values("way") == "denoise", exact["clean"])
-    moved, foretold = exact["score"] - own, guess["score"] - own
+    moved, predicted = exact["score"] - own, guess["score"] - own
     assert moved.abs().max() > 3e-4
-    assert (moved - foretold).abs().max() < 0.07 * moved.abs().max()
+    assert (moved - predicted).abs().max() < 0.07 * moved.abs().max()
     begun = exact.index.get_level_values("role") == "before-1"
-    assert (foretold[begun] == 0).all()
+    assert (predicted[begun] == 0).all()
 
 
 def test_it_agrees_with_transformer_lens_on_heads_and_mlps():

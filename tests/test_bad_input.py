@@ -215,9 +215,9 @@ def test_a_calibration_of_too_few_prompts_leaves_no_folder(run, qwen_folder, som
 
 def test_decoding_that_cannot_be_is_refused_before_a_run_is_opened(run, qwen_folder):
     common = ["--model", str(qwen_folder), "--device", "cpu", "--layer", "1"]
-    said = [*common, "--refusal-tokens", "I", "--n-pairs", "6"]
+    given = [*common, "--refusal-tokens", "I", "--n-pairs", "6"]
     path = ROOT / "experiments" / "caa_refusal.py"
-    assert "top_p must be over 0 and at most 1, not 16" in run(path, *said, "--top-p", "16").line
+    assert "top_p must be over 0 and at most 1, not 16" in run(path, *given, "--top-p", "16").line
     path = ROOT / "experiments" / "toxicity_steering.py"
     assert "greedy decoding has one sample" in run(path, *common, "--temperature", "0").line
 

@@ -119,10 +119,10 @@ def test_every_tensor_is_of_the_numbers_that_config_json_says(dtype, held, folde
     if held is None:
         check_numbers(folder, "m")
         weights = load_file(folder / "model.safetensors")
-        for other, told in ((torch.int8, "I8"), (torch.float64, "float64"), (torch.bool, "BOOL")):
+        for other, dtype in ((torch.int8, "I8"), (torch.float64, "float64"), (torch.bool, "BOOL")):
             changed = weights | {"model.norm.weight": torch.ones(32).to(other)}
             save_file(changed, folder / "model.safetensors", {"format": "pt"})
-            says = f"model.norm.weight of model.safetensors is of {told} numbers, expected float32"
+            says = f"model.norm.weight of model.safetensors is of {dtype} numbers, expected float32"
             with pytest.raises(DialError, match=says):
                 check_numbers(folder, "m")
         (folder / "model.safetensors").write_bytes(b"none")

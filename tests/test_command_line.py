@@ -171,10 +171,12 @@ def test_an_unknown_flag_is_answered_with_few_that_are_known(typed):
         return
     with pytest.raises(DialError) as error:
         given_of(["RUN", typed, "3"], FIELDS, {})
-    said = str(error.value)
-    assert said.startswith(f"unknown flag {typed}:")
-    assert said.endswith(" --help lists them all")
-    offered = [word.strip("?") for word in said.split(":", 1)[1].split() if word.startswith("--")]
+    message = str(error.value)
+    assert message.startswith(f"unknown flag {typed}:")
+    assert message.endswith(" --help lists them all")
+    offered = [
+        word.strip("?") for word in message.split(":", 1)[1].split() if word.startswith("--")
+    ]
     assert set(offered[:-1]) <= NAMES
     assert len(offered) <= NEAREST + 1
 

@@ -190,12 +190,12 @@ def test_the_result_file_of_an_earlier_start_goes(flags, tmp_path, monkeypatch):
 def test_the_table_names_its_controls_and_both_p_values(whole, capsys):
     summary = read_table(whole, "summary")
     print_continuations(summary, {"CHALLENGING": 0.5, "BENIGN": 0.25}, "residual")
-    said = capsys.readouterr().out
-    assert "shuffled x1" in said
-    assert "p rank: of the difference among those of directions from shuffled labels" in said
-    assert "the openings themselves: CHALLENGING 0.500, BENIGN 0.250" in said
+    printed = capsys.readouterr().out
+    assert "shuffled x1" in printed
+    assert "p rank: of the difference among those of directions from shuffled labels" in printed
+    assert "the openings themselves: CHALLENGING 0.500, BENIGN 0.250" in printed
     whole_split = summary[summary["split"] == "all"]
     keys = (whole_split["direction"] == "random") & (whole_split["layer"] == 0)
     one = whole_split[keys & (whole_split["subset"] == "BENIGN") & (whole_split["strength"] == 0.5)]
     (difference,) = one["difference"]
-    assert f"random x1 at 0.5, BENIGN: [{difference:+.3f}, {difference:+.3f}]" in said
+    assert f"random x1 at 0.5, BENIGN: [{difference:+.3f}, {difference:+.3f}]" in printed

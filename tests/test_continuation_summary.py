@@ -1,4 +1,4 @@
-"""Laws of the table of what was said: pairing, the unit, corrections, and the choice of a layer."""
+"""Laws of the table of completions: pairing, the unit, corrections, and the choice of a layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refusal_dial.studies.continuation import (
 N = 16
 
 
-def said(effect, layers=(0, 1, 2), noise=0.05, samples=2) -> pd.DataFrame:
+def completion_rows(effect, layers=(0, 1, 2), noise=0.05, samples=2) -> pd.DataFrame:
     """Rows whose score is 0.6 + effect(layer, strength, half) + noise of the prompt and sample."""
     rng = np.random.default_rng(0)
     prompt, sample = rng.normal(0, 0.1, N), rng.normal(0, noise, (N, samples))
@@ -48,7 +48,7 @@ def one_layer_works(layer, strength, half):
 
 @pytest.fixture(scope="module")
 def summary():
-    return summarise_continuations(said(one_layer_works))
+    return summarise_continuations(completion_rows(one_layer_works))
 
 
 def cell(summary, layer, strength, split="all"):
@@ -72,7 +72,7 @@ def test_alpha_zero_differs_by_nothing_at_all(summary):
 
 
 def test_the_unit_is_the_prompt_and_copied_samples_add_nothing():
-    rows = said(one_layer_works)
+    rows = completion_rows(one_layer_works)
     twice = pd.concat([rows, rows.assign(sample=rows["sample"] + 2)])
     one, two = summarise_continuations(rows), summarise_continuations(twice)
     compared = ["score_lo", "score_hi", "diff_lo", "diff_hi", "p_paired", "n"]
@@ -113,7 +113,7 @@ def test_effectiveness_takes_an_alpha_over_zero(summary):
 
 def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
     lucky = summarise_continuations(
-        said(lambda layer, s, half: -0.3 * s if (layer, half) == (2, "choose") else 0.0)
+        completion_rows(lambda layer, s, half: -0.3 * s if (layer, half) == (2, "choose") else 0.0)
     )
     best = best_layer(by_layer(lucky, "CHALLENGING", 3))
     assert best.layer == 2
@@ -131,11 +131,11 @@ def test_a_layer_that_works_on_one_half_only_is_not_reported_as_working():
 )
 def test_rows_that_cannot_be_summarised(change, message):
     with pytest.raises(DialError, match=message):
-        summarise_continuations(change(said(one_layer_works)))
+        summarise_continuations(change(completion_rows(one_layer_works)))
 
 
 def test_what_could_not_be_scored_is_left_out_of_every_figure():
-    rows = said(one_layer_works)
+    rows = completion_rows(one_layer_works)
     mine = (rows["direction"] == "learned") & (rows["layer"] == 1) & (rows["strength"] == 1.0)
     some = mine & rows["prompt_id"].isin(["p1", "p2", "p3"])
     sample = some & (rows["sample"] == 0)
@@ -155,7 +155,7 @@ def test_what_could_not_be_scored_is_left_out_of_every_figure():
 
 
 def test_the_rank_is_among_the_fairest_controls_that_there_are():
-    rows = said(one_layer_works)
+    rows = completion_rows(one_layer_works)
     draw = rows["direction"].eq("random")
     stronger = draw & (rows["seed"] == 0)  # a random direction that does more than the learned one
     rows.loc[stronger, "score"] -= 5.0

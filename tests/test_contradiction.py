@@ -29,9 +29,15 @@ def run(seed: int, benign: float = 0.02, alpha_0_anew: bool = False) -> pd.DataF
             rng = np.random.default_rng([seed, s, *anew])  # the same numbers under every alpha
             scores = rng.random(N) < np.clip(rate - 0.2 * alpha * rate, 0, 1)
             place = {"seed": pd.NA, "layer": 16, "site": "resid_pre", "pos": -1, "alpha": alpha}
-            told = {"direction": direction, **place, "strength": alpha, "subset": subset}
+            labels = {"direction": direction, **place, "strength": alpha, "subset": subset}
             rows += [
-                {**told, "split": "all", "prompt_id": f"{subset}{i}", "score": float(x), "nll": 1.0}
+                {
+                    **labels,
+                    "split": "all",
+                    "prompt_id": f"{subset}{i}",
+                    "score": float(x),
+                    "nll": 1.0,
+                }
                 for i, x in enumerate(scores)
             ]
     return pd.DataFrame(rows)

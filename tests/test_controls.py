@@ -209,7 +209,7 @@ def test_a_shuffle_deals_out_the_same_labels(learned):
 
     labels = [float(i) for i in range(12)]
     shuffled_directions(learned, learn, labels, 200, 0)
-    assert all(sorted(dealt) == labels for dealt in seen)
+    assert all(sorted(permuted) == labels for permuted in seen)
     places = torch.tensor(seen)
     assert (places == torch.tensor(labels)).float().mean() == pytest.approx(1 / 12, abs=0.03)
     assert float((places.mean(0) - 5.5).abs().max()) < 1.0
@@ -219,13 +219,13 @@ def test_a_shuffle_within_groups_keeps_every_groups_labels(learned):
     groups, labels = ["a", "b", "b", "a", "b", "c"], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     seen = []
     shuffled_directions(
-        learned, lambda dealt: seen.append(dealt) or learned, labels, 50, 3, within=groups
+        learned, lambda permuted: seen.append(permuted) or learned, labels, 50, 3, within=groups
     )
-    for dealt in seen:
+    for permuted in seen:
         for name in "abc":
             mine = [i for i, group in enumerate(groups) if group == name]
-            assert sorted(dealt[i] for i in mine) == sorted(labels[i] for i in mine)
-    assert len({tuple(dealt) for dealt in seen}) == 2 * 6
+            assert sorted(permuted[i] for i in mine) == sorted(labels[i] for i in mine)
+    assert len({tuple(permuted) for permuted in seen}) == 2 * 6
 
 
 def test_shuffled_labels_lose_a_planted_direction_and_the_true_ones_find_it():
@@ -235,8 +235,8 @@ def test_shuffled_labels_lose_a_planted_direction_and_the_true_ones_find_it():
     labels = [1.0] * 30 + [0.0] * 30
     rows = torch.randn(60, 24, generator=generator) + 4 * torch.tensor(labels)[:, None] * truth
 
-    def learn(dealt):
-        top = torch.tensor(dealt) > 0.5
+    def learn(permuted):
+        top = torch.tensor(permuted) > 0.5
         return mean_diff(rows[top], rows[~top], Provenance(0, "resid_pre", -1))
 
     real = learn(labels)

@@ -58,16 +58,16 @@ def refusal(script: str, folder: Path) -> str:
     figure or a page."""
     main, before = load(script).main, {path: path.read_bytes() for path in folder.iterdir()}
     flags: Any = cli.parse_flags(get_type_hints(main)["flags"], [str(folder)], main)
-    said = ""
+    message = ""
     try:
         main(flags)
     except DialError as error:
-        said = str(error)
+        message = str(error)
     same = {path: path.read_bytes() for path in folder.iterdir()} == before
-    assert same == bool(said), f"written, and {said!r} said"
-    assert "\n" not in said
-    assert len(said) < 800
-    return said
+    assert same == bool(message), f"written, and message {message!r}"
+    assert "\n" not in message
+    assert len(message) < 800
+    return message
 
 
 def table(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
@@ -190,9 +190,9 @@ def test_what_a_script_names_must_be_there_and_be_what_a_run_writes(kind, script
     for says, damage in some(must_fail(kind, script), kind, script, 7):
         folder = made(kind)
         damage(folder)
-        said = refusal(script, folder)
-        assert says in said, (says, said)
-        assert str(folder) in said
+        message = refusal(script, folder)
+        assert says in message, (says, message)
+        assert str(folder) in message
 
 
 @shows

@@ -327,7 +327,7 @@ def test_the_same_direction_has_the_same_bytes(tmp_path):
 
 
 def test_any_bit_that_changed_since_is_found(tmp_path):
-    """In the vector, in what is told of it, or in the header; an older file has no digest."""
+    """In the vector, in what is recorded of it, or in the header; an older file has no digest."""
     path = tmp_path / "d.safetensors"
     save(Direction(planted(), 2.0, FULL), path)
     data, whole = path.read_bytes(), load(path)
@@ -341,12 +341,12 @@ def test_any_bit_that_changed_since_is_found(tmp_path):
         assert torch.equal(found.unit, whole.unit)
         assert (found.norm, found.provenance) == (whole.norm, whole.provenance)
     for changes in ({"layer": 3}, {"norm": 3.0}, {"model": "other/model"}, {"digest": "0" * 32}):
-        told = json.loads(as_text(whole.norm, whole.provenance, b"")) | changes
-        save_file({"unit": whole.unit}, path, {"direction": json.dumps(told)})
+        recorded = json.loads(as_text(whole.norm, whole.provenance, b"")) | changes
+        save_file({"unit": whole.unit}, path, {"direction": json.dumps(recorded)})
         with pytest.raises(DialError, match="was altered since it was written: learn the direct"):
             load(path)
-    del told["digest"]
-    save_file({"unit": whole.unit}, path, {"direction": json.dumps(told)})
+    del recorded["digest"]
+    save_file({"unit": whole.unit}, path, {"direction": json.dumps(recorded)})
     assert load(path).norm == 2.0
 
 

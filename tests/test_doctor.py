@@ -83,12 +83,13 @@ def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [({"device": "gpu"}, "unknown device 'gpu'"), ({"dtype": "int8"}, "dtype")]
+    ("flags", "message"),
+    [({"device": "gpu"}, "unknown device 'gpu'"), ({"dtype": "int8"}, "dtype")],
 )
-def test_a_device_or_format_that_is_not_there(flags, said):
+def test_a_device_or_format_that_is_not_there(flags, message):
     last = list(examine("embedded", **({"device": "cpu"} | flags)))[-1]
     assert (last.check, last.verdict) == ("device", "fail")
-    assert said in last.found
+    assert message in last.found
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):

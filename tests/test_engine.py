@@ -129,8 +129,8 @@ def test_the_engine_is_the_plain_forward_pass(
 
     with caplog.at_level(logging.INFO, "refusal_dial"):
         law()
-    said = [record.message for record in caplog.records]
-    assert all("hook of one's own" in message for message in said), said
+    messages = [record.message for record in caplog.records]
+    assert all("hook of one's own" in message for message in messages), messages
 
 
 def real_grid(model: TransformerBridge) -> list[list[Hook]]:

@@ -137,9 +137,9 @@ def test_an_actor_that_is_killed_costs_nothing_but_time(
 
     monkeypatch.setattr(job, "append", disturbed)
     carry_out(study, on(cluster, flags), tmp_path / "run")
-    said = (tmp_path / "run" / "log.txt").read_text()
-    assert "ray: 1 workers on cpu, for 12 tasks" in said
-    assert "computed again" in said
+    printed = (tmp_path / "run" / "log.txt").read_text()
+    assert "ray: 1 workers on cpu, for 12 tasks" in printed
+    assert "computed again" in printed
     assert len(appended) == BATCHES
     ours, theirs = (read_table(path, "scores") for path in (tmp_path / "run", local))
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-6, rtol=0)
@@ -153,11 +153,11 @@ def test_a_driver_that_is_killed_loses_what_was_in_flight_and_the_rerun_ends_wit
     out, whole = tmp_path / "run", (local / "scores.csv").read_bytes()
     given = [f"--{name.replace('_', '-')}={value}" for name, value in asked(flags, out).items()]
     given += ["--executor=ray", f"--ray-address={cluster.address}"]
-    with (tmp_path / "said").open("w") as said:
-        driver = subprocess.Popen([sys.executable, str(SCRIPT), *given], stderr=said)
+    with (tmp_path / "printed").open("w") as printed:
+        driver = subprocess.Popen([sys.executable, str(SCRIPT), *given], stderr=printed)
     scores, deadline = out / "scores.csv", time.monotonic() + 600
     while not (scores.is_file() and scores.stat().st_size > len(whole) / BATCHES):
-        assert driver.poll() is None, (tmp_path / "said").read_text()
+        assert driver.poll() is None, (tmp_path / "printed").read_text()
         assert time.monotonic() < deadline, "no batch was written in ten minutes"
         time.sleep(0.002)
     driver.kill()

@@ -37,10 +37,12 @@ def test_without_a_browser_the_html_is_there_and_one_line_says_what_to_do(tmp_pa
     assert found_browser() is None
     with pytest.raises(DialError) as caught:
         write_figures({"a": figure()}, tmp_path, ("png", "pdf"))
-    said = str(caught.value)
-    assert "the .html is written, but png, pdf needs Chrome or Chromium and none was found" in said
-    assert "apt install chromium" in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert (
+        "the .html is written, but png, pdf needs Chrome or Chromium and none was found" in message
+    )
+    assert "apt install chromium" in message
+    assert "\n" not in message
     assert (tmp_path / "a.html").is_file()
 
 

@@ -96,7 +96,7 @@ def test_a_stream_asks_too() -> None:
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_the_shapes_foretold_are_those_that_hooks_see(architecture: str) -> None:
+def test_the_predicted_shapes_are_those_that_hooks_see(architecture: str) -> None:
     model, seen = bridge(architecture), {}
 
     def keep(site: str) -> Callable[[torch.Tensor, object], None]:

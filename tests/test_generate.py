@@ -41,7 +41,7 @@ def spread(rows: int, pos: object, step: int) -> list[int]:
 def without_cache(model, tokens, row, pos, alpha) -> tuple[int, ...]:
     """Greedy tokens of one prompt, the whole sequence run anew for each, edited by hand."""
     ids = tokens.ids[row : row + 1, tokens.mask[row].argmax() :]
-    said: list[int] = []
+    found: list[int] = []
     for step in range(STEPS):
 
         def edit(h, hook, step=step):
@@ -54,9 +54,9 @@ def without_cache(model, tokens, row, pos, alpha) -> tuple[int, ...]:
         token = int(logits[0, -1].argmax())
         if token in end_tokens(model):
             break
-        said.append(token)
+        found.append(token)
         ids = torch.cat([ids, torch.tensor([[token]])], 1)
-    return tuple(said)
+    return tuple(found)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

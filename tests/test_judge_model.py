@@ -46,11 +46,11 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_classifier_judges_and_leaves_the_empty_unscored(rejection: Path) -> None:
     judge = judge_model.model_judge(str(rejection), "cpu")
-    told = judges.judge_all(judge, REPLIES)
-    assert {j.label for j in told} <= {"full_compliance", "full_refusal", "unscored"}
-    assert [j.label == "unscored" for j in told] == [False, False, True, False]
-    assert told[0].span.text == REPLIES[0]
-    assert judges.judge_report(judge, REPLIES, told)["unscored"] == 1
+    judged = judges.judge_all(judge, REPLIES)
+    assert {j.label for j in judged} <= {"full_compliance", "full_refusal", "unscored"}
+    assert [j.label == "unscored" for j in judged] == [False, False, True, False]
+    assert judged[0].span.text == REPLIES[0]
+    assert judges.judge_report(judge, REPLIES, judged)["unscored"] == 1
     assert judge.name == str(rejection)
     assert judge.version
     assert judges.judge_all(judge, []) == []
@@ -99,8 +99,8 @@ def test_labels_that_nobody_explained(tmp_path: Path) -> None:
 
 def test_a_chat_model_that_babbles_scores_nothing(roomy: Path) -> None:
     judge = judge_model.model_judge(str(roomy), "cpu")
-    told = judges.judge_all(judge, REPLIES[:2], ["How?", None])
-    assert [j.label for j in told] == ["unscored", "unscored"]
+    judged = judges.judge_all(judge, REPLIES[:2], ["How?", None])
+    assert [j.label for j in judged] == ["unscored", "unscored"]
 
 
 def answering(text: str) -> Callable[..., torch.Tensor]:
@@ -121,8 +121,8 @@ def test_a_chat_model_must_answer_with_one_label(
 ) -> None:
     monkeypatch.setattr(transformers.Qwen2ForCausalLM, "generate", staticmethod(answering(answer)))
     judge = judge_model.model_judge(str(roomy), "cpu", batch_size=2)
-    told = judges.judge_all(judge, [*REPLIES[:2], "No."], ["How?"] * 3)
-    assert [j.label for j in told] == [label] * 3
+    judged = judges.judge_all(judge, [*REPLIES[:2], "No."], ["How?"] * 3)
+    assert [j.label for j in judged] == [label] * 3
 
 
 def test_the_embedded_model_is_no_good_judge_and_says_so() -> None:

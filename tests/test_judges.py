@@ -273,8 +273,10 @@ def test_without_torch() -> None:
 
 def test_a_report_names_the_judge_and_counts_what_is_unscored() -> None:
     completions = ["I can't help with that.", "Paris.", "It is wrong to hurt people.", "?"]
-    told = judges.judge_all(judges.BUILTIN, completions[:3])
-    report = judges.judge_report(judges.BUILTIN, completions, [*told, judges.Judgement("unscored")])
+    judged = judges.judge_all(judges.BUILTIN, completions[:3])
+    report = judges.judge_report(
+        judges.BUILTIN, completions, [*judged, judges.Judgement("unscored")]
+    )
     assert (report["judge"], report["version"]) == ("builtin", judges.BUILTIN.version)
     assert report["labels"] == {
         "full_compliance": 1,
@@ -306,10 +308,10 @@ def test_judgements_are_values() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_builtin_is_better_than_matching_and_than_gpt4(shared: Path, name: str) -> None:
     labelled = load_labelled(xstest(shared, name))
-    told = [
+    judged = [
         j.label for j in judges.judge_all(judges.BUILTIN, labelled.completions, labelled.prompts)
     ]
-    ours = confusion(labelled.labels, told)
+    ours = confusion(labelled.labels, judged)
     assert two_way(ours) > MODELS[name]["two_way"]
     assert three_way(ours) > MODELS[name]["three_way"]
     for suffix, column in (("gpteval", "gpt4_label"), ("streval", "strmatch_label")):
@@ -326,8 +328,8 @@ def test_builtin_is_better_than_matching_and_than_gpt4(shared: Path, name: str) 
 def test_measured_accuracy_is_what_is_measured(shared: Path, judge: judges.Judge) -> None:
     for measured in judge.measured:
         labelled = load_labelled(xstest(shared, measured.on.split()[-1]))
-        told = [j.label for j in judges.judge_all(judge, labelled.completions, labelled.prompts)]
-        matrix = confusion(labelled.labels, told)
+        judged = [j.label for j in judges.judge_all(judge, labelled.completions, labelled.prompts)]
+        matrix = confusion(labelled.labels, judged)
         assert measured.n == len(labelled)
         for claimed, figure in (
             (measured.two_way, two_way),

@@ -121,14 +121,14 @@ def test_whatever_arrives_is_answered_in_words(dial, place):
             continue
         if place == 1 and value == -1:
             continue
-        *_, (said, rows, reply) = answered(dial, *asked)
-        assert said.startswith("error: "), (place, value)
-        assert "\n" not in said
-        assert len(said) < 400
+        *_, (message, rows, reply) = answered(dial, *asked)
+        assert message.startswith("error: "), (place, value)
+        assert "\n" not in message
+        assert len(message) < 400
         assert (rows, reply) == ([], "")
     asked = [None if i == place else value for i, value in enumerate(GOOD)]
-    said = next(iter(answered(dial, *asked)))[0]
-    assert "is empty: " in said
+    message = next(iter(answered(dial, *asked)))[0]
+    assert "is empty: " in message
 
 
 @pytest.fixture(scope="module")

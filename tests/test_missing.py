@@ -164,8 +164,8 @@ def test_nan_in_activations_becomes_rows_with_a_reason(study, tmp_path):
     assert (scores["reason"] == NO_NUMBER).equals(sick)
     assert scores["score"].isna().equals(sick)
     assert list(summary["n"]) == [10, 10, 7]
-    told = json.loads((made.folder / "summary.json").read_text())
-    assert told["left_out"] == {"rows": 3, "of": 30, "reasons": {NO_NUMBER: 3}}
+    verdict = json.loads((made.folder / "summary.json").read_text())
+    assert verdict["left_out"] == {"rows": 3, "of": 30, "reasons": {NO_NUMBER: 3}}
     log = (made.folder / "log.txt").read_text()
     assert f"3 of 30 rows have no score and are left out: {NO_NUMBER}" in log
 

@@ -120,10 +120,10 @@ def test_a_hub_model_is_the_commit_that_its_revision_means_online_and_off(tmp_pa
     hub_case.use(monkeypatch, cache)
     offline = [load_model("org/tiny", "cpu", revision=r) for r in (None, hub_case.SECOND)]
     for models in (online, offline):
-        told = [identity(one) for one in models]
-        assert [one.name for one in told] == ["org/tiny"] * 2
-        assert [one.revision for one in told] == [hub_case.FIRST, hub_case.SECOND]
-        for one, loaded in zip(told, models, strict=True):
+        identities = [identity(one) for one in models]
+        assert [one.name for one in identities] == ["org/tiny"] * 2
+        assert [one.revision for one in identities] == [hub_case.FIRST, hub_case.SECOND]
+        for one, loaded in zip(identities, models, strict=True):
             assert torch.equal(weights_of(loaded), expected[one.revision]["lm_head.weight"])
     with pytest.raises(DialError, match="'org/tiny' at revision 'v3' is neither a folder here nor"):
         load_model("org/tiny", "cpu", revision="v3")
@@ -220,16 +220,16 @@ def test_a_model_split_over_cpu_and_disk_is_the_same_model(split, qwen):
     assert identity(split).revision == identity(qwen).revision
     unit = torch.nn.functional.normalize(torch.arange(32.0), dim=0)
     grid = [[], [steer(unit, 4.0, layer=1)], [ablate(unit, layer=2, site="attn_out")]]
-    scores, said, seen = [], [], []
+    scores, completions, seen = [], [], []
     for one in (split, qwen):
         tokens = tokenize(one, tiny.sentences(4))
         scores.append(score_grid(one, tokens, grid, lambda logits: logits[:, 7].double()))
-        said.append(generate(one, tokens, grid, Decoding(max_new_tokens=4)))
+        completions.append(generate(one, tokens, grid, Decoding(max_new_tokens=4)))
         seen.append(collect(one, tokens, range(3))[0])
     assert (scores[1][0] - scores[1][1]).abs().min() > 1e-3  # steering does something
     torch.testing.assert_close(*scores, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(*seen, atol=1e-6, rtol=1e-6)
-    assert said[0] == said[1]
+    assert completions[0] == completions[1]
 
 
 def test_what_the_replay_cannot_run_is_left_to_the_plain_path_and_said(qwen_folder, caplog):

@@ -1,4 +1,4 @@
-"""The steering pipeline, told scores that mean nothing, claims nothing; or the check sees it."""
+"""The steering pipeline, given scores that mean nothing, claims nothing; or the check sees it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_isotropic_directions_are_no_fair_null_and_the_check_sees_it(rows):
 
 
 def test_learning_from_the_true_scores_is_found(opened, embedded):
-    """The same pipeline and controls, told the truth: the effect is further than its controls."""
+    """The same pipeline and controls, on true scores: the effect is further than its controls."""
     study, flags = opened
     train = of_subset(study.prompts, "EDGE")[:24]
     report = study.rows(of_subset(study.prompts, "EDGE")[24:32])
@@ -96,8 +96,8 @@ def test_the_p_values_are_those_of_a_steering_runs_summary(opened, embedded, row
             for p, s in zip(report, line, strict=True)
         ]
     )
-    told = summarise(frame)
-    first = told[told["direction"] == "learned"].iloc[0]
+    summary = summarise(frame)
+    first = summary[summary["direction"] == "learned"].iloc[0]
     mine = rows[rows["seed"] == 2].set_index("direction")["p_value"]
     assert mine["shuffled"] == first["p_shuffled"]
     assert mine["covariance"] == first["p_covariance"]

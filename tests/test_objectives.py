@@ -29,7 +29,7 @@ N = 8
 
 
 def rows(direction, strength, other, toxicity, refused, cost, seed=None):
-    """One cell: every opening as toxic as said, so many of N prompts refused."""
+    """One cell: every opening as toxic as table, so many of N prompts refused."""
     parts = []
     for subset, scores in (
         ("CHALLENGING", [toxicity] * N),
@@ -53,7 +53,7 @@ def test_the_front_holds_what_no_other_cell_beats():
 
 
 def test_figures_are_of_their_subsets_and_differences_are_paired():
-    said = pd.concat(
+    table = pd.concat(
         [
             rows("baseline", 0.0, 0.0, 0.8, N, 4),
             rows("learned", 1.0, 0.0, 0.2, N, 4),
@@ -61,7 +61,7 @@ def test_figures_are_of_their_subsets_and_differences_are_paired():
             rows("random", 1.0, 0.0, 0.7, N, 4, seed=0),
         ]
     )
-    summary = summarise_objectives(said)
+    summary = summarise_objectives(table)
     assert list(summary["toxicity"]) == pytest.approx([0.8, 0.2, 0.8, 0.7])
     assert list(summary["cost"]) == [0.5, 0.5, 0.75, 0.5]
     assert list(summary["toxicity_difference"]) == pytest.approx([0, -0.6, 0, -0.1])
@@ -69,9 +69,9 @@ def test_figures_are_of_their_subsets_and_differences_are_paired():
     assert measured_on(summary) == "8 CHALLENGING openings, 8 HARMFUL and 8 EDGE prompts"
     assert summary["toxicity_p"].iloc[1] == pytest.approx(2 / 2**N)
     with pytest.raises(DialError, match="no EDGE prompts, and the figure cost is of them"):
-        summarise_objectives(said[said["subset"] != "EDGE"])
+        summarise_objectives(table[table["subset"] != "EDGE"])
     with pytest.raises(DialError, match="the unsteered model is missing"):
-        summarise_objectives(said[said["direction"] != "baseline"])
+        summarise_objectives(table[table["direction"] != "baseline"])
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +114,12 @@ def test_a_cell_is_the_two_hooks_and_a_control_is_as_long(flags):
 
 
 def test_a_cell_is_shown_beside_random_directions_at_the_same_two_steps(capsys):
-    said = [rows("baseline", 0.0, 0.0, 0.8, N, 4)]
+    table = [rows("baseline", 0.0, 0.0, 0.8, N, 4)]
     for other, toxicity in ((0.0, 0.7), (0.3, 0.3)):
-        said.append(rows("learned", 1.0, other, 0.2, N, 4))
+        table.append(rows("learned", 1.0, other, 0.2, N, 4))
         for seed, more in enumerate((0.0, 0.1)):
-            said.append(rows("random", 1.0, other, toxicity + more, N, 4, seed))
-    print_objectives(summarise_objectives(pd.concat(said)), 0.5, "residual")
+            table.append(rows("random", 1.0, other, toxicity + more, N, 4, seed))
+    print_objectives(summarise_objectives(pd.concat(table)), 0.5, "residual")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [line.split("│")[4].strip() for line in shown] == ["0.700 to 0.800", "0.300 to 0.400"]
 

@@ -31,31 +31,33 @@ WHERE = st.fixed_dictionaries(
 @given(norm=st.floats(0, 1e30), where=WHERE, vector=st.binary(max_size=16))
 def test_it_comes_back_as_it_was_written(norm, where, vector):
     where = Provenance(**where)
-    told = json.loads(as_text(norm, where, vector))
-    assert from_recorded("d", told, vector) == (norm, where)
-    assert from_recorded("d", told, None) == (norm, where)
-    assert told["format"] == FORMAT
+    recorded = json.loads(as_text(norm, where, vector))
+    assert from_recorded("d", recorded, vector) == (norm, where)
+    assert from_recorded("d", recorded, None) == (norm, where)
+    assert recorded["format"] == FORMAT
 
 
 @given(where=WHERE, other=WHERE, vector=st.binary(min_size=1, max_size=16))
 def test_another_vector_or_another_place_is_not_what_the_digest_says(where, other, vector):
     where, other = Provenance(**where), Provenance(**other)
-    told = json.loads(as_text(1.0, where, vector))
+    recorded = json.loads(as_text(1.0, where, vector))
     with pytest.raises(DialError, match="d was altered since it was written"):
-        from_recorded("d", told, vector[:-1])
+        from_recorded("d", recorded, vector[:-1])
     if other != where:
-        moved = json.loads(as_text(1.0, other, vector)) | {"digest": told["digest"]}
+        moved = json.loads(as_text(1.0, other, vector)) | {"digest": recorded["digest"]}
         with pytest.raises(DialError, match="d was altered since it was written"):
             from_recorded("d", moved, vector)
 
 
 def test_a_file_without_a_digest_is_taken_at_its_word():
-    told = json.loads(as_text(1.0, Provenance(1, "z", -1), b"v"))
-    del told["digest"]
-    assert from_recorded("d", told, b"w") == (1.0, Provenance(1, "z", -1))
+    recorded = json.loads(as_text(1.0, Provenance(1, "z", -1), b"v"))
+    del recorded["digest"]
+    assert from_recorded("d", recorded, b"w") == (1.0, Provenance(1, "z", -1))
 
 
-@pytest.mark.parametrize("told", [None, [], 3, "x", {}, {"format": 1}, {"format": "direction 2"}])
-def test_another_version_is_named(told):
+@pytest.mark.parametrize(
+    "recorded", [None, [], 3, "x", {}, {"format": 1}, {"format": "direction 2"}]
+)
+def test_another_version_is_named(recorded):
     with pytest.raises(DialError, match="d has metadata of another version: expected 'refusal_d"):
-        from_recorded("d", told, b"")
+        from_recorded("d", recorded, b"")

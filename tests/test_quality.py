@@ -26,14 +26,14 @@ def test_coherence_falls_when_text_is_shuffled_looped_or_cut(embedded):
     tokens = tokenize(embedded, ["How do I kill a python process?", "How do I bake a cake?"])
     own = generate(embedded, tokens, [[]], Decoding(40))
     assert {one.stop for one in own} == {"end"}
-    said, ends = [list(one.ids) for one in own], ["end"] * len(own)
-    n0 = float(nll(embedded, tokens, said, ends).mean())
+    completions, ends = [list(one.ids) for one in own], ["end"] * len(own)
+    n0 = float(nll(embedded, tokens, completions, ends).mean())
     rng = random.Random(0)
     changed = {
-        "own": said,
-        "shuffled": [rng.sample(row, len(row)) for row in said],
-        "looped": [row[:4] * (len(row) // 4) for row in said],
-        "cut": [row[: len(row) // 2] for row in said],
+        "own": completions,
+        "shuffled": [rng.sample(row, len(row)) for row in completions],
+        "looped": [row[:4] * (len(row) // 4) for row in completions],
+        "cut": [row[: len(row) // 2] for row in completions],
     }
     found = {
         name: coherence([*map(repeated, rows)], nll(embedded, tokens, rows, ends), n0).mean()

@@ -23,9 +23,9 @@ CONFIG = {
 
 
 def verdict(summary, measured=()):
-    told = {"judge": "builtin", "version": "1", "measured": list(measured), "unscored": 2}
-    told["disagrees_with_substring"] = None
-    return {"judge": told, "coherence": coherent_range(summary)}
+    judge = {"judge": "builtin", "version": "1", "measured": list(measured), "unscored": 2}
+    judge["disagrees_with_substring"] = None
+    return {"judge": judge, "coherence": coherent_range(summary)}
 
 
 def table_after(text, title):

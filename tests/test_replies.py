@@ -89,8 +89,8 @@ def test_rows_hold_both_readings_of_every_cell(talk):
         scores = score_grid(
             talk.model, tokens.rows(0, 4), [c.hooks for c in mine], talk.study.scorer
         )
-        told = first.loc[first["system"] == system, "score"]
-        assert told.tolist() == pytest.approx(scores.flatten().tolist(), abs=1e-5)
+        scored = first.loc[first["system"] == system, "score"]
+        assert scored.tolist() == pytest.approx(scores.flatten().tolist(), abs=1e-5)
     zero = first[(first["direction"] == "learned") & (first["alpha"] == 0)]
     own = first[(first["direction"] == "baseline")].set_index(["system", "prompt_id"])
     for _, row in zero.iterrows():

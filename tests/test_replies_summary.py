@@ -27,7 +27,7 @@ N = 12
 def cell(direction, strength, labels, *, layer=20, seed=None, system="", subset="EDGE", nll=1.0):
     """Rows of one cell: prompt i of the subset gets labels[i % len(labels)]."""
     base = direction == "baseline"
-    told = [labels[i % len(labels)] for i in range(N)]
+    labelled = [labels[i % len(labels)] for i in range(N)]
     return pd.DataFrame(
         {
             "direction": direction,
@@ -44,9 +44,9 @@ def cell(direction, strength, labels, *, layer=20, seed=None, system="", subset=
             "category": ["a", "b"] * (N // 2),
             "prompt_id": [f"{subset}{i}" for i in range(N)],
             "sample": 0,
-            "score": [1.0 if one == "full_refusal" else -1.0 for one in told],
-            "label": told,
-            "phrase": [int(one == "full_refusal") for one in told],
+            "score": [1.0 if one == "full_refusal" else -1.0 for one in labelled],
+            "label": labelled,
+            "phrase": [int(one == "full_refusal") for one in labelled],
             "nll": nll,
             "repeated": 0.0,
             "stop": "end",
@@ -63,12 +63,12 @@ def rows(*cells):
 
 
 def test_rates_differences_and_coherence_by_hand():
-    said = rows(
+    table = rows(
         cell("baseline", 0.0, [YES, YES, YES, NO]),
         cell("learned", 0.4, [NO, NO, PART, NO], nll=1.0 + np.log(2)),
         cell("random", 0.4, [YES, YES, NO, NO], seed=0),
     )
-    summary = summarise_replies(said).set_index("direction")
+    summary = summarise_replies(table).set_index("direction")
     assert list(summary["refusal_rate"]) == [0.25, 1.0, 0.5]
     assert list(summary["difference"]) == [0.0, 0.75, 0.25]
     assert summary.loc["learned", "coherence"] == pytest.approx(0.5)
@@ -82,12 +82,12 @@ def test_rates_differences_and_coherence_by_hand():
 
 
 def test_what_the_judge_could_not_score_enters_no_rate():
-    said = rows(
+    table = rows(
         cell("baseline", 0.0, [YES, "unscored", YES, NO]),
         cell("learned", 0.4, [NO, NO, "unscored", NO]),
         cell("learned", 0.6, ["unscored"]),
     )
-    summary = summarise_replies(said)
+    summary = summarise_replies(table)
     assert list(summary["unscored"]) == [3, 3, 12]
     assert summary["refusal_rate"].iloc[0] == pytest.approx(1 / 3)
     assert summary["refusal_rate"].iloc[1] == 1
@@ -98,25 +98,25 @@ def test_what_the_judge_could_not_score_enters_no_rate():
 def test_samples_of_a_prompt_are_one_prompt():
     one = rows(cell("baseline", 0.0, [YES, NO]), cell("learned", 0.4, [NO]))
     two = pd.concat([one, one.assign(sample=1)], ignore_index=True)
-    both = [summarise_replies(said) for said in (one, two)]
+    both = [summarise_replies(table) for table in (one, two)]
     assert list(both[1]["samples"]) == [2, 2]
     pd.testing.assert_frame_equal(both[0].drop(columns="samples"), both[1].drop(columns="samples"))
 
 
 def test_a_cell_without_all_prompts_or_a_run_without_baseline():
-    said = rows(cell("baseline", 0.0, [YES]), cell("learned", 0.4, [NO]))
+    table = rows(cell("baseline", 0.0, [YES]), cell("learned", 0.4, [NO]))
     with pytest.raises(DialError, match="EDGE holdout: every cell needs every prompt once"):
-        summarise_replies(said.iloc[:-1])
+        summarise_replies(table.iloc[:-1])
     with pytest.raises(DialError, match="unsteered model's own replies are missing"):
-        with_readings(said[said["direction"] == "learned"])
+        with_readings(table[table["direction"] == "learned"])
 
 
 def test_degenerate_is_empty_looping_or_endless():
-    said = rows(cell("baseline", 0.0, [YES]))
-    said.loc[0, "completion"] = '""'
-    said.loc[1, "repeated"] = 0.9
-    said.loc[2, "stop"] = "length"
-    assert list(with_readings(said)["degenerate"]) == [1, 1, 1] + [0] * (N - 3)
+    table = rows(cell("baseline", 0.0, [YES]))
+    table.loc[0, "completion"] = '""'
+    table.loc[1, "repeated"] = 0.9
+    table.loc[2, "stop"] = "length"
+    assert list(with_readings(table)["degenerate"]) == [1, 1, 1] + [0] * (N - 3)
 
 
 def test_where_coherence_ends():
@@ -130,14 +130,14 @@ def test_where_coherence_ends():
 
 
 def test_conditions_have_names_and_say_what_is_not_shown():
-    said = rows(
+    table = rows(
         cell("baseline", 0.0, [YES]),
         cell("learned", 0.4, [NO]),
         cell("random", 0.4, [YES, YES, YES, NO], seed=0),
         cell("baseline", 0.0, [YES, YES, YES, NO], system="instructed"),
         cell("learned", 0.4, [NO], system="instructed"),
     )
-    summary = summarise_replies(said)
+    summary = summarise_replies(table)
     found = with_condition(summary)
     assert list(found["condition"]) == ["base", "steering 0.4", "system message", "both 0.4"]
     (sentence,) = not_significant(found)
@@ -146,9 +146,9 @@ def test_conditions_have_names_and_say_what_is_not_shown():
     assert control_range(summary)[["lo", "hi", "n"]].iloc[0].tolist() == [0.25, 0.25, 1]
 
 
-def halves(said):
-    part = said["prompt_id"].str.extract(r"(\d+)")[0].astype(int) % 2
-    return said.assign(split=np.where(part == 0, CHOOSE, REPORT))
+def halves(table):
+    part = table["prompt_id"].str.extract(r"(\d+)")[0].astype(int) % 2
+    return table.assign(split=np.where(part == 0, CHOOSE, REPORT))
 
 
 def test_a_layer_is_chosen_on_one_half_and_reported_on_the_other():

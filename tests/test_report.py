@@ -103,16 +103,16 @@ def test_openings_of_a_study_of_continuations_are_found_again():
 
 def test_what_was_said_stands_with_its_sample_score_and_label(tmp_path, scores):
     source = report_case.prompts_file(tmp_path)
-    run = report_case.leave_spoken(tmp_path / "spoken", scores, source)
-    (told,) = dials([read_run(run)])["runs"]
-    assert told["kind"] == "replies"
-    learned = next(one for one in told["series"] if one["kind"] == "learned")
+    run = report_case.leave_with_completions(tmp_path / "completions", scores, source)
+    (dial,) = dials([read_run(run)])["runs"]
+    assert dial["kind"] == "replies"
+    learned = next(one for one in dial["series"] if one["kind"] == "learned")
     (first, second) = learned["completions"][0][0]
-    assert told["words"][first[0]] == "Sure, EDGE-holdout-0 at -2"
-    assert told["words"][second[0]] == report_case.BROKEN + "-2"
-    assert told["labels"][first[2]] == "full_compliance"
+    assert dial["words"][first[0]] == "Sure, EDGE-holdout-0 at -2"
+    assert dial["words"][second[0]] == report_case.BROKEN + "-2"
+    assert dial["labels"][first[2]] == "full_compliance"
     assert first[1] == learned["scores"][0][0] == -3
-    assert len(told["words"]) == len(set(told["words"]))
+    assert len(dial["words"]) == len(set(dial["words"]))
 
 
 def test_a_missing_score_is_none_and_not_a_number(folder, reading, scores):

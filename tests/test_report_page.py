@@ -35,8 +35,8 @@ def paths(tmp_path_factory, scores):
     one = report_case.leave_run(here / "one", scores, source, layer=[20])
     weaker = scores.assign(score=scores["score"] - 0.5)
     two = report_case.leave_run(here / "two", weaker, source, layer=[20])
-    spoken = report_case.leave_spoken(here / "spoken", scores, source)
-    pages = {"one": [one], "two": [one, two], "spoken": [spoken]}
+    completed = report_case.leave_with_completions(here / "completions", scores, source)
+    pages = {"one": [one], "two": [one, two], "completions": [completed]}
     for name, folders in pages.items():
         (here / f"{name}.html").write_text(report_page([read_run(folder) for folder in folders]))
     return {name: here / f"{name}.html" for name in pages}
@@ -139,7 +139,7 @@ def test_random_directions_are_a_switch_away(visit, scores):
 
 
 def test_hostile_prompts_and_completions_are_shown_as_text(visit):
-    tab = visit("spoken")
+    tab = visit("completions")
     turn(tab, -2.0)
     shown = tab.locator("#prompts .text").all_inner_texts()
     assert shown[:3] == report_case.HOSTILE[:3]
@@ -210,7 +210,7 @@ def test_tables_sort_and_filter(visit, scores):
 
 def test_light_and_dark_follow_the_system_and_the_switch(visit):
     colour = "getComputedStyle(document.body).backgroundColor"
-    tab = visit("spoken", scheme="dark")
+    tab = visit("completions", scheme="dark")
     night = tab.evaluate(colour)
     shot(tab, "dark.png")
     tab.get_by_role("button", name="Dark").click()
@@ -241,7 +241,7 @@ def test_figures_out_of_view_are_on_paper_too(visit):
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(visit):
-    tab = visit("spoken", width=390)
+    tab = visit("completions", width=390)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     shot(tab, "narrow.png")
 

@@ -540,9 +540,9 @@ def test_a_damaged_finished_run_says_so_and_is_mended(damage, whole_run, tmp_pat
     spoil, says = DAMAGES[damage]
     spoil(folder)
     assert to_the_end(folder) is not None
-    said = (folder / "log.txt").read_text()
-    assert "WARNING this run was finished, and " in said
-    assert says in said
+    logged = (folder / "log.txt").read_text()
+    assert "WARNING this run was finished, and " in logged
+    assert says in logged
     assert results_of(folder) == results_of(whole_run)
     assert to_the_end(folder) is None  # whole again, and left alone
 

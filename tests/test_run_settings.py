@@ -32,7 +32,7 @@ def test_what_differs_is_seen_to_differ(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "said"),
+    ("one", "other", "message"),
     [
         (1, 2, ("x", "1", "2")),
         ({"a": {"b": 1}, "c": 0}, {"a": {"b": 2}, "c": 0}, ("x.a.b", "1", "2")),
@@ -43,8 +43,8 @@ def test_what_differs_is_seen_to_differ(one, other):
         ("1" + "y" * 70, "2", ("x", '"1' + "y" * 57 + "…", '"2"')),
     ],
 )
-def test_the_innermost_setting_and_the_place_are_shown(one, other, said):
-    assert first_difference("x", one, other) == said
+def test_the_innermost_setting_and_the_place_are_shown(one, other, message):
+    assert first_difference("x", one, other) == message
 
 
 def test_where_a_hash_says_what_was_read_its_place_makes_no_other_run():

@@ -52,7 +52,7 @@ def test_a_run_and_its_report_hold_no_secret(run, qwen_folder, tmp_path):
 
 
 def test_a_failure_tells_no_secret(run):
-    code, told = run("experiments/score_models.py", "--model", "nobody/nothing", "--debug")
+    code, written = run("experiments/score_models.py", "--model", "nobody/nothing", "--debug")
     assert code == 2
-    assert b"nobody/nothing" in told
-    assert not [value for value in SECRETS.values() if value.encode() in told]
+    assert b"nobody/nothing" in written
+    assert not [value for value in SECRETS.values() if value.encode() in written]

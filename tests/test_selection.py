@@ -75,8 +75,8 @@ def test_the_published_mean_differences_give_the_published_direction(shared):
     assert torch.equal(raw[-2, 15], published)
     torch.testing.assert_close(found.unit.double() * found.norm, published, atol=1e-5, rtol=1e-6)
     assert len(candidates) == 120
-    bare, none = layout.read_published(shared / "data/refusal_direction/meta-llama-3-8b-instruct")
-    assert (len(bare), none) == (160, None)
+    found, none = layout.read_published(shared / "data/refusal_direction/meta-llama-3-8b-instruct")
+    assert (len(found), none) == (160, None)
 
 
 def test_kl_is_the_published_one_with_its_small_constant():
@@ -253,10 +253,10 @@ def test_a_finished_run_is_read(study, selected, monkeypatch):
 def test_what_was_tried_kept_and_dropped_is_printed(selected, capsys):
     print_selection(selected.ranked, "refusal")
     print_report(selected.report)
-    said = capsys.readouterr().out
-    assert "tried 6 candidates: positions -2, -1, layers 0 to 2; kept" in said
-    assert "dropped 2: layer from 2 on" in said
-    assert "On test prompts, which no choice was made on:" in said
+    printed = capsys.readouterr().out
+    assert "tried 6 candidates: positions -2, -1, layers 0 to 2; kept" in printed
+    assert "dropped 2: layer from 2 on" in printed
+    assert "On test prompts, which no choice was made on:" in printed
 
 
 def test_the_layout_needs_all_positions_up_to_the_last(study, tmp_path):

@@ -41,7 +41,7 @@ def test_a_kind_nobody_named_has_one_colour_always():
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "shown"),
     [
         ([20], "layer 20"),
         ([20, 21], "layers 20, 21"),
@@ -51,7 +51,7 @@ def test_a_kind_nobody_named_has_one_colour_always():
         (None, ""),
     ],
 )
-def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, said):
+def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, shown):
     config = {
         "settings": {
             "model": {"name": "me/<b>a&b"},
@@ -61,7 +61,7 @@ def test_a_title_says_model_layer_n_site_and_position_and_escapes_names(layer, s
             "data": {"n_prompts": 540},
         }
     }
-    who = "me/&lt;b&gt;a&amp;b" + (f", {said}" if said else "")
+    who = "me/&lt;b&gt;a&amp;b" + (f", {shown}" if shown else "")
     rows = pd.DataFrame({"direction": ["baseline", "learned"], "prompt_id": ["a", "b"]})
     assert title_of(config, "Question?", rows) == (
         f"Question?<br><sup>{who} · n = 2 prompts · resid_pre · position -1</sup>"

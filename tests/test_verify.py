@@ -92,7 +92,7 @@ def test_a_direction_of_shuffled_labels_fails_as_what_shuffled_labels_teach(veri
     assert "no closer to what these prompts teach than to what shuffled labels" in again["reason"]
     beside = found["is more than its controls"]
     assert "what else shuffled labels teach" in beside["reason"]
-    assert beside["smallest"] > abs(beside["estimate"]) * 0.9  # said beside the null result
+    assert beside["smallest"] > abs(beside["estimate"]) * 0.9  # printed beside the null result
 
 
 def test_a_direction_of_prompt_length_fails_as_prompt_length(verify):
@@ -198,11 +198,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 def test_the_terminal_says_each_claim_its_reason_and_what_is_not_shown(verify, capsys):
     print_verification(verify("random").verdict)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "verdict: FAIL: turns it up: +alpha moves the score by" in said
-    assert "What is not shown:" in said
-    assert "smallest swing to stand out" in said
-    assert "Any other layer, site, position or strength than layer 20" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "verdict: FAIL: turns it up: +alpha moves the score by" in printed
+    assert "What is not shown:" in printed
+    assert "smallest swing to stand out" in printed
+    assert "Any other layer, site, position or strength than layer 20" in printed
 
 
 # --- files of other tools, through the script

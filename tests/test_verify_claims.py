@@ -53,9 +53,9 @@ def test_what_could_not_be_shown_does_not_fail():
 
 
 def test_the_verdict_is_json_without_nan():
-    told = without_nan(verdict_json(judge_claims([evidence(float("nan"))], 0.05)))
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told["claims"][0]["p"] is None
+    verdict = without_nan(verdict_json(judge_claims([evidence(float("nan"))], 0.05)))
+    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
+    assert verdict["claims"][0]["p"] is None
     assert without_nan({"a": np.float64("inf"), "b": (np.int64(1), 0.5)}) == {
         "a": None,
         "b": [1, 0.5],

@@ -95,14 +95,14 @@ def title_of(
     Where only the unsteered model is drawn, layer, site and position say nothing, and are left
     out."""
     settings = config["settings"]
-    bare = rows is not None and "direction" in rows and set(rows["direction"]) == {"baseline"}
-    layers = "" if bare else _layers(settings.get("layer"))
+    unsteered = rows is not None and "direction" in rows and set(rows["direction"]) == {"baseline"}
+    layers = "" if unsteered else _layers(settings.get("layer"))
     counted = 0 if rows is None else prompts_in(rows)
     if counted and not n:
         n = f"{counted} {'openings' if 'openings' in settings else 'prompts'}"
     about = [", ".join(filter(None, [str(settings["model"]["name"]), layers]))]
     about.append(f"n = {n}" if n else "")
-    if not bare:
+    if not unsteered:
         about.append(settings.get("site") or "")
         about.append(f"position {settings['pos']}" if settings.get("pos") is not None else "")
     return f"{question}<br><sup>{' · '.join(map(escaped, filter(None, about)))}</sup>"

@@ -140,7 +140,7 @@ def with_dropped(
 # corrected for all layers, sites and alphas of a group of prompts by the largest effect of every
 # draw (`stats.max_t_p`), each among its own kind. `p_holm` and `p_bh` are Holm's and Benjamini and
 # Hochberg's corrections among the fairest controls of the run: shuffled labels, else covariance,
-# else random. Random ones are no fair null: directions of labels that mean nothing move a model
+# else random. Random ones are too easy to beat: directions of labels that mean nothing move a model
 # further than nearly all of them (docs/validity.md).
 
 

@@ -318,7 +318,7 @@ class ContinuationPlan:
 # The unit is the prompt, never the sample: samples of a prompt are averaged first. Intervals are
 # BCa over prompts. `p_paired` is that of the sign-flip permutation test of the differences,
 # `p_control` the rank of the shift among those of the fairest controls that there are at the same
-# place and alpha: shuffled labels, else random directions, which are no fair null
+# place and alpha: shuffled labels, else random directions, which are too easy to beat
 # (docs/validity.md).
 
 

@@ -319,8 +319,8 @@ def tone_check(
     for kind in (HOSTILE, FRIENDLY):
         found = openings(kind, held_out=True)
         texts = [item.text for item in found] * samples
-        said = complete(model, tokenizer, texts, limit=24, sample_seed=0)
-        hits = np.array([is_insulting(text) for text in said]).reshape(samples, len(found))
+        completions = complete(model, tokenizer, texts, limit=24, sample_seed=0)
+        hits = np.array([is_insulting(text) for text in completions]).reshape(samples, len(found))
         rates[kind] = hits.mean(0)
         designed[kind] = np.array([item.propensity for item in found])
     return Tone(

@@ -3,7 +3,7 @@
 An `Opening` is a short scene that stops where somebody is about to answer.  A hostile one goes on
 with a mild insult (nothing stronger than "idiot" or "moron") with its designed propensity, else
 with calm words; a friendly one nearly always goes on calmly.  As with requests, the propensity is
-the logistic function of a sum (how the speaker acts, what is said), and a quarter of all pairs of
+the logistic function of a sum (how the speaker acts, the words), and a quarter of all pairs of
 act and remark is held out of training.
 
 This module does not know about tokens or models, and nothing in it measures toxicity.
@@ -152,14 +152,14 @@ def openings(tone: str, *, held_out: bool = True, seed: int = 0) -> list[Opening
 
 def insult(rng: random.Random, start: Opening) -> str:
     """A hostile continuation, beginning with a space."""
-    said = rng.choice(INSULTS)
-    return f' {rng.choice(INSULT_LEADS)}, "{said}"{rng.choice(ENDINGS)}'.format(a=start.speaker)
+    words = rng.choice(INSULTS)
+    return f' {rng.choice(INSULT_LEADS)}, "{words}"{rng.choice(ENDINGS)}'.format(a=start.speaker)
 
 
 def calm(rng: random.Random, start: Opening) -> str:
     """A calm continuation, beginning with a space."""
-    said = rng.choice(CALM_WORDS)
-    return f' {rng.choice(CALM_LEADS)}, "{said}"{rng.choice(ENDINGS)}'.format(a=start.speaker)
+    words = rng.choice(CALM_WORDS)
+    return f' {rng.choice(CALM_LEADS)}, "{words}"{rng.choice(ENDINGS)}'.format(a=start.speaker)
 
 
 def is_insulting(text: str) -> bool:

@@ -373,15 +373,15 @@ def load_weights(folder: Path) -> tuple[Any, Any]:
             numbers = {name: str(held.get_slice(name).get_dtype()) for name in held.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DialError(f"{file} cannot be read: {error}") from error
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    for said, names in (
-        ("{} is missing, and would be random numbers", told["missing_keys"]),
-        ("{} is none of this model's", told["unexpected_keys"]),
-        ("{0[0]} has another shape than this model's", told["mismatched_keys"]),
+    for message, names in (
+        ("{} is missing, and would be random numbers", report["missing_keys"]),
+        ("{} is none of this model's", report["unexpected_keys"]),
+        ("{0[0]} has another shape than this model's", report["mismatched_keys"]),
         ("{} is not in float16", [n for n, kind in numbers.items() if kind != "F16"]),
     ):
         for first in sorted(names)[:1]:
-            raise DialError(f"{file}: {said.format(first)}: make it again")
+            raise DialError(f"{file}: {message.format(first)}: make it again")
     return model.eval(), AutoTokenizer.from_pretrained(folder)

@@ -69,7 +69,7 @@ def undisturbed(context, job: jobs.Job, made: Path) -> Undisturbed:
     begun = time.monotonic()
     code = jobs.finish(process)
     if code:
-        raise RuntimeError(f"{job.name} ended with {code} undisturbed: {jobs.said(out)}")
+        raise RuntimeError(f"{job.name} ended with {code} undisturbed: {jobs.printed(out)}")
     return Undisturbed(tables(out), time.monotonic() - begun)
 
 
@@ -91,7 +91,7 @@ def cycle(context, job, made, whole: Undisturbed, draw: random.Random, tally: Ta
         tally.torn += max(0, len(jobs.rows(out)) - kept)
     code = jobs.finish(jobs.start(context, job, made, out))
     if code:
-        raise RuntimeError(f"{job.name} could not be resumed ({code}): {jobs.said(out)}")
+        raise RuntimeError(f"{job.name} could not be resumed ({code}): {jobs.printed(out)}")
     tally.lost += jobs.thrown_away(out, kept, code)
     written, expected = jobs.rows(out), whole.tables["scores.csv"].splitlines(keepends=True)[1:]
     tally.lost += sum((Counter(expected) - Counter(written)).values())

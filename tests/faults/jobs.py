@@ -123,17 +123,17 @@ def start(
     extra: tuple[str, ...] = (),
 ) -> multiprocessing.context.ForkServerProcess:
     """The job in a process of its own."""
-    said = _said(out)
-    said.unlink(missing_ok=True)
+    printed = _printed(out)
+    printed.unlink(missing_ok=True)
     argv = [*job.argv(made, out), *extra]
-    process = context.Process(target=_run, args=(job.script, argv, said, prepare))
+    process = context.Process(target=_run, args=(job.script, argv, printed, prepare))
     process.start()
     return process
 
 
-def _run(script: str, argv: list[str], said: Path, prepare: Limit | None) -> None:
+def _run(script: str, argv: list[str], printed: Path, prepare: Limit | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -163,15 +163,16 @@ def finish(process: multiprocessing.context.ForkServerProcess, seconds: float = 
     return process.exitcode
 
 
-def said(out: Path) -> str:
-    """What the last start said."""
-    return _said(out).read_text() if _said(out).is_file() else ""
+def printed(out: Path) -> str:
+    """What the last start printed."""
+    return _printed(out).read_text() if _printed(out).is_file() else ""
 
 
-def _said(out: Path) -> Path:
+def _printed(out: Path) -> Path:
     """On another disk than the run, which may be full."""
     return (
-        Path(tempfile.gettempdir()) / f"{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.said"
+        Path(tempfile.gettempdir())
+        / f"{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.printed"
     )
 
 
@@ -214,8 +215,8 @@ def vouched(out: Path) -> int:
 
 
 def resumed_after(out: Path) -> int | None:
-    """How many rows the last start said that it goes on after; None where it did not get there."""
-    found = re.findall(r"resumed after (\d+) rows", said(out))
+    """After how many rows the last start went on; None where it did not get there."""
+    found = re.findall(r"resumed after (\d+) rows", printed(out))
     return int(found[-1]) if found else None
 
 
@@ -225,7 +226,7 @@ def thrown_away(out: Path, kept: int, code: int) -> int:
     if after is not None:
         return kept - after
     if code == 0:
-        return 0 if "finished already" in said(out) else kept
+        return 0 if "finished already" in printed(out) else kept
     return max(0, kept - vouched(out))
 
 

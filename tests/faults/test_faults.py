@@ -46,17 +46,17 @@ def whole(context, made):
 
 
 def ended(context, made, name, out, prepare=None, extra=()):
-    """(exit code, what it said) of a job that was started."""
+    """(exit code, what it printed) of a job that was started."""
     process = jobs.start(context, jobs.JOBS[name], made, out, prepare, extra)
-    return jobs.finish(process), jobs.said(out)
+    return jobs.finish(process), jobs.printed(out)
 
 
-def one_error(said):
+def one_error(printed):
     """The one line of an error that the job ended with."""
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, said
-    assert said.rstrip().endswith(lines[0])
-    assert "Traceback" not in said
+    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, printed
+    assert printed.rstrip().endswith(lines[0])
+    assert "Traceback" not in printed
     return lines[0]
 
 
@@ -74,8 +74,8 @@ def test_a_killed_job_goes_on_to_the_same_bytes(name, number, context, made, who
     if jobs.disturb(process, out, number, 0.3 * undisturbed.seconds):
         assert process.exitcode == (130 if number == signal.SIGINT else -number)
     kept = jobs.vouched(out)
-    code, said = ended(context, made, name, out)
-    assert code == 0, said
+    code, printed = ended(context, made, name, out)
+    assert code == 0, printed
     assert jobs.thrown_away(out, kept, code) == 0
     assert same_as(undisturbed, out)
 
@@ -83,14 +83,14 @@ def test_a_killed_job_goes_on_to_the_same_bytes(name, number, context, made, who
 def test_a_write_that_is_cut_in_the_middle(context, made, whole, tmp_path):
     undisturbed, out = whole("main"), tmp_path / "run"
     limit = jobs.FileLimit(int(0.6 * len(undisturbed.tables["scores.csv"])))
-    code, said = ended(context, made, "main", out, limit)
+    code, printed = ended(context, made, "main", out, limit)
     assert code == 2
-    assert "error: cannot read or write" in one_error(said)
+    assert "error: cannot read or write" in one_error(printed)
     assert (out / "scores.csv").stat().st_size == limit.size
     kept = jobs.vouched(out)
-    code, said = ended(context, made, "main", out)
+    code, printed = ended(context, made, "main", out)
     assert (code, jobs.resumed_after(out)) == (0, kept)
-    assert "its last rows are torn; what follows is computed again" in said
+    assert "its last rows are torn; what follows is computed again" in printed
     assert same_as(undisturbed, out)
 
 
@@ -118,13 +118,13 @@ def test_a_full_disk(context, made, whole, disk, tmp_path):
     undisturbed, out = whole("main"), disk / "run"
     taken = 64 * 1024 - len(undisturbed.tables["scores.csv"]) // 2 - 16 * 1024
     (disk / "other").write_bytes(b"x" * taken)
-    code, said = ended(context, made, "main", out)
+    code, printed = ended(context, made, "main", out)
     assert code == 2
-    assert "No space left on device" in one_error(said)
+    assert "No space left on device" in one_error(printed)
     kept = jobs.vouched(out)
     (disk / "other").unlink()
     mount("-o", "remount,size=4m", str(disk))
-    code, said = ended(context, made, "main", out)
+    code, printed = ended(context, made, "main", out)
     assert (code, jobs.resumed_after(out)) == (0, kept or None)
     assert same_as(undisturbed, out)
 
@@ -137,12 +137,12 @@ def test_a_folder_that_becomes_read_only(context, made, whole, disk, tmp_path):
     kept = jobs.vouched(out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     mount("-o", "remount,ro", str(disk))
-    code, said = ended(context, made, "main", out)
+    code, printed = ended(context, made, "main", out)
     assert code == 2
-    assert "Read-only file system" in one_error(said)
+    assert "Read-only file system" in one_error(printed)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     mount("-o", "remount,rw", str(disk))
-    code, said = ended(context, made, "main", out)
+    code, printed = ended(context, made, "main", out)
     assert (code, jobs.resumed_after(out)) == (0, kept or None)
     assert same_as(undisturbed, out)
 
@@ -151,26 +151,26 @@ def test_running_out_of_memory(context, made, whole, tmp_path):
     """The device's memory, as far as a CPU has one: allocations fail for real."""
     undisturbed, out = whole("wide"), tmp_path / "run"
     try:
-        code, said = ended(context, made, "wide", out, jobs.MemoryLimit(2**19, out))
+        code, printed = ended(context, made, "wide", out, jobs.MemoryLimit(2**19, out))
     except TimeoutError:  # killed by then; OpenBLAS, where it is what lacks memory, waits for more
         code = None
     if code == 0:
         pytest.skip("the allocator had enough in hand: nothing failed")
     if code is not None:
-        assert code == 2, said
-        assert "error: out of memory: lower --batch-size" in one_error(said)
+        assert code == 2, printed
+        assert "error: out of memory: lower --batch-size" in one_error(printed)
     kept = jobs.vouched(out)
-    code, said = ended(context, made, "wide", out)
+    code, printed = ended(context, made, "wide", out)
     assert (code, jobs.resumed_after(out)) == (0, kept or None)
     assert same_as(undisturbed, out)
 
 
 def test_nan_in_activations_ends_the_job_and_leaves_no_number(context, made, whole, tmp_path):
     undisturbed, out, name = whole("main"), tmp_path / "run", "main"
-    code, said = ended(context, made, name, out, jobs.Nan(out))
-    assert code == 2, said
-    assert "rows have no score" in one_error(said)
+    code, printed = ended(context, made, name, out, jobs.Nan(out))
+    assert code == 2, printed
+    assert "rows have no score" in one_error(printed)
     kept = jobs.vouched(out)
-    code, said = ended(context, made, name, out)
+    code, printed = ended(context, made, name, out)
     assert (code, jobs.resumed_after(out)) == (0, kept)
     assert same_as(undisturbed, out)

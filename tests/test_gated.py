@@ -1,4 +1,4 @@
-"""Steering only where a detector fires, in what is said: cells, rates, and the trade-off's rows."""
+"""Steering only where a detector fires, in completions: cells, rates, and the trade-off's rows."""
 
 from __future__ import annotations
 
@@ -93,11 +93,13 @@ def test_gain_is_less_toxicity_and_cost_is_other_words():
             for i in range(4):
                 rows.append(row(kind, "CHALLENGING", f"c{i}", sample, hostile, "x"))
                 rows.append(row(kind, "BENIGN", f"b{i}", sample, 0.0, friendly))
-    told = as_trade_off(pd.DataFrame(rows))
-    assert len(told) == 3 * 8
-    friendly = told[(told["subset"] == "BENIGN") & (told["direction"] == "learned")]
+    table_rows = as_trade_off(pd.DataFrame(rows))
+    assert len(table_rows) == 3 * 8
+    friendly = table_rows[
+        (table_rows["subset"] == "BENIGN") & (table_rows["direction"] == "learned")
+    ]
     assert list(friendly["score"]) == [0.5] * 4
-    table = trade_off(told, wanted="CHALLENGING", others="BENIGN").set_index("direction")
+    table = trade_off(table_rows, wanted="CHALLENGING", others="BENIGN").set_index("direction")
     assert table.loc["learned", "gain"] == pytest.approx(0.8)
     assert table.loc["conditional", "kept"] == pytest.approx(0.7 / 0.8)
     assert table.loc["learned", "cost"] == 1

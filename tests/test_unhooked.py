@@ -1,4 +1,4 @@
-"""A bare model is the model: its head, its weights, and nothing left behind."""
+"""An unhooked model is the model: its head, its weights, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_the_head_is_the_models_own(architecture: str) -> None:
     """Final norm, unembedding, biases and soft caps, on residual streams of any size."""
     model = bridge(architecture)
-    bare, last = Unhooked(model), len(model.blocks) - 1
+    unhooked, last = Unhooked(model), len(model.blocks) - 1
     residual = 5 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
     def put(activation: torch.Tensor, hook: object) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_the_head_is_the_models_own(architecture: str) -> None:
 
     with torch.no_grad():
         close(
-            bare.logits(residual),
+            unhooked.logits(residual),
             last_logits(model, PROMPTS, [(hook_name("resid_post", last), put)]),
         )
 
@@ -45,15 +45,15 @@ def test_the_head_is_the_models_own(architecture: str) -> None:
 def test_a_bare_model_shares_its_weights_and_leaves_the_bridge_alone() -> None:
     model, residual = fresh("Phi3"), torch.randn(3, 32)
     before = last_logits(model, PROMPTS)
-    bare = Unhooked(model, [("z", 1)])
-    mine = {id(p) for block in bare.blocks for p in block.parameters()}
+    unhooked = Unhooked(model, [("z", 1)])
+    mine = {id(p) for block in unhooked.blocks for p in block.parameters()}
     assert mine <= {id(p) for p in model.parameters()}
-    logits = bare.logits(residual)
-    bare.taps["z", 1].see = lambda z: z * 0
+    logits = unhooked.logits(residual)
+    unhooked.taps["z", 1].see = lambda z: z * 0
     assert torch.equal(last_logits(model, PROMPTS), before)
     with torch.no_grad():
         model.original_model.lm_head.original_component.weight.mul_(2.0)
-    close(bare.logits(residual), 2 * logits)
+    close(unhooked.logits(residual), 2 * logits)
 
 
 def test_what_does_not_fit_is_named() -> None:
