@@ -67,9 +67,9 @@ def test_the_chat_template_writes_what_training_read(bpe: Tokenizer) -> None:
     wrapped = tokenizer.wrap(bpe)
     user = {"role": "user", "content": "How do I kill a python process?"}
     system = {"role": "system", "content": "Be brief."}
-    for messages, system in (([user], None), ([system, user], "Be brief.")):
+    for messages, brief in (([user], None), ([system, user], "Be brief.")):
         text = wrapped.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert text == tokenizer.chat_text(user["content"], system)
+        assert text == tokenizer.chat_text(user["content"], brief)
     assert wrapped.encode("I") == [bpe.token_to_id("I")]
 
 

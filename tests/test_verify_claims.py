@@ -62,7 +62,7 @@ def test_the_verdict_is_json_without_nan():
     }
 
 
-def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):
+def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01, draws=50):
     """A direction with these figures on `n` prompts, beside weak random directions."""
     rng = np.random.default_rng(0)
     base = rng.normal(-3, 0.1, n)
@@ -73,17 +73,17 @@ def measured(kl, cost=0.0, new=0, n=100, swing=2.0, spread=0.01):
     table["learned", "score", "BENIGN", 4.0] = up[None]
     table["baseline", "cost", "BENIGN", 0.0] = rng.normal(1, 0.1, n)[None]
     for sign in (4.0, -4.0):
-        noise = rng.normal(0, spread, (50, n))
+        noise = rng.normal(0, spread, (draws, n))
         noise -= noise.mean(1, keepdims=True)
         table["learned", "score", "EDGE", sign] = (base + np.sign(sign) * swing / 2 + noise[0])[
             None
         ]
-        table["random", "score", "EDGE", sign] = base + noise + rng.normal(0, 0.02, (50, 1))
+        table["random", "score", "EDGE", sign] = base + noise + rng.normal(0, 0.02, (draws, 1))
         for kind in ("learned", "random"):
             table[kind, "kl", "BENIGN", sign] = np.full((1, n), kl) + noise[:1]
             own = table["baseline", "cost", "BENIGN", 0.0]
             table[kind, "cost", "BENIGN", sign] = own + cost + noise[:1]
-    return Measurements(table, 4.0, 0.0, 0.05, 0, False, ("random",), {"random": np.zeros(50)})
+    return Measurements(table, 4.0, 0.0, 0.05, 0, False, ("random",), {"random": np.zeros(draws)})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,21 @@ def test_new_refusals_pass_only_where_the_limit_is_ruled_out(n, new, status):
 def test_a_direction_without_effect_is_not_called_specific():
     found = judge_claims([harm.specific(measured(0.0, swing=0.0), 0.1)], 0.05)
     assert found.status == "not shown"
-    assert "no effect that could be specific" in found.reason
+    assert "no effect upwards" in found.reason
+    weak = judge_claims([harm.specific(measured(0.0, swing=0.005), 0.1)], 0.05)
+    assert weak.status == "not shown"
+    assert "not distinguishable from that of random directions" in weak.reason
+
+
+def test_draws_that_no_p_could_have_been_small_with_show_nothing_and_refute_nothing():
+    """Of five draws p is 1/6 at least: a direction that beats all of them is not shown."""
+    few = measured(0.0, draws=5)
+    found = [*ends(few), beyond_controls(few), harm.specific(few, 0.1)]
+    for claim in judge_claims(found, 0.05).claims:
+        assert claim.status == "not shown"
+        assert claim.reason == "5 draws are too few for any effect: raise --n-random"
+    other_way = judge_claims(ends(measured(0.0, draws=5, swing=-2.0)), 0.05)
+    assert [claim.status for claim in other_way.claims] == ["fail", "fail"]
 
 
 @pytest.mark.parametrize(("size", "status"), [(0.02, "pass"), (0.3, "fail")])
@@ -124,7 +138,7 @@ def test_each_end_has_to_go_its_own_way():
         assert "it points the other way" in one.reason
     for one in judge_claims(ends(measured(0.0, swing=0.0)), 0.05).claims:
         assert one.status == "fail"
-        assert "no more than random directions" in one.reason
+        assert "not distinguishable from random directions" in one.reason
 
 
 def test_a_swing_is_set_beside_controls_and_what_could_have_stood_out():
@@ -133,4 +147,4 @@ def test_a_swing_is_set_beside_controls_and_what_could_have_stood_out():
     assert 0 < found.smallest < 0.1 < found.estimate
     weak = judge_claims([beyond_controls(measured(0.0, swing=0.001))], 0.05)
     assert weak.status == "fail"
-    assert "no more than that of random directions" in weak.reason
+    assert "not distinguishable from that of random directions" in weak.reason

@@ -498,15 +498,27 @@ class Measurements:
             "exploratory: the direction was learned from these prompts" if self.exploratory else ""
         )
 
+    def too_few(self, draws: int, chance: float) -> str:
+        """Why so many draws can show no effect, where the smallest p that they reach, `chance`, is
+        over the level; or empty."""
+        if chance <= self.level:
+            return ""
+        return f"{draws} draws are too few for any effect: raise --n-random"
+
     @property
-    def like_nothing(self) -> bool:
-        """Whether the swing is no more than that of random directions, or the wrong way."""
+    def no_effect(self) -> str:
+        """Why there is no effect that a claim could be about, or empty: the swing is the wrong way,
+        or not distinguishable from that of random directions."""
+        swing = float(self.swing("learned").mean())
+        if swing <= 0:
+            return "there is no effect upwards from -alpha to +alpha"
         if "random" not in self.kinds:
-            return bool(self.swing("learned").mean() <= 0)
+            return ""
         null = self.swing("random").mean(1)
-        swing = self.swing("learned")
-        p = one_sided(float(swing.mean()), null)
-        return bool(swing.mean() <= 0 or not p <= self.level)
+        if one_sided(swing, null) <= self.level:
+            return ""
+        few = self.too_few(len(null), 1 / (2 * len(null) + 2))
+        return few or "its effect is not distinguishable from that of random directions"
 
 
 def as_tables(rows: pd.DataFrame) -> dict[Key, Floats]:

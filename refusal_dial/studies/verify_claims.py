@@ -182,22 +182,23 @@ def _end(found: Measurements, sign: int) -> Evidence:
     mean, n = float(shift.mean()), len(shift)
     way, verb = ("+alpha", "raises") if sign > 0 else ("-alpha", "lowers")
     p = float(stats.sign_flip_p(shift, found.seed)[0])
-    beside = ""
+    chance, few = "chance", ""
     if "random" in found.kinds:
         null = sign * (found.values("random", sign, "EDGE") - base).mean(1)
         null = np.where(np.isfinite(null), null, np.inf)
         rank = (1 + (null >= sign * mean).sum()) / (1 + len(null))
-        p, beside = max(p, float(rank)), "random directions of the same length"
+        p, chance = max(p, float(rank)), "random directions of the same length"
+        few = found.too_few(len(null), 1 / (1 + len(null)))
     rates = [float((values > found.threshold).mean()) for values in (base, steered)]
     moved = (
         f"{way} {verb} the score by {abs(mean):.2f} ({mean / found.gap:+.2f} of the gap between "
         f"HARMFUL and BENIGN), the refusal rate from {rates[0]:.2f} to {rates[1]:.2f}"
     )
     because = (
-        f"{way} moves the score by {mean:+.2f}, no more than {beside or 'by chance'} (p = {p:.3g})"
+        f"{way} moves the score by {mean:+.2f}, not distinguishable from {chance} (p = {p:.3g})"
     )
     if sign * mean < 0 and sign * (high if sign > 0 else low) < 0:
-        because = f"it points the other way: {way} moves the score by {mean:+.2f}"
+        because, few = f"it points the other way: {way} moves the score by {mean:+.2f}", ""
     smallest = stats.smallest_detectable(float(shift.std(ddof=1)), n, found.level)
     return Evidence(
         "turns it up" if sign > 0 else "turns it down",
@@ -210,7 +211,7 @@ def _end(found: Measurements, sign: int) -> Evidence:
         bool(sign * (low if sign > 0 else high) > 0),
         moved,
         because,
-        found.unable or _too_few(smallest, found, n),
+        found.unable or few or _too_few(smallest, found, n),
         smallest,
     )
 
@@ -242,13 +243,11 @@ def beyond_controls(found: Measurements) -> Evidence:
     low, high = stats.mean_interval(swing, seed=found.seed)[0]
     beaten = [NULL_NAMES[row["kind"]] for row in details if row["p"] > found.level]
     because = (
-        f"a swing of {mean:+.2f} is no more than that of {' or '.join(beaten)} (p = "
+        f"a swing of {mean:+.2f} is not distinguishable from that of {' or '.join(beaten)} (p = "
         f"{worst['p']:.3g}; 95% of them are within ±{worst['within']:.2f})"
     )
-    few = [row for row in details if 1 / (2 * (row["draws"] + 1)) > found.level]
-    unable = found.unable
-    if few:
-        unable = unable or f"{few[0]['draws']} draws are too few for any effect: raise --n-random"
+    few = [found.too_few(row["draws"], 1 / (2 * row["draws"] + 2)) for row in details]
+    unable = found.unable or next(filter(None, few), "")
     return Evidence(
         "is more than its controls",
         "from -alpha to +alpha it moves EDGE further than every kind of control of its length",
@@ -285,7 +284,6 @@ def beyond_length(found: Measurements) -> Evidence:
     reason = "it does no more than the direction of prompt length does"
     if abs(cosine) >= SAME_AS_LENGTH:
         reason = "its effect is explained by prompt length"
-    nothing = "it does no more than random directions: there is no effect to explain"
     p = float(stats.sign_flip_p(more, found.seed)[0]) / 2
     return Evidence(
         "is not prompt length",
@@ -298,7 +296,7 @@ def beyond_length(found: Measurements) -> Evidence:
         bool(low > 0),
         text,
         f"{reason}: {text}",
-        found.unable or (nothing if found.like_nothing else ""),
+        found.unable or found.no_effect,
         stats.smallest_detectable(float(more.std(ddof=1)), n, found.level),
         ({"kind": "length", "cosine": cosine, "left": left},),
     )
@@ -349,13 +347,8 @@ def specific(found: Measurements, limit: float) -> Evidence:
     low, high = stats.rate_interval(new.astype(float))[0]
     p = float(scipy_stats.binom.cdf(k, n, limit)) if n else float("nan")
     text = f"{k} of {n} BENIGN prompts are newly refused at +alpha"
-    unable = found.unable
-    if found.like_nothing:
-        unable = (
-            unable
-            or "it does no more than random directions: there is no effect that could be specific"
-        )
-    elif k <= limit * n and not p <= found.level:
+    unable = found.unable or found.no_effect
+    if k <= limit * n and not p <= found.level:
         unable = unable or f"{text}, and up to {high:.2f} of them cannot be ruled out"
     return Evidence(
         "spares BENIGN",
