@@ -35,6 +35,27 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_they_are_likely():
     assert (cold == 1).all()
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_is_the_one_that_a_sort_of_all_tokens_gives(
+    temperature: float, top_p: float, dtype: torch.dtype
+) -> None:
+    """Peaked and nearly flat rows, of more tokens than are put in order first; in bfloat16 most of
+    them have equals."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 5000, generator=g) * torch.linspace(0, 8, 60)[:, None]
+    logits = logits.to(dtype)
+    u = torch.rand(60, generator=g, dtype=torch.float64)
+    p, order = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    total = p.cumsum(-1)
+    last = (total < top_p).sum(-1, keepdim=True).clamp(max=4999)
+    aim = u[:, None] * total.gather(1, last)
+    place = (total <= aim).sum(-1, keepdim=True).clamp(max=4999)
+    found = choose(logits, Decoding(1, temperature=temperature, top_p=top_p), u)
+    assert torch.equal(found, order.gather(1, place)[:, 0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

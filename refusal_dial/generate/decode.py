@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -30,7 +30,7 @@ from refusal_dial.engine.changes import KNOWN, restrict
 from refusal_dial.engine.score import check_grid
 from refusal_dial.engine.unhooked import UnfitError, unhooked
 from refusal_dial.hooks import Add, Edit
-from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.tokens import Tokens, log_total
 
 # --------------------------------------------------------------------------------------------------
 # Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.
@@ -113,13 +113,42 @@ def choose(
     u times that of the nucleus, the smallest set of likeliest tokens that holds `top_p`."""
     if u is None:
         return logits.argmax(-1)
-    p, order = (
-        (logits.double() / decoding.temperature).softmax(-1).sort(descending=True, stable=True)
-    )
-    total = p.cumsum(-1)
-    size = (total < decoding.top_p).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
-    aim = u.to(total.device)[:, None] * total.gather(1, size)
-    return order.gather(1, (total <= aim).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1))[:, 0]
+    token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    total = log_total(logits.float() / decoding.temperature)
+    aim, left, k = u.to(logits.device), torch.arange(len(logits), device=logits.device), LIKELIEST
+    while len(left):
+        found, sure = _drawn(logits[left], total[left], decoding, aim[left], k)
+        token[left[sure]], left, k = found[sure], left[~sure], 16 * k
+    return token
+
+
+LIKELIEST = 64
+"""Tokens that are put in order first; more only for rows where these do not decide the draw."""
+
+
+def _drawn(
+    logits: Float[Tensor, "row d_vocab"],
+    total: Float64[Tensor, " row"],
+    decoding: Decoding,
+    u: Float64[Tensor, " row"],
+    k: int,
+) -> tuple[Int[Tensor, " row"], Bool[Tensor, " row"]]:
+    """(token, whether it is the one that all tokens in order would give), from the k likeliest.
+
+    Equally likely tokens stand in order of their ids. The last of the k may have equals that were
+    left out, so it decides nothing.
+    """
+    k = min(k, logits.shape[-1])
+    ids = logits.topk(k).indices.sort(-1).values
+    value, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    p = (value.double() / decoding.temperature - total[:, None]).exp()
+    reached = p.cumsum(-1)
+    enough = decoding.top_p - 1e-6  # what float32 exponentials can tell apart
+    size = (reached < enough).sum(-1, keepdim=True).clamp(max=k - 1)
+    nucleus = reached.gather(1, size) if decoding.top_p < 1 else torch.ones_like(reached[:, :1])
+    at = (reached <= u[:, None] * nucleus).sum(-1, keepdim=True).clamp(max=k - 1)
+    sure = (nucleus >= enough) & (value.gather(1, at) > value[:, -1:])
+    return ids.gather(1, order.gather(1, at))[:, 0], sure[:, 0] | (k == logits.shape[-1])
 
 
 def draws(
@@ -409,7 +438,9 @@ def _generate(
     for step in range(decoding.max_new_tokens):
         u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
         broken = ~torch.isfinite(logits).all(-1)
-        token = choose(torch.where(broken[:, None], 0.0, logits), decoding, u)
+        if bool(broken.any()):
+            logits = torch.where(broken[:, None], 0.0, logits)
+        token = choose(logits, decoding, u)
         ended = torch.isin(token, ends) | broken
         for r, t, bad, end in zip(
             *(x.tolist() for x in (alive, token, broken, ended)), strict=True

@@ -25,7 +25,7 @@ from refusal_dial.common import DialError, Hook, Pos
 from refusal_dial.engine.changes import KNOWN, restrict
 from refusal_dial.generate.decode import end_tokens, follow
 from refusal_dial.hooks import Edit
-from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.tokens import Tokens, log_total
 
 # --------------------------------------------------------------------------------------------------
 # Is what the model says still language? Repetition, and the price of a reply.
@@ -119,11 +119,14 @@ def nll(
         ids = torch.cat([tokens.ids[part], new], 1)
         mask = torch.cat([tokens.mask[part], real.to(device)], 1)
         logits = model(ids, attention_mask=mask, logits_to_keep=longest + 1, use_cache=False)
-        logp = logits[:, -longest - 1 :].double().log_softmax(-1)
-        each = logp[:, :longest].gather(-1, new[..., None])[..., 0].cpu()
+        logits, every = logits[:, -longest - 1 :], torch.arange(len(part), device=device)
+        normaliser = log_total(logits)
+        each = logits[:, :longest].gather(-1, new[..., None])[..., 0].double()
+        each = (each - normaliser[:, :longest]).cpu()
         total, count = -(each * real).sum(1), length.clone()
         if ends:
-            last = logp[torch.arange(len(part)), length.to(device)][:, ends].logsumexp(-1).cpu()
+            at = every, length.to(device)
+            last = (logits[at][:, ends].double().logsumexp(-1) - normaliser[at]).cpu()
             total, count = total - last * ended[part], count + ended[part]
         out[part] = total / count
     return out

@@ -20,7 +20,7 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -325,3 +325,21 @@ def last_logits(
     with model.hooks(fwd_hooks=list(hooks)):
         logits = model(tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, use_cache=False)
     return logits[:, -1]
+
+
+def log_total(
+    logits: Float[Tensor, "*row d_vocab"], without: Sequence[int] = ()
+) -> Float64[Tensor, "*row"]:
+    """`log sum_v exp(logits_v)` over all tokens v but those `without`.
+
+    Exponentials are float32 and their sum float64, an eighth of the memory that a float64 softmax
+    moves; within 1e-6 of it. Where all of them lie over 87 below the largest logit their sum counts
+    as 1e-300 of it. NaN where a logit is NaN.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    top = wide.detach().amax(-1, keepdim=True)
+    below = wide - top
+    if without:
+        below[..., list(without)] = -torch.inf
+    total = below.exp_().sum(-1, dtype=torch.float64)
+    return total.clamp_min(1e-300).log() + top[..., 0].double()

@@ -20,6 +20,7 @@ from torch import Tensor
 from refusal_dial.common import DialError, format_value, parse_int
 from refusal_dial.data.prompts import Prompt
 from refusal_dial.engine.score import Scorer
+from refusal_dial.model.tokens import log_total
 
 # --------------------------------------------------------------------------------------------------
 # Scorers: a row of logits becomes one number, higher for more refusal.
@@ -63,10 +64,12 @@ def refusal_score(
     """`log(P_R + 1e-8) - log(1 - P_R + 1e-8)`, P_R the summed probability of the refusal tokens.
 
     The log-odds that the reply opens as a refusal: 0 at even odds, within ±18.4. Definition and
-    constants of Arditi et al. 2024, in float64. NaN where the logits are NaN.
+    constants of Arditi et al. 2024. Worked out from `log(P_R / (1 - P_R))`, so that it is within
+    1e-6 of float64 at both ends (`model.tokens.log_total`). NaN where the logits are NaN.
     """
-    p = logits.double().softmax(-1)[:, list(tokens)].sum(-1)
-    return torch.log(p + EPSILON) - torch.log(1 - p + EPSILON)
+    refusing = logits[:, list(tokens)].double().logsumexp(-1)
+    odds = refusing - log_total(logits, without=tokens)
+    return torch.log(odds.sigmoid() + EPSILON) - torch.log((-odds).sigmoid() + EPSILON)
 
 
 def logit_diff(
