@@ -30,7 +30,7 @@ from refusal_dial.engine.changes import KNOWN, restrict
 from refusal_dial.engine.score import check_grid
 from refusal_dial.engine.unhooked import UnfitError, unhooked
 from refusal_dial.hooks import Add, Edit
-from refusal_dial.model.tokens import Tokens, log_total
+from refusal_dial.model.tokens import Tokens
 
 # --------------------------------------------------------------------------------------------------
 # Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.
@@ -114,7 +114,7 @@ def choose(
     if u is None:
         return logits.argmax(-1)
     token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    total = log_total(logits.float() / decoding.temperature)
+    total = (logits.double() / decoding.temperature).logsumexp(-1)
     aim, left, k = u.to(logits.device), torch.arange(len(logits), device=logits.device), LIKELIEST
     while len(left):
         found, sure = _drawn(logits[left], total[left], decoding, aim[left], k)
@@ -143,11 +143,10 @@ def _drawn(
     value, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     p = (value.double() / decoding.temperature - total[:, None]).exp()
     reached = p.cumsum(-1)
-    enough = decoding.top_p - 1e-6  # what float32 exponentials can tell apart
-    size = (reached < enough).sum(-1, keepdim=True).clamp(max=k - 1)
+    size = (reached < decoding.top_p).sum(-1, keepdim=True).clamp(max=k - 1)
     nucleus = reached.gather(1, size) if decoding.top_p < 1 else torch.ones_like(reached[:, :1])
     at = (reached <= u[:, None] * nucleus).sum(-1, keepdim=True).clamp(max=k - 1)
-    sure = (nucleus >= enough) & (value.gather(1, at) > value[:, -1:])
+    sure = (nucleus >= decoding.top_p) & (value.gather(1, at) > value[:, -1:])
     return ids.gather(1, order.gather(1, at))[:, 0], sure[:, 0] | (k == logits.shape[-1])
 
 
