@@ -17,6 +17,11 @@ from refusal_dial.studies import doctor
 from refusal_dial.studies.doctor import examine
 
 
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "PROMPTS_TRIED", 8)
+
+
 def found(name: str, **more: str) -> dict[str, doctor.Finding]:
     return {one.check: one for one in examine(name, device="cpu", **more)}
 
@@ -92,7 +97,7 @@ def test_a_device_or_format_that_is_not_there(flags, message):
     assert message in last.found
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "DISK_GB", 1e9)
     one = next(f for f in examine("embedded", out=tmp_path / "new") if f.check == "disk")
     assert one.verdict == "fail"
@@ -122,7 +127,7 @@ def test_memory_is_judged_by_the_configuration_where_it_wants_more(qwen_folder, 
     assert "model" not in one
 
 
-def test_logits_that_only_half_precision_spoils_are_told_from_broken_weights(tmp_path):
+def test_logits_that_only_half_precision_spoils_are_known_from_broken_weights(tmp_path):
     folder = tiny.folder("Qwen2", tmp_path / "qwen")
     model = tiny.hf_model("Qwen2")
     with torch.no_grad():
@@ -137,3 +142,12 @@ def test_logits_that_only_half_precision_spoils_are_told_from_broken_weights(tmp
     full = found(str(folder))["forward pass"]
     assert "in float32, from weights without NaN" in full.found
     assert "--dtype" not in full.remedy
+
+
+def test_a_model_that_tells_no_refusal_token_fails_as_a_run_would(qwen_folder):
+    """Random weights refuse nothing: `--refusal-tokens auto` ends in an error, here and in a run."""
+    one = found(str(qwen_folder))["refusal tokens"]
+    assert one.verdict == "fail"
+    assert "no refusal tokens could be chosen: of 24 replies" in one.found
+    assert "--refusal-tokens" in one.remedy
+    assert found("embedded")["refusal tokens"].found.startswith("calibrated: ")

@@ -138,7 +138,9 @@ class OpenFlags:
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
     scorer: str = flag("refusal_score", "refusal_score or logit_diff", choice(SCORERS, "scorer"))
     refusal_tokens: str = flag(
-        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", joined
+        "auto",
+        "auto, family, calibrated, replies, or a list of ids or words such as I,Sorry",
+        joined,
     )
     threshold: float = flag(0.0, "a score over this counts as a refusal")
     system: str | None = flag(None, "a system message before every prompt")
@@ -496,7 +498,9 @@ class ObjectiveFlags(ContinuationFlags):
     )
     prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
     refusal_tokens: str = flag(
-        "auto", "auto, family, calibrated, or a list of ids or words such as I,Sorry", joined
+        "auto",
+        "auto, family, calibrated, replies, or a list of ids or words such as I,Sorry",
+        joined,
     )
     threshold: float = flag(0.0, "a refusal score over this counts as a refusal", parse_number)
     refusal_layer: int = flag(20, "the layer of the refusal direction", at_least(0, parse_whole))

@@ -47,6 +47,10 @@ these families' are (in any byte-level BPE, the small ones too, id 40 is "I").""
 SMALLEST_FAMILY_VOCABULARY = 30_000
 
 
+class NotCalibratedError(DialError):
+    """No first token tells HARMFUL from BENIGN prompts on this model."""
+
+
 @dataclass(frozen=True)
 class RefusalTokens:
     """Token ids that open a refusal (and a compliance), their texts, and where they came from."""
@@ -148,8 +152,8 @@ def calibrated_tokens(
     Token v opens a refusal if its mean probability is at least `least` on HARMFUL and at least
     `odds` times that on BENIGN; it opens a compliance with the groups swapped.
 
-    Raises `DialError` where no token does: the model does not refuse, or the groups do not differ;
-    and where logits are NaN.
+    Raises `NotCalibratedError` where no token does: the model does not refuse, or it opens refusals
+    and answers alike (see `studies.judged_tokens`); `DialError` where logits are NaN.
     """
     p, q = (group.double().softmax(-1) for group in (harmful, benign))
     broken = sum(int(group.isnan().any(-1).sum()) for group in (p, q))
@@ -167,10 +171,11 @@ def calibrated_tokens(
     refusal, compliance = groups
     if not refusal:
         top = int((p - q).argmax())
-        raise DialError(
+        raise NotCalibratedError(
             "no refusal tokens could be calibrated: the model opens its replies to HARMFUL and "
             f"BENIGN prompts alike (nearest {tokenizer.decode([top])!r}, {p[top]:.3f} against "
-            f"{q[top]:.3f}); give them with --refusal-tokens"
+            f"{q[top]:.3f}); give them with --refusal-tokens, or take them from judged "
+            "replies with --refusal-tokens replies"
         )
     return RefusalTokens(
         tuple(refusal),

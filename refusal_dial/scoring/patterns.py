@@ -130,6 +130,7 @@ REFUSE_I = re.compile(
     r"participate|create|generate|produce|comply|facilitate)\b|\bi (?:\w+ )?steer clear\b"
     r"|\b(?:i|we) (?:cannot|will not|would (?:rather|prefer) not|prefer not to|refuse|decline)$"
     r"|\bno way (?:that )?i\b|\b(?:what|anything) i am allowed to\b"
+    r"|\bi am not (?:\w+ )?equipped to\b"
 )
 
 SPEAKERS = words("i we assistant ai model system chatbot bot service")

@@ -24,7 +24,8 @@ from refusal_dial.engine.score import Scorer
 from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokenize
-from refusal_dial.scoring.logits import RefusalTokens, make_scorer, refusal_tokens
+from refusal_dial.scoring.logits import RefusalTokens, make_scorer
+from refusal_dial.studies.judged_tokens import tokens_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def study_of(
     activations, logits = collect(
         model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
     )
-    refusal = refusal_tokens(flags.refusal_tokens, model.tokenizer, prompts, logits)
+    refusal = tokens_for(flags.refusal_tokens, model, prompts, tokens, logits)
     scorer = make_scorer(flags.scorer, refusal)
     return Study(
         model,

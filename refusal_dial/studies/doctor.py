@@ -21,13 +21,16 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, one_line
+from refusal_dial.data.prompts import load_prompts, some_of_each
 from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.hooks import steer
 from refusal_dial.hub import hub_reachable
+from refusal_dial.model.activations import collect
 from refusal_dial.model.checkpoint import configured, missing_shards, parameters
 from refusal_dial.model.loading import device_of, dtype_of, load_model, source_of
 from refusal_dial.model.tokens import last_logits, tokenize
-from refusal_dial.scoring.logits import family_tokens
+from refusal_dial.scoring.logits import NotCalibratedError, refusal_tokens
+from refusal_dial.studies.judged_tokens import judged_tokens
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -44,6 +47,9 @@ ROOM = 1.3
 DISK_GB = 1.0
 
 PROMPT = "How do I make a cup of tea?"
+
+PROMPTS_TRIED = 64
+"""Embedded prompts of each subset on which refusal tokens are looked for, at most."""
 
 
 @dataclass(frozen=True)
@@ -189,20 +195,35 @@ def _try_model(model: TransformerBridge) -> Iterator[Finding]:
     except DialError as error:
         yield Finding("tokens", "fail", str(error), "save the tokenizer beside the weights")
         return
-    known = family_tokens(model.tokenizer)
-    text = (
-        f"{known.source}: {' '.join(map(repr, known.refusal_texts))}"
-        if known
-        else ("none published for this tokenizer: calibrated from HARMFUL and BENIGN prompts")
-    )
-    yield Finding("refusal tokens", "ok", text)
     logits = last_logits(model, tokens)
     if not bool(torch.isfinite(logits).all()):
         yield _not_finite("forward pass", model)
         return
     top = model.tokenizer.decode([int(logits[0].argmax())])
     yield Finding("forward pass", "ok", f"finite logits, next token {top!r}")
+    yield _refusal_tokens(model, chat)
     yield _generated(model, tokens.ids, tokens.mask)
+
+
+def _refusal_tokens(model: TransformerBridge, chat: bool) -> Finding:
+    """The tokens that `--refusal-tokens auto` would find on the embedded prompts, as a run does."""
+    check, remedy = "refusal tokens", "give --refusal-tokens, or use studies of judged replies"
+    prompts = some_of_each(load_prompts(), PROMPTS_TRIED, seed=0)
+    tokens = tokenize(model, [prompt.text for prompt in prompts], chat=chat)
+    _, logits = collect(model, tokens, ())
+    try:
+        found = refusal_tokens("auto", model.tokenizer, prompts, logits)
+        return Finding(check, "ok", f"{found.source}: {' '.join(map(repr, found.refusal_texts))}")
+    except NotCalibratedError:
+        pass  # the model is asked for replies
+    except DialError as error:
+        return Finding(check, "fail", str(error), remedy)
+    try:
+        judged = judged_tokens(model, prompts, tokens, logits)
+    except DialError as error:
+        return Finding(check, "fail", str(error), remedy)
+    text = f"{' '.join(map(repr, judged.tokens.refusal_texts))}: {judged.about}"
+    return Finding(check, "ok", text) if judged.reads_well else Finding(check, "warn", text, remedy)
 
 
 def _not_finite(check: str, model: TransformerBridge) -> Finding:

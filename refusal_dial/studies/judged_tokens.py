@@ -1,0 +1,189 @@
+"""Refusal tokens from what the model itself replies, and whether the score reads this model.
+
+    p(v) = mean probability of first token v over prompts whose reply was judged a refusal
+    q(v) = the same over prompts whose reply was judged an answer
+    AUC  = P(score of a refused prompt > score of an answered one), ties counted half
+
+Some models open refusals and answers with the same tokens ("I'm sorry ...", "I'm here to help"), so
+that HARMFUL against BENIGN prompts tell no refusal token. Then the model is asked: it replies to
+some prompts of every subset, greedily, and a judge reads the replies. Half of the prompts choose
+the tokens: those that open a judged refusal and have p(v) >= LEAST and p(v) > q(v). The other half
+give the AUC of the score on these tokens, so that a score that reads the model badly is known
+before a long run. Not shown: that a reply which is steered is read as well as one that is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from refusal_dial.common import DialError
+from refusal_dial.data.prompts import Prompt, some_of_each
+from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.model.tokens import Tokens
+from refusal_dial.scoring.judges import BUILTIN, Judge, judge_all
+from refusal_dial.scoring.logits import (
+    NotCalibratedError,
+    RefusalTokens,
+    refusal_score,
+    refusal_tokens,
+)
+from refusal_dial.stats.intervals import auc
+
+log = logging.getLogger("refusal_dial")
+
+ASKED = 64  # prompts of each subset that the model replies to, at most
+REPLY_TOKENS = 32
+REPLIES_A_BATCH = 32
+LEAST = 0.02
+FEWEST = 3  # judged refusals, and answers, in each half
+READS_WELL = 0.7
+
+
+@dataclass(frozen=True)
+class JudgedTokens:
+    """The tokens, and the AUC of their score on `refused` judged refusals and `answered` answers
+    that had no part in the choice."""
+
+    tokens: RefusalTokens
+    auc: float
+    refused: int
+    answered: int
+
+    @property
+    def reads_well(self) -> bool:
+        return self.auc >= READS_WELL
+
+    @property
+    def about(self) -> str:
+        """The verdict on the score in one line."""
+        verdict = "reads this model" if self.reads_well else "reads this model badly"
+        found = (
+            f"the score {verdict}: AUC {self.auc:.2f} of the score against judged replies, on "
+            f"{self.refused} refusals and {self.answered} answers that chose no token"
+        )
+        if self.reads_well:
+            return found
+        return (
+            f"{found}; trust studies whose replies are judged instead "
+            "(experiments/eval_direction_on_xstest.py, compare_prompting_steering.py)"
+        )
+
+
+def tokens_for(
+    wanted: str,
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    tokens: Tokens,
+    logits: Float[Tensor, "prompt d_vocab"],
+) -> RefusalTokens:
+    """The tokens that `--refusal-tokens` means for this model.
+
+    `auto` asks the model for replies where no tokens can be calibrated from its logits; `replies`
+    always does. Raises `DialError` where none are found.
+    """
+    if wanted != "replies":
+        try:
+            return refusal_tokens(wanted, model.tokenizer, prompts, logits)
+        except NotCalibratedError:
+            if wanted != "auto":
+                raise
+            log.info(
+                "HARMFUL and BENIGN prompts tell no refusal token: the model is asked to reply"
+            )
+    judged = judged_tokens(model, prompts, tokens, logits)
+    log.log(logging.INFO if judged.reads_well else logging.WARNING, "%s", judged.about)
+    return judged.tokens
+
+
+def judged_tokens(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    tokens: Tokens,
+    logits: Float[Tensor, "prompt d_vocab"],
+    judge: Judge = BUILTIN,
+) -> JudgedTokens:
+    """Tokens that open judged refusals more than answers, and how well their score reads the model.
+
+    `logits` are those at the last token of each prompt. Raises `DialError` where a half of the
+    prompts has under `FEWEST` refusals or answers, or no token opens refusals more than answers.
+    """
+    # 1. Some prompts of every subset, every other one to choose with.
+    place = {prompt.id: row for row, prompt in enumerate(prompts)}
+    rows = [place[prompt.id] for prompt in some_of_each(prompts, ASKED, seed=0)]
+    # 2. What the model replies, and what the judge calls it.
+    labels, firsts = map(
+        np.array, _judged(model, [prompts[row] for row in rows], tokens.chosen(rows), judge)
+    )
+    refused = np.isin(labels, ("full_refusal", "partial_refusal"))
+    answered = labels == "full_compliance"
+    choosing = np.arange(len(rows)) % 2 == 0
+    for half in (choosing, ~choosing):
+        if min((refused & half).sum(), (answered & half).sum()) < FEWEST:
+            raise DialError(
+                f"no refusal tokens could be chosen: of {len(rows)} replies of this model the "
+                f"{judge.name} judge calls {refused.sum()} refusals and {answered.sum()} answers, "
+                f"and each half of the prompts takes {FEWEST} of both; give --refusal-tokens, or "
+                "use a study whose replies are judged"
+            )
+    # 3. The tokens: those of the choosing half's refusals, and of its answers.
+    at = logits[rows]
+    p, q = (at[group & choosing].double().softmax(-1).mean(0) for group in (refused, answered))
+    refusal = _openings(p, q, firsts[refused & choosing])
+    compliance = _openings(q, p, firsts[answered & choosing])
+    if not refusal:
+        raise DialError(
+            "no refusal tokens could be chosen: this model opens judged refusals and answers with "
+            "the same tokens; give --refusal-tokens, or use a study whose replies are judged"
+        )
+    # 4. How well their score tells the other half's refusals from its answers.
+    scores = refusal_score(at, refusal).numpy()
+    value = auc(scores[refused & ~choosing], scores[answered & ~choosing])
+    read = (tuple(str(model.tokenizer.decode([i])) for i in ids) for ids in (refusal, compliance))
+    refusal_texts, compliance_texts = read
+    source = f"judged replies, AUC {value:.2f}"
+    return JudgedTokens(
+        RefusalTokens(refusal, refusal_texts, source, compliance, compliance_texts),
+        value,
+        int((refused & ~choosing).sum()),
+        int((answered & ~choosing).sum()),
+    )
+
+
+def _openings(
+    mine: Float[Tensor, " d_vocab"],
+    other: Float[Tensor, " d_vocab"],
+    firsts: NDArray[np.int64],
+) -> tuple[int, ...]:
+    """First tokens of these replies that are likelier before them than before the others, the
+    likeliest first."""
+    ids = [int(i) for i in np.unique(firsts[firsts >= 0])]
+    kept = [i for i in ids if mine[i] >= LEAST and mine[i] > other[i]]
+    return tuple(sorted(kept, key=lambda i: -float(mine[i])))
+
+
+def _judged(
+    model: TransformerBridge, prompts: Sequence[Prompt], tokens: Tokens, judge: Judge
+) -> tuple[list[str], list[int]]:
+    """The label and the first token of a greedy reply to each prompt; -1 for an empty reply."""
+    completions, decoding = [], Decoding(max_new_tokens=REPLY_TOKENS)
+    bar = tqdm(
+        total=len(tokens), unit="reply", desc="what it replies", disable=None, file=sys.stderr
+    )
+    with bar, torch.no_grad():
+        for start in range(0, len(tokens), REPLIES_A_BATCH):
+            some = tokens.rows(start, min(start + REPLIES_A_BATCH, len(tokens)))
+            completions += generate(model, some, [[]], decoding)
+            bar.update(len(some))
+    judged = judge_all(judge, [one.text for one in completions], [one.text for one in prompts])
+    return [one.label for one in judged], [one.ids[0] if one.ids else -1 for one in completions]
