@@ -321,7 +321,7 @@ def test_groups_that_open_alike_raise_with_the_near_miss():
         calibrated_tokens(tiny.tokenizer(), harmful, benign)
     message = str(error.value)
     assert re.search(r"nearest 'I', 0\.5\d\d against 0\.3\d\d", message), message
-    assert message.endswith("give them with --refusal-tokens")
+    assert message.endswith("with --refusal-tokens replies")
 
 
 def test_a_model_that_never_complies_still_has_refusal_tokens():
