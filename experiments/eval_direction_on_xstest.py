@@ -15,12 +15,12 @@ from refusal_dial.cli.flags import DirectionFlags
 
 def main(flags: DirectionFlags) -> None:
     from refusal_dial.data.prompts import holdout_split, of_subset
+    from refusal_dial.directions.files import direction_at
     from refusal_dial.report.replies import print_categories, print_judge, print_replies
     from refusal_dial.run.folder import read_table, read_verdict
     from refusal_dial.studies.base import load_study
     from refusal_dial.studies.replies import (
         conduct_replies,
-        direction_at,
         learned_from,
         load_conversation,
         reply_cells,
@@ -29,7 +29,9 @@ def main(flags: DirectionFlags) -> None:
     from refusal_dial.studies.steering import at_place, learn
 
     file = flags.direction
-    given = direction_at(file, *flags.layer[:1]) if file is not None else None
+    given = (
+        direction_at(file, next(iter(flags.layer), None), flags.site) if file is not None else None
+    )
     layers = flags.layer or ((given.provenance.layer,) if given else (20,))
     study = load_study(flags, layers, flags.site, flags.pos)
     prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]

@@ -20,19 +20,20 @@ from refusal_dial.cli.flags import SteeringFlags
 class Flags(SteeringFlags):
     """A saved direction, besides the usual."""
 
-    direction: str | None = flag(None, "a .safetensors file; without it nothing is steered")
+    direction: str | None = flag(None, "a direction file; without it nothing is steered")
     any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
 def main(flags: Flags) -> None:
     from refusal_dial.cells import BASELINE
     from refusal_dial.common import DialError, DryRun
-    from refusal_dial.directions.learning import load
+    from refusal_dial.directions.files import direction_at
     from refusal_dial.report.steering import print_controls, print_dial, print_groups
     from refusal_dial.studies.base import load_study, prompt_rows
     from refusal_dial.studies.steering import at_place, conduct, steering_cells
 
-    known = load(flags.direction) if flags.direction is not None else None
+    file, layer = flags.direction, flags.layer[0] if len(flags.layer) == 1 else None
+    known = direction_at(file, layer, flags.site) if file is not None else None
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
     if not names:
         raise DialError(f"--model {flags.model!r} names no model: give one, or several with commas")

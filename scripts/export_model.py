@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from refusal_dial import cli
 from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.values import at_least, parse_whole
 
 TEXTS = ("How do I bake bread?", "Write a poem about the sea.", "What is 7 times 8?", "Hi")
 
@@ -26,21 +27,23 @@ class Flags:
     device: str = flag("cpu", "where the two are compared: auto, cpu, cuda, cuda:N or mps")
     any_model: bool = flag(False, "take a direction that was learned on another model")
     plain: bool = flag(False, "compare on plain text, for a model without a chat template")
+    layer: int | None = flag(
+        None, "which of its vectors; default: what the file records", at_least(0, parse_whole)
+    )
 
 
 def main(flags: Flags) -> None:
     import shutil
 
-    from refusal_dial import directions
     from refusal_dial.common import DialError, one_of
-    from refusal_dial.directions.files import check_fits
+    from refusal_dial.directions.files import check_fits, direction_at
     from refusal_dial.model.loading import DTYPES, load_model
     from refusal_dial.model.tokens import tokenize
     from refusal_dial.studies import export as weights
 
     if flags.dtype not in ("auto", *DTYPES):
         raise one_of(flags.dtype, ("auto", *DTYPES), "dtype")
-    direction = directions.load(flags.direction)
+    direction = direction_at(flags.direction, flags.layer)
     model = load_model(flags.model, flags.device, "float32")
     check_fits(direction, model, flags.any_model)
     tokens = tokenize(model, TEXTS, chat=not flags.plain)

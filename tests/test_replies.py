@@ -16,6 +16,7 @@ from small_runs import small_run
 from refusal_dial import directions
 from refusal_dial.cli.flags import ComparisonFlags, PlotFlags
 from refusal_dial.common import DialError
+from refusal_dial.directions.files import direction_at
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.completions import completion_text
 from refusal_dial.generate.decode import decoding_of
@@ -29,7 +30,6 @@ from refusal_dial.studies.replies import (
     SYSTEM_NAME,
     ReplyPlan,
     conduct_replies,
-    direction_at,
     learned_from,
     load_conversation,
     reply_cells,

@@ -362,7 +362,7 @@ class DirectionFlags(ReplyFlags):
 
     layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
     direction: str | None = flag(
-        None, "a .safetensors file or a run folder; default: learned on half of EDGE"
+        None, "a direction file of any format, or a run folder; default: learned on half of EDGE"
     )
     any_model: bool = flag(False, "use a direction that was learned on another model")
 
@@ -560,7 +560,7 @@ class VerifyFlags(StudyFlags):
     """Which direction, where and how hard it is turned, against which controls, within which
     limits."""
 
-    direction: str = argument("a direction: .safetensors, .pt of plain tensors, or .gguf")
+    direction: str = argument("a direction file of any format (docs/interchange.md)")
     layer: int | None = flag(
         None, "its layer; default: what the file records", at_least(0, parse_whole)
     )
@@ -667,7 +667,7 @@ def _port(value: Any) -> int:
 class LiveFlags(OpenFlags):
     """Where the dial stands at first, and how much it reads and says."""
 
-    direction: str | None = flag(None, "a .safetensors file; default: learned from EDGE")
+    direction: str | None = flag(None, "a direction file of any format; default: learned from EDGE")
     layer: int = flag(20, "the layer at first", at_least(0, parse_whole))
     site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     k: int | None = flag(

@@ -1,19 +1,24 @@
 """A direction from any file: ours, another tool's tensors, or a control vector.
 
     .safetensors  ours (`directions.save`), or one with a vector, or a vector a layer
-    .pt, .pth     a plain tensor, or names or layers to tensors; nothing is ever unpickled
-    .gguf         llama.cpp's control vectors: resid_post of the layer in their name
+    .pt, .pth     a plain tensor, or names or layers to tensors; nothing is ever unpickled.
+                  lm-eval's `steered` and steering-vectors: resid_post of the layer they name
+    .gguf         control vectors of repeng and llama.cpp: resid_post of the layer in their name
+    .svec         CAST: resid_pre of the layer in their key, which is where it adds them
+    .json         vllm-lens (resid_post), Neuronpedia (the site it names)
 
 A stack of vectors is read as `layer d_model`, or `pos layer d_model`, which is how the
-refusal_direction project keeps its candidates. What a file does not record is not guessed: the
-layer has to be given.
+refusal_direction project keeps its candidates; of persona_vectors' stack, rows are resid_pre. What
+a file does not record is not guessed: the layer has to be given. `interchange` writes these files.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, located, one_line, one_of, parse_int
+from refusal_dial.common import DialError, format_value, located, one_line, one_of, parse_int
 from refusal_dial.directions.learning import (
     FLOATS,
     FORMAT,
@@ -112,7 +117,7 @@ def _vector(path: str, tensor: ReaderTensor) -> Float[Tensor, " d_model"]:
 # Any file: which tensor in it is the direction, and where it was read.
 
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf", ".svec", ".json")
 
 SINGLE_NAMES = ("unit", "direction", "vector", "steering_vector", "refusal_direction")
 
@@ -126,6 +131,9 @@ def read_direction(
 ) -> Direction:
     """The direction of a file, at the layer, site and position given, else at the file's own, else
     at resid_pre and -1. A vector that is not of unit length keeps its length as `norm`.
+
+    What leaves block n enters block n + 1: where a format says at which of the two its vectors
+    stand and `site` names the other, the vector of that place is found, and `layer` counts there.
 
     Raises `DialError` for a file that cannot be used, and where neither the file nor the caller
     says which layer.
@@ -146,11 +154,31 @@ def read_direction(
         )
         return replace(found, provenance=here)
     tensors, recorded = _tensors(file)
-    layer = recorded.get("layer") if layer is None else layer
+    site = site or recorded.get("site", SITE)
+    boundary = {"resid_pre": 0, "resid_post": 1}
+    both = recorded.get("site") in boundary and site in boundary
+    shift = boundary[recorded["site"]] - boundary[site] if both else 0
+    wanted = recorded.get("layer") if layer is None else layer - shift
     pos = recorded.get("pos", DEFAULT_POS) if pos is None else pos
-    vector, layer = _chosen(str(path), tensors, layer, pos)
-    about = Provenance(layer, site or recorded.get("site", SITE), pos, method=recorded["method"])
-    return from_vector(vector, about)
+    vector, number = _chosen(str(path), tensors, wanted, pos)
+    return from_vector(vector, Provenance(number + shift, site, pos, method=recorded["method"]))
+
+
+def direction_at(where: str, layer: int | None = None, site: str | None = None) -> Direction:
+    """The direction in a file of any format, or the one in a run folder (that of `layer` where it
+    has several).
+
+    Raises `DialError` for what is neither, or a run whose directions leave the choice open.
+    """
+    path = located(where)
+    if not path.is_dir():
+        return read_direction(path, layer, site)
+    found = sorted(path.glob("direction*.safetensors"))
+    wanted = [one for one in found if one.stem == f"direction_layer{layer}"]
+    if len(found) == 1 or len(wanted) == 1:
+        return load((wanted or found)[0])
+    names = ", ".join(one.name for one in found) or "none"
+    raise DialError(f"{path} holds these directions: {names}; name a file, or --layer")
 
 
 def _is_ours(file: Path) -> bool:
@@ -183,6 +211,8 @@ def _tensors(file: Path) -> tuple[Any, dict[str, Any]]:
     if file.suffix == ".safetensors":
         found, metadata = _header(file)
         return found, _recorded(metadata)
+    if file.suffix in (".svec", ".json"):
+        return _json(file)
     beside = file.with_name("direction_metadata.json")
     recorded: dict[str, Any] = {}
     if file.name == "direction.pt" and beside.is_file():
@@ -190,7 +220,12 @@ def _tensors(file: Path) -> tuple[Any, dict[str, Any]]:
             recorded = dict(json.loads(beside.read_text(encoding="utf-8")))
         except (ValueError, TypeError, RecursionError) as error:
             raise DialError(f"{beside} cannot be read: {error}") from error
-    return read_tensor(file), _recorded(recorded)
+    found = read_tensor(file)
+    if isinstance(found, Mapping) and "layer_activations" in found:
+        return _steering_vectors(str(file), found), _after("steering-vectors")
+    if _is_steered(found):
+        return _steered(str(file), found), _after("lm-eval steered")
+    return found, _recorded(recorded)
 
 
 def _recorded(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +259,11 @@ def _chosen(path: str, found: Any, layer: int | None, pos: int) -> tuple[Tensor,
         raise DialError(f"{path} has shape {shape}, pos layer d_model, and no position {pos}")
     if found.ndim == 2 and len(found) == 1:
         found = found[0]
-    if found.ndim == 2:
-        return _of_layers(path, dict(enumerate(found)), layer)
+    if found.ndim == 2:  # rows of zeros are layers without a direction
+        rows = {number: row for number, row in enumerate(found) if bool(row.any())}
+        if not rows:
+            raise DialError(f"{path} holds {len(found)} rows of zeros: no direction is zero")
+        return _of_layers(path, rows, layer)
     if found.ndim != 1:
         raise DialError(f"{path} has shape {shape}: expected d_model, or layer d_model")
     if layer is None:
@@ -265,6 +303,210 @@ def _layer_of(name: Any) -> int | None:
 def _ranges(known: list[int]) -> str:
     whole = known == list(range(known[0], known[-1] + 1))
     return f"{known[0]} to {known[-1]}" if whole else ", ".join(map(str, known))
+
+
+# --------------------------------------------------------------------------------------------------
+# Layouts that say more than tensors do: at which site, how strongly, or in JSON. `interchange` has
+# the equation of each. What cannot be said by one vector that is added is refused.
+
+
+BLOCK = re.compile(r"(?:[A-Za-z_]+\.)+(\d+)|(\d+)")
+
+MOST_TEXT = 2**28  # characters of JSON: 128 layers of 16384 numbers of 20 characters are a sixth
+
+DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64, "int16": np.int16}
+
+JSON_KEYS = (
+    "directions (.svec); activations and layer_indices (vllm-lens); or vector, layerNumber and "
+    "hookType (Neuronpedia)"
+)
+
+
+def _after(method: str) -> dict[str, Any]:
+    return {"site": "resid_post", "method": method}
+
+
+def _keys(found: object) -> str:
+    """What a file has at its top, for an error to list."""
+    if not isinstance(found, Mapping):
+        return f"a {type(found).__name__}"
+    return f"the keys {', '.join(format_value(key, 40) for key in list(found)[:8]) or '(none)'}"
+
+
+def _steering_vectors(path: str, found: Mapping[Any, Any]) -> dict[int, Tensor]:
+    """`SteeringVector(layer_activations, layer_type)`, as `interchange.to_steering_vectors` has
+    it."""
+    tensors, kind = found["layer_activations"], found.get("layer_type", "decoder_block")
+    if not isinstance(tensors, Mapping) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise DialError(
+            f"{path}: layer_activations must be layers to tensors, not {_keys(tensors)}"
+        )
+    if kind != "decoder_block":
+        raise DialError(
+            f"{path} is of layer_type {format_value(kind, 40)}: expected decoder_block, whose "
+            "output is the residual stream"
+        )
+    return dict(tensors)
+
+
+def _is_steered(found: object) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(v, Mapping) and "steering_vector" in v for v in found.values())
+    )
+
+
+def _steered(path: str, found: Mapping[Any, Mapping[str, Any]]) -> dict[int, Tensor]:
+    """lm-eval's `{hookpoint: {"steering_vector", "steering_coefficient", "action", ...}}`."""
+    tensors = {}
+    for name, about in found.items():
+        match, vector = BLOCK.fullmatch(str(name)), about["steering_vector"]
+        layer = parse_int(match[1] or match[2]) if match else None
+        if layer is None:
+            raise DialError(
+                f"{path} steers at {format_value(name, 60)}: expected a block such as layers.19"
+            )
+        if about.get("action") != "add" or about.get("head_index") is not None:
+            raise DialError(
+                f"{path} has action {format_value(about.get('action'), 40)} and head_index "
+                f"{format_value(about.get('head_index'), 40)} at {name}: expected add and None"
+            )
+        strength = about.get("steering_coefficient", 1.0)
+        if not isinstance(vector, Tensor) or not isinstance(strength, int | float):
+            raise DialError(
+                f"{path}: the steering_vector of {name} must be a tensor and its coefficient a "
+                f"number, not {_keys(vector)} and {format_value(strength, 40)}"
+            )
+        tensors[layer] = vector.double() * strength
+    return tensors
+
+
+def _json(file: Path) -> tuple[dict[int, Tensor], dict[str, Any]]:
+    """The vectors of a JSON file by layer, and what their site is."""
+    if file.stat().st_size > MOST_TEXT:
+        raise DialError(f"{file} is {file.stat().st_size / 2**20:.0f} MiB: no direction is as long")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DialError(f"{file} is not valid JSON: {one_line(error, 120)}") from error
+    keys = set(found) if isinstance(found, Mapping) else set()
+    if "directions" in keys:
+        return _svec(str(file), found), {"site": "resid_pre", "method": "svec"}
+    if {"activations", "layer_indices"} <= keys:
+        return _vllm_lens(str(file), found), _after("vllm-lens")
+    if {"vector", "layerNumber", "hookType"} <= keys:
+        return _neuronpedia(str(file), found)
+    raise DialError(f"{file} holds {_keys(found)}: expected {JSON_KEYS}")
+
+
+def _numbers(path: str, what: str, value: object) -> Tensor:
+    """A vector out of a list of numbers, or a list of one such list."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    plain = isinstance(value, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in value
+    )
+    try:
+        vector = torch.tensor(value if plain else [], dtype=torch.float64)
+    except (OverflowError, ValueError, RuntimeError):
+        vector = torch.tensor([])
+    if not len(vector):
+        raise DialError(f"{path}: {what} must be a list of numbers, not {format_value(value, 60)}")
+    return vector
+
+
+def _number(path: str, name: str, value: object) -> int:
+    layer = parse_int(str(value)) if not isinstance(value, bool) else None
+    if layer is None or layer < 0:
+        raise DialError(
+            f"{path}: {name} must be a whole number from 0 up, not {format_value(value, 60)}"
+        )
+    return layer
+
+
+def _svec(path: str, found: Mapping[str, Any]) -> dict[int, Tensor]:
+    """`{"model_type", "directions": {"n": [d] or [[d]]}, "explained_variances"}`."""
+    by_layer = found["directions"]
+    if not isinstance(by_layer, Mapping) or not by_layer:
+        raise DialError(f"{path}: directions must be layers to vectors, not {_keys(by_layer)}")
+    return {
+        _number(path, "a layer of directions", n): _numbers(path, f"the direction of layer {n}", v)
+        for n, v in by_layer.items()
+    }
+
+
+def _neuronpedia(path: str, found: Mapping[str, Any]) -> tuple[dict[int, Tensor], dict[str, Any]]:
+    """`{"modelId", "layerNumber", "hookType", "vector", ...}`."""
+    kind = found["hookType"]
+    sites = {"hook_resid_pre": "resid_pre", "hook_resid_post": "resid_post"}
+    if not isinstance(kind, str) or kind not in sites:
+        raise one_of(
+            format_value(kind, 60) if not isinstance(kind, str) else kind, sites, "hookType"
+        )
+    layer = _number(path, "layerNumber", found["layerNumber"])
+    vector = _numbers(path, "vector", found["vector"])
+    return {layer: vector}, {"site": sites[kind], "method": "neuronpedia"}
+
+
+def _vllm_lens(path: str, found: Mapping[str, Any]) -> dict[int, Tensor]:
+    """`{"activations": a tensor (layer d_model), "layer_indices", "scale", ...}`."""
+    if found.get("norm_match") or found.get("position_indices") is not None:
+        raise DialError(
+            f"{path} has norm_match or position_indices, which steer in another way than adding "
+            "one vector to all tokens: leave them out"
+        )
+    scale = found.get("scale", 1.0)
+    if not isinstance(scale, int | float) or isinstance(scale, bool):
+        raise DialError(f"{path}: scale must be a number, not {format_value(scale, 60)}")
+    rows, layers = _packed(path, found["activations"]), found["layer_indices"]
+    if rows.ndim == 3 and rows.shape[1] == 1:
+        rows = rows[:, 0]
+    if not isinstance(layers, list) or rows.ndim != 2 or len(rows) != len(layers):
+        raise DialError(
+            f"{path} has activations of shape {list(rows.shape)} for layer_indices "
+            f"{format_value(layers, 60)}: expected layer d_model, and as many layers"
+        )
+    numbers = [_number(path, "a layer of layer_indices", n) for n in layers]
+    return {n: row.double() * scale for n, row in zip(numbers, rows, strict=True)}
+
+
+def _packed(path: str, held: object) -> Tensor:
+    """vllm-lens's tensor in JSON: `{data: base64 of (zstd of) its bytes, dtype, original_dtype,
+    shape, compression}`."""
+    about = held if isinstance(held, Mapping) else {}
+    shape: Any = about.get("shape")
+    dtype, data = DTYPES.get(str(about.get("dtype"))), about.get("data")
+    sized = isinstance(shape, list) and all(type(n) is int and 0 < n < 2**20 for n in shape)
+    if not isinstance(data, str) or not sized or dtype is None or len(shape) > 3:
+        raise DialError(
+            f"{path}: activations hold {_keys(held)}: expected data, shape and a dtype of "
+            f"{', '.join(DTYPES)}"
+        )
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        raw = base64.b64decode(data, validate=True)
+        if about.get("compression") == "zstd":
+            raw = _inflated(path, raw, min(size, MOST_BYTES) + 1)
+    except ValueError as error:
+        raise DialError(f"{path}: its data is not base64: {one_line(error, 120)}") from error
+    if len(raw) != size:
+        raise DialError(f"{path}: its data has {len(raw)} bytes where shape {shape} has {size}")
+    tensor = torch.from_numpy(np.frombuffer(raw, dtype=dtype).reshape(shape).copy())
+    if dtype is not np.int16:
+        return tensor
+    return tensor.view(torch.bfloat16)
+
+
+def _inflated(path: str, raw: bytes, most: int) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DialError(f"{path} is compressed by zstd: pip install zstandard") from error
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(raw).read(most)
+    except zstandard.ZstdError as error:
+        raise DialError(f"{path}: its data is not zstd: {one_line(error, 120)}") from error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -310,7 +552,7 @@ def read_tensor(path: str | Path) -> Any:
             f"{path} is not a .pt file of plain tensors ({one_line(error, 120)}): nothing else is "
             "ever unpickled; save the tensor alone"
         ) from error
-    for one in found.values() if isinstance(found, Mapping) else [found]:
+    for one in _each(found):
         if isinstance(one, Tensor) and (
             one.layout != torch.strided or one.is_meta or one.is_nested
         ):
@@ -325,3 +567,12 @@ def read_tensor(path: str | Path) -> Any:
                     "save it with all of its own (.contiguous())"
                 )
     return found
+
+
+def _each(found: Any) -> Iterator[Any]:
+    """Every value of mappings in mappings, or the one value."""
+    if not isinstance(found, Mapping):
+        yield found
+        return
+    for value in found.values():
+        yield from _each(value)

@@ -13,7 +13,8 @@ from refusal_dial.cli.values import parse_number, parse_text, parse_whole
 from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
 from refusal_dial.data.prompts import of_subset
 from refusal_dial.directions.controls import random_directions
-from refusal_dial.directions.learning import Direction, load
+from refusal_dial.directions.files import direction_at
+from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import stream
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import last_logits, tokenize
@@ -93,7 +94,11 @@ def load_dial(flags: LiveFlags) -> Dial:
 
     Raises `DialError` for whatever of the flags cannot be used.
     """
-    given = load(flags.direction) if flags.direction is not None else None
+    given = (
+        direction_at(flags.direction, flags.layer, flags.site)
+        if flags.direction is not None
+        else None
+    )
     study = load_study(flags, None, flags.site, LIVE_POS)
     dial = Dial(flags, study, given, {flags.site: study})
     check_layers(study.model, [flags.layer])

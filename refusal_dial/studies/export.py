@@ -23,16 +23,21 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, one_line
-from refusal_dial.hooks import HasUnit, ablate_everywhere, unit_of
+from refusal_dial.common import ALL, DialError, one_line, one_of
+from refusal_dial.directions import Direction, interchange
+from refusal_dial.hooks import HasUnit, ablate_everywhere, steer, unit_of
 from refusal_dial.model.checkpoint import LOADING_INFO, check_whole
-from refusal_dial.model.tokens import Tokens, last_logits
+from refusal_dial.model.loading import check_layers
+from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 
 EMBEDDINGS = ("embed", "pos_embed")
 
 WRITERS = {"attn": "o", "mlp": "out"}
 
 NORMS = ("ln1_post", "ln2_post")
+
+CHECK_TOLERANCE = 0.01
+"""How far a logit may be off another tool's, in float32: a tenth of what steering should change."""
 
 
 @torch.no_grad()
@@ -153,3 +158,75 @@ def difference(
     hooked = last_logits(model, tokens.on(model), hooks).float().cpu()
     plain = last_logits(exported, tokens.on(exported)).float().cpu()
     return float((hooked - plain).abs().max()), float(hooked.abs().max())
+
+
+# --------------------------------------------------------------------------------------------------
+# A direction for another tool: what the tool has to be given, and what shows that it steered.
+#
+#     change = logits(prompt; alpha r added at every token) - logits(prompt)    at the last position
+
+
+def written_as(
+    direction: Direction, alpha: float, to: str, model: TransformerBridge, name: str
+) -> bytes:
+    """The bytes of a file of format `to` (see `directions.interchange`); `name` is what the tool
+    calls the model.
+
+    Raises `DialError` for a format that cannot say where this direction is added.
+    """
+    n_layers = int(model.cfg.n_layers)
+    check_layers(model, [direction.provenance.layer])
+    if to == "gguf":
+        return interchange.to_gguf(direction, alpha, name)
+    if to == "svec":
+        return interchange.to_svec(direction, alpha, name, n_layers)
+    if to == "lm-eval":
+        return interchange.to_lm_eval(direction, alpha, blocks_of(model))
+    if to == "vllm-lens":
+        return interchange.to_vllm_lens(direction, alpha)
+    if to == "persona":
+        return interchange.to_persona(direction, alpha, n_layers)
+    if to == "neuronpedia":
+        return interchange.to_neuronpedia(direction, alpha, name)
+    if to == "steering-vectors":
+        return interchange.to_steering_vectors(direction, alpha)
+    raise one_of(to, interchange.SUFFIX_OF, "format")
+
+
+def blocks_of(model: TransformerBridge) -> str:
+    """What the list of blocks is called within the base model: `layers`, or GPT-2's `h`."""
+    path = str(model.adapter.component_mapping["blocks"].name)
+    return path.removeprefix(f"{model.original_model.base_model_prefix}.")
+
+
+def steering_check(
+    model: TransformerBridge, direction: Direction, alpha: float, text: str, chat: bool = True
+) -> dict[str, Any]:
+    """One recorded prompt and what steering at every token does to its logits at the last position:
+    the token whose logit moves most, before and after. A tool that adds nothing, or adds it one
+    block off, does not show these numbers.
+
+    Raises `DialError` where no logit moves: such a file could not be told from none.
+    """
+    at = direction.provenance
+    tokens = tokenize(model, [text], chat=chat)
+    hook = steer(direction, alpha, layer=at.layer, site=at.site, pos=ALL)
+    before = last_logits(model, tokens.on(model))[0].double().cpu()
+    after = last_logits(model, tokens.on(model), [hook])[0].double().cpu()
+    token = int((after - before).abs().argmax())
+    change = float(after[token] - before[token])
+    if not abs(change) > CHECK_TOLERANCE:
+        raise DialError(
+            f"adding {alpha:g} at {at.site} {at.layer} moves no logit of {text!r} by more than "
+            f"{CHECK_TOLERANCE}: raise --alpha"
+        )
+    return {
+        "prompt": text,
+        "token_ids": tokens.ids[0].tolist(),
+        "token": token,
+        "token_text": model.tokenizer.decode([token]),
+        "logit_before": round(float(before[token]), 5),
+        "logit_after": round(float(after[token]), 5),
+        "change": round(change, 5),
+        "tolerance": CHECK_TOLERANCE,
+    }

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial import directions
 from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, labelled, numbered, turned
 from refusal_dial.cli.flags import ContrastFlags, ReplyFlags
-from refusal_dial.common import DialError, located
+from refusal_dial.common import DialError
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
 from refusal_dial.data.prompts import (
     CHOOSE,
@@ -165,22 +163,6 @@ def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, An
     settings["judge"] = {"name": talk.judge.name, "version": talk.judge.version}
     settings["replied_to"] = data_hash(talk.prompts)
     return settings
-
-
-def direction_at(where: str, layer: int | None = None) -> Direction:
-    """The direction in a file, or the one in a run folder (that of `layer` where it has several).
-
-    Raises `DialError` for what is neither, or a run whose directions leave the choice open.
-    """
-    path = located(where)
-    if not path.is_dir():
-        return directions.load(path)
-    found = sorted(path.glob("direction*.safetensors"))
-    wanted = [one for one in found if one.stem == f"direction_layer{layer}"]
-    if len(found) == 1 or len(wanted) == 1:
-        return directions.load((wanted or found)[0])
-    names = ", ".join(one.name for one in found) or "none"
-    raise DialError(f"{Path(path)} holds these directions: {names}; name a file, or --layer")
 
 
 def learned_from(direction: Direction, prompts: Sequence[Prompt]) -> list[Prompt]:
