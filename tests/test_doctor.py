@@ -145,7 +145,7 @@ def test_logits_that_only_half_precision_spoils_are_known_from_broken_weights(tm
 
 
 def test_a_model_that_tells_no_refusal_token_fails_as_a_run_would(qwen_folder):
-    """Random weights refuse nothing: `--refusal-tokens auto` ends in an error, here and in a run."""
+    """Random weights refuse nothing: `--refusal-tokens auto` is an error, here and in a run."""
     one = found(str(qwen_folder))["refusal tokens"]
     assert one.verdict == "fail"
     assert "no refusal tokens could be chosen: of 24 replies" in one.found
