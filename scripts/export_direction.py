@@ -9,20 +9,15 @@ formats, where each adds a vector, and what none of them can say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from refusal_dial import cli
 from refusal_dial.cli.command_line import argument, flag
 from refusal_dial.cli.flags import ALPHA_UNIT, STEERABLE
-from refusal_dial.cli.values import alpha_of, at_least, choice, parse_whole, pos_of
+from refusal_dial.cli.values import alpha_of, at_least, choice, parse_whole
 
 N_PROMPTS = 32
 
 FORMATS = ("gguf", "svec", "lm-eval", "vllm-lens", "persona", "neuronpedia", "steering-vectors")
-
-
-def _pos(value: Any) -> str | int:
-    return "all" if value == "all" else pos_of(value)
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Flags:
     site: str | None = flag(
         None, f"one of {', '.join(STEERABLE)}; default: the file's", choice(STEERABLE, "site")
     )
-    pos: str | int = flag("all", "which tokens; the formats say no others than all", _pos)
+    pos: str = flag("all", "which tokens; the formats say no others than all")
     alpha: float = flag(0.3, "what strength 1 adds, in --alpha-unit", alpha_of)
     alpha_unit: str | None = ALPHA_UNIT
     model: str = flag("embedded", "'embedded', a local folder, or a hub id")

@@ -358,4 +358,4 @@ def test_the_script_writes_a_file_and_its_check_and_takes_every_format(qwen_fold
         assert (check["format"], abs(check["change"]) > check["tolerance"]) == (to, True)
     assert direction_at(str(file)).provenance.layer == 2
     with pytest.raises(DialError, match="these formats add to every token"):
-        script.main(script.Flags(direction=str(file), pos=-1, **typed))
+        script.main(script.Flags(direction=str(file), pos="-1", **typed))
