@@ -14,11 +14,15 @@ import math
 import os
 import re
 import secrets
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
+from time import monotonic
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, get_args
+
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------------------------------
 # Sites, positions, hook names, errors, and text that is safe to print.
@@ -46,6 +50,24 @@ SITES: tuple[str, ...] = get_args(Site)
 NAMED_POS: tuple[str, ...] = get_args(NamedPos)
 
 ALL: NamedPos = "all"
+
+EVERY = 10.0
+"""Seconds between two lines of progress, where no terminal shows a bar."""
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, one by one: on a terminal under a bar, elsewhere with a line in the log now and
+    then. What is over in a second shows none."""
+    from tqdm import tqdm
+
+    bar = tqdm(items, desc=what, disable=None, delay=1, leave=False, file=sys.stderr)
+    last = monotonic()
+    for number, item in enumerate(bar, 1):
+        yield item
+        if bar.disable and monotonic() - last > EVERY:
+            log.info("%s: %d of %d", what, number, len(items))
+            last = monotonic()
+
 
 UNITS = ("residual", "norm", "absolute")
 """What alpha = 1 is as long as (see `cells`)."""

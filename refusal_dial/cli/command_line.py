@@ -14,16 +14,19 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from refusal_dial.cli.values import BY_TYPE, parse_text
-from refusal_dial.common import DialError, DryRun, format_value, one_of, printable
+from refusal_dial.common import DialError, DryRun, format_value, log, one_of, printable
 
 T = TypeVar("T")
 
@@ -85,12 +88,45 @@ def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> Non
         raise
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, which schedulers send before they kill, raise `KeyboardInterrupt` in
+    here, also where a library that was being imported made another error of it. A signal that
+    somebody else handles, or that the shell has set to be ignored, is left alone."""
+    asked: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    ours: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    here = threading.current_thread() is threading.main_thread()
+    taken = [one for one, usual in ours.items() if here and signal.getsignal(one) == usual]
+    try:
+        for one in taken:
+            signal.signal(one, stop)
+        yield
+    except Exception as error:
+        if asked:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for one in taken:
+            signal.signal(one, ours[one])
+
+
 def _guarded(main: Callable[[Any], object], argv: Sequence[str]) -> None:
     try:
         flags_type = get_type_hints(main)["flags"]
         flags = parse_flags(flags_type, argv, main)
         if flags is not None:
-            main(flags)
+            if hasattr(flags, "model"):
+                log.info("loading torch and transformers")  # takes seconds, before any other line
+            with _stoppable():
+                main(flags)
         sys.stdout.flush()
     except DryRun:  # the forecast is printed
         pass
@@ -121,7 +157,6 @@ def _stop(line: str, code: int) -> NoReturn:
 def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    log = logging.getLogger("refusal_dial")
     log.setLevel(logging.INFO)
     log.addHandler(_CONSOLE)
     _CONSOLE.stream = sys.stderr

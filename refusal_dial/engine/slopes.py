@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import Hook, hook_name
+from refusal_dial.common import Hook, hook_name, progress
 from refusal_dial.engine.score import Scorer
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
@@ -117,7 +117,7 @@ def mean_gradients(
     units a residual-stream unit. Memory does not grow with the number of prompts."""
     total: dict[Key, Tensor] = {}
     n = len(tokens)
-    for start in range(0, n, batch_size):
+    for start in progress(range(0, n, batch_size), "gradients"):
         some = tokens.rows(start, start + batch_size)
         where = torch.tensor([list(pos)] * len(some))
         for key, found in gradients(model, some, scorer, keys, where, batch_size).items():

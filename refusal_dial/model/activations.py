@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, Hook, check_pos, hook_name
+from refusal_dial.common import DialError, Hook, check_pos, hook_name, progress
 from refusal_dial.model.tokens import Tokens, last_logits
 
 Take = Callable[[Tensor, Tensor], Tensor]
@@ -87,7 +87,7 @@ def _collected(
 ) -> tuple[Float[Tensor, "layer prompt *kept"], Float[Tensor, "prompt d_vocab"]]:
     kept: list[Tensor] = []
     logits: list[Tensor] = []
-    for start in range(0, len(tokens), batch_size):
+    for start in progress(range(0, len(tokens), batch_size), "activations"):
         rows = tokens.rows(start, start + batch_size)
         seen: dict[int, Tensor] = {}
         reading = [(hook_name(site, n), partial(_keep, seen, n, rows.mask, take)) for n in layers]

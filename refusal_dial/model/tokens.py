@@ -7,6 +7,7 @@ spells out a control token is encoded as text.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import sys
@@ -186,6 +187,16 @@ def tokenize(
                 f"{n_ctx}: shorten it ({prompts[i][:40]!r}...)"
             )
     return _padded(model, rows)
+
+
+def tokens_hash(*some: Tokens) -> str:
+    """SHA-256, 16 hex digits, of the ids of every row without its padding.
+
+    Prompts of the same texts have other ids under another tokenizer or chat template, and under a
+    template that prints the date on another day.
+    """
+    rows = [t.ids[i][t.mask[i].bool()].tolist() for t in some for i in range(len(t))]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def with_replies(model: TransformerBridge, tokens: Tokens, replies: Sequence[str]) -> Tokens:

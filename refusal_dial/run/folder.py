@@ -99,6 +99,7 @@ def planned_run(
         _check_place(folder, out)
         _check_files(folder)
         if _begun(folder):
+            settings = _comparable(folder, settings)
             check_same_settings(folder, experiment, settings)
         return Run(folder, settings, experiment)
     _check_place(root / experiment)
@@ -152,6 +153,10 @@ def _check_files(folder: Path) -> None:
 # What a run's rows depend on: which settings make two runs the same, and where two differ.
 
 
+TOKENS = "tokens"
+"""The setting that is a hash of the token ids that the model reads: a chat template that prints the
+date makes others of the same prompts every day."""
+
 LONGEST_SETTING = 60
 """Characters of a value that an error shows."""
 
@@ -187,10 +192,35 @@ def check_same_settings(folder: Path, experiment: str, settings: Mapping[str, An
     for name in {**asked, **recorded}:
         if asked.get(name) != recorded.get(name):
             where, theirs, ours = first_difference(name, recorded.get(name), asked.get(name))
+            if name == TOKENS:
+                raise DialError(_other_tokens(folder, theirs, ours))
             raise DialError(
                 f"{folder} holds a run with {where} = {theirs}, and this one has {ours}: choose "
                 "another --out"
             )
+
+
+def _other_tokens(folder: Path, theirs: str, ours: str) -> str:
+    if theirs == "null":
+        return (
+            f"{folder} holds a run of an earlier version that is not whole and has no hash of its "
+            "tokens, so that new rows may not fit those that are there: choose another --out"
+        )
+    return (
+        f"{folder} holds a run whose prompts were other tokens (hash {theirs}, now {ours}): the "
+        "tokenizer or the chat template changed since, or the template prints the date; choose "
+        "another --out"
+    )
+
+
+def _comparable(folder: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings without the hash of tokens where the folder holds a whole run of an earlier
+    version, which has none: it is read as it stands."""
+    recorded = read_config(folder)["settings"]
+    if TOKENS in recorded or damage(Run(folder, recorded)):
+        return settings
+    finished = (folder / "summary.json").is_file()
+    return {k: v for k, v in settings.items() if k != TOKENS} if finished else settings
 
 
 def first_difference(name: str, one: Any, other: Any) -> tuple[str, str, str]:

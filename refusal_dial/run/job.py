@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial import directions
-from refusal_dial.common import DryRun, log
+from refusal_dial.common import EVERY, DialError, DryRun, log
 from refusal_dial.directions.learning import Direction
 from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.model.loading import identity
@@ -84,11 +86,46 @@ def begin(
         return run
     if not run.finished:
         check_machines(flags)
+        for name, direction in learned.items():
+            check_same_direction(direction, run.folder / f"{name}.safetensors")
     run = open_run(experiment, settings, flags.out)
     if not run.finished:
         for name, direction in learned.items():
-            directions.save(direction, run.folder / f"{name}.safetensors")
+            save_once(direction, run.folder / f"{name}.safetensors")
     return run
+
+
+SAME = 0.05
+"""Two directions are one that was learned twice where they are this close, in shares of its length.
+What is learned again on as many cores in other batches differs by far less."""
+
+
+def check_same_direction(direction: Direction, path: Path) -> None:
+    """Raises `DialError` where the file holds another direction: rows of it may be in this run."""
+    there = _direction_in(path)
+    if there is None:
+        return
+    one, other = there.norm * there.unit, direction.norm * direction.unit
+    if one.shape != other.shape or float((one - other).norm()) > SAME * there.norm:
+        raise DialError(
+            f"{path} is not the direction of this start, so rows of two directions would stand in "
+            "one run: what it was learned from changed; choose another --out"
+        )
+
+
+def save_once(direction: Direction, path: Path) -> None:
+    """Write the direction unless it is there. Raises `DialError` where another one is."""
+    check_same_direction(direction, path)
+    if _direction_in(path) is None:
+        directions.save(direction, path)
+
+
+def _direction_in(path: Path) -> Direction | None:
+    """None where the file is not there, or damaged."""
+    try:
+        return directions.load(path)
+    except DialError:
+        return None
 
 
 def files_by_layer(learned: Sequence[Direction]) -> dict[str, Direction]:
@@ -143,6 +180,8 @@ def carry_out(
         disable=None,
         file=sys.stderr,
     )
+    log.info("%d of %d rows are to be computed", sum(sizes[done:]), sum(sizes))
+    last = monotonic()
     computed = compute(study.model, plan, tasks[done:], flags)
     with bar, closing(computed):
         for number, rows in enumerate(map(mark_dropped, computed), done):
@@ -150,11 +189,15 @@ def carry_out(
             check_dropped_share(missing, sum(sizes), flags.max_missing)
             append(run, rows)
             bar.update(len(rows))
+            if bar.disable and monotonic() - last > EVERY:
+                log.info("%d of %d rows", sum(sizes[: number + 1]), sum(sizes))
+                last = monotonic()
             if note is not None:
                 note(number, rows)
     for reason, n in missing.items():
         log.warning("%d of %d rows have no score and are left out: %s", n, sum(sizes), reason)
     # 4. The summary of all rows, as they stand on the disk.
+    log.info("summing up %d rows", sum(sizes))
     summary, found = close(read_table(run.folder, "scores"))
     finish(run, summary, with_dropped(found, missing, sum(sizes)))
     return run, summary

@@ -154,6 +154,7 @@ def _meanings(source: str, names: Sequence[str], given: Mapping[str, str] | None
 
 def _asked(source: str, device: str, revision: str | None, batch_size: int) -> Judge:
     from refusal_dial.model.loading import identity, load_model
+    from refusal_dial.model.tokens import tokenize, tokens_hash
 
     model = load_model(source, device, revision=revision)
     if model.tokenizer is None or not model.tokenizer.chat_template:
@@ -172,7 +173,8 @@ def _asked(source: str, device: str, revision: str | None, batch_size: int) -> J
             out.extend(_answers(model, asks[start : start + batch_size]))
         return out
 
-    return Judge(source, f"{ASK_VERSION}+{identity(model).revision}", decide)
+    asked = tokens_hash(tokenize(model, [ASK]))  # another day's, where the template prints the date
+    return Judge(source, f"{ASK_VERSION}+{identity(model).revision}+{asked}", decide)
 
 
 def _answers(model: Any, asks: Sequence[str]) -> list[Judgement]:

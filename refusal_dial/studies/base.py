@@ -18,12 +18,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cli.flags import MACHINES, OpenFlags, StudyFlags
-from refusal_dial.common import UNITS
+from refusal_dial.common import UNITS, log
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.engine.score import Scorer
 from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
-from refusal_dial.model.tokens import Tokens, tokenize
+from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
+from refusal_dial.run.folder import TOKENS
 from refusal_dial.scoring.logits import RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import tokens_for
 
@@ -86,6 +87,7 @@ def study_of(
     chosen = check_layers(model, wanted)
     check_site(model, site)
     tokens = tokenize(model, [p.text for p in prompts], system=flags.system, chat=not flags.plain)
+    log.info("reading %d prompts", len(prompts))
     activations, logits = collect(
         model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
     )
@@ -128,5 +130,6 @@ def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
     settings["model"] = identity(study.model).as_dict()
     settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
     settings["data"]["n_prompts"] = len(study.prompts)
+    settings[TOKENS] = tokens_hash(study.tokens)
     settings["refusal_tokens"] = asdict(study.refusal)
     return settings

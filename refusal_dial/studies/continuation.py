@@ -37,7 +37,7 @@ from refusal_dial.cells import (
     unit_length,
 )
 from refusal_dial.cli.flags import MACHINES, ContinuationFlags, SparingFlags
-from refusal_dial.common import DialError, DryRun, write_whole
+from refusal_dial.common import DialError, DryRun, log, write_whole
 from refusal_dial.data.openings import BENIGN, CHALLENGING, Openings, load_openings
 from refusal_dial.data.prompts import CHOOSE, REPORT, Prompt, data_hash, holdout_split, of_subset
 from refusal_dial.directions.controls import random_directions, shuffled_directions
@@ -47,8 +47,8 @@ from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
-from refusal_dial.model.tokens import Tokens, tokenize
-from refusal_dial.run.folder import Run, read_config, read_table, read_verdict
+from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
+from refusal_dial.run.folder import TOKENS, Run, read_config, read_table, read_verdict
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Grid, Task, batches, generation_memory, grid_of, groups, some_of
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
@@ -110,6 +110,7 @@ def load_continuations(flags: ContinuationFlags) -> ContinuationStudy:
     learn = [p for subset in (BENIGN, CHALLENGING) for p in openings.learn if p.subset == subset]
     tokens = tokenize(model, [p.text for p in openings.measure], chat=False)
     seen = tokenize(model, [p.text for p in learn], chat=False)
+    log.info("reading %d openings", len(learn))
     pooled = collect_pooled(model, seen, layers, flags.pool, site=flags.site)
     last = collect_pooled(model, seen, layers, 1, site=flags.site)
     who, half = identity(model), len(learn) // 2
@@ -141,6 +142,7 @@ def continuation_settings(study: ContinuationStudy, flags: ContinuationFlags) ->
     for name in ("out", "config", "load_existing", "rows", "max_missing", *MACHINES):
         settings.pop(name, None)
     settings["model"] = identity(study.model).as_dict()
+    settings[TOKENS] = tokens_hash(study.tokens)
     settings["scorer"] = {"name": study.scorer.name, "version": study.scorer.version}
     settings["data"] = {
         "source": flags.openings,

@@ -40,8 +40,8 @@ from refusal_dial.data.prompts import (
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, overlap
 from refusal_dial.generate.decode import decoding_of
-from refusal_dial.model.tokens import Tokens
-from refusal_dial.run.folder import Run
+from refusal_dial.model.tokens import Tokens, tokens_hash
+from refusal_dial.run.folder import TOKENS, Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Parts, SweepPlan, Task
 from refusal_dial.stats.comparison import finite_intervals, finite_means
@@ -119,6 +119,7 @@ def objective_settings(both: ObjectiveStudy, flags: ObjectiveFlags) -> dict[str,
     """What the rows depend on, as plain data for a run's config."""
     settings = continuation_settings(both.openings, flags)
     settings["prompts"] = {"source": flags.prompts, "hash": data_hash(both.prompts)}
+    settings[TOKENS] = tokens_hash(both.openings.tokens, both.study.tokens)
     settings["refusal_tokens"] = asdict(both.study.refusal)
     return settings
 

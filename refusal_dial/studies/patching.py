@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from refusal_dial.cli.flags import PatchingFlags
-from refusal_dial.common import DialError, Hook, hook_name, log
+from refusal_dial.common import DialError, Hook, hook_name, log, progress
 from refusal_dial.data.prompts import pairs as by_pair
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.hooks import patch
@@ -371,6 +371,9 @@ WAY_RUNS = {"denoise": (1, 0), "noise": (0, 1)}
 Source = Callable[[Place, Tensor], tuple[Tensor, Tensor]]
 """A place and the run's own activation there, to what is written and which pairs have it."""
 
+TASK_ROWS = 2**12
+"""Rows of a task, about: what is lost when a run is killed, and how often its bar moves."""
+
 VALUES = 2**28
 """Bytes of patched values held at once."""
 
@@ -410,12 +413,18 @@ class PatchPlan:
 
     @property
     def tasks(self) -> list[Task]:
-        rows, places = self.patching.sizes(), range(len(self.patching.places))
-        size = self.patching.budget.batch_size
-        return [
-            Task(int(rows[pairs.start : pairs.stop].sum()), pairs, places)
-            for pairs in batches(len(self.patching.pairs), size)
+        """Some pairs at some places, about `TASK_ROWS` of them."""
+        found, size = [], self.patching.budget.batch_size
+        some = max(1, TASK_ROWS // ((1 + len(PATCH_CONTROLS)) * len(self.patching.ways) * size))
+        parts = batches(len(self.patching.places), some)
+        sizes = [
+            replace(self.patching, places=self.patching.places[part.start : part.stop]).sizes()
+            for part in parts
         ]
+        for pairs in batches(len(self.patching.pairs), size):
+            rows = [int(here[pairs.start : pairs.stop].sum()) for here in sizes]
+            found += [Task(n, pairs, part) for n, part in zip(rows, parts, strict=True) if n]
+        return found
 
     @property
     def grid(self) -> Grid:
@@ -429,7 +438,8 @@ class PatchPlan:
         return grid_of({"pairs": len(self.patching.pairs)}, labels)
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        patching = replace(self.patching, pairs=self.patching.pairs.on(model))
+        places = self.patching.places[task.cells.start : task.cells.stop]
+        patching = replace(self.patching, pairs=self.patching.pairs.on(model), places=places)
         frames = [
             _one_way(model, patching, task.prompts, part, self.scorer, way)
             for way in patching.ways
@@ -633,7 +643,7 @@ def attributed(
 ) -> Iterator[pd.DataFrame]:
     """The rows of a `PatchPlan`, a frame a task, as the gradient has them: with direction
     `attribution`, and without controls. The scorer reads each prompt by itself."""
-    for rows in batches(len(patching.pairs), patching.budget.batch_size):
+    for rows in progress(batches(len(patching.pairs), patching.budget.batch_size), "gradients"):
         frames = [_attribution_one_way(model, patching, rows, scorer, way) for way in patching.ways]
         yield labelled(pd.concat(frames, ignore_index=True), patching.pairs, model.tokenizer)
 

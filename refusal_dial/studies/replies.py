@@ -41,8 +41,8 @@ from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.generate.likelihood import LOOPS, coherence
 from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import identity
-from refusal_dial.model.tokens import Tokens, tokenize, with_replies
-from refusal_dial.run.folder import Run
+from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash, with_replies
+from refusal_dial.run.folder import TOKENS, Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import (
     Budget,
@@ -160,6 +160,7 @@ def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, An
     """What the rows depend on, as plain data for a run's config."""
     settings = study_settings(talk.study, flags)
     settings.pop("rows")
+    settings[TOKENS] = tokens_hash(talk.study.tokens, *talk.tokens.values())
     settings["judge"] = {"name": talk.judge.name, "version": talk.judge.version}
     settings["replied_to"] = data_hash(talk.prompts)
     return settings

@@ -34,7 +34,7 @@ from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.loading import check_site, identity
 from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 from refusal_dial.run.folder import Run, read_verdict
-from refusal_dial.run.job import begin, carry_out
+from refusal_dial.run.job import begin, carry_out, save_once
 from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of, some_of
 from refusal_dial.studies.base import Study, study_settings
 
@@ -645,7 +645,7 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
     ranked["dropped"] = ranked["dropped"].fillna("")
     pos, layer = chosen(ranked)
     direction = _of(candidates, pos, layer)
-    directions.save(direction, run.folder / "direction.safetensors")
+    save_once(direction, run.folder / "direction.safetensors")
     if flags.layout == "refusal_direction":
         raw = raw_vectors(candidates, int(study.model.cfg.d_model))
         write_layout(run.folder, raw, ranked, pos, layer)
