@@ -1,8 +1,9 @@
 """Write a copy of a model that has lost a direction: its weights are orthogonalised to it.
 
-The copy is loaded by plain transformers, without this library. Before it is kept it is compared
-with the model under the hooks that ablate the direction everywhere: the same logits, or it is not
-kept.
+The copy is loaded by plain transformers, without this library. `--lora` writes the change alone, as
+a LoRA adapter of rank 1 that plain PEFT loads beside the model. Before either is kept it is
+compared with the model under the hooks that ablate the direction everywhere: the same logits, or it
+is not kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Flags:
     device: str = flag("cpu", "where the two are compared: auto, cpu, cuda, cuda:N or mps")
     any_model: bool = flag(False, "take a direction that was learned on another model")
     plain: bool = flag(False, "compare on plain text, for a model without a chat template")
+    lora: bool = flag(False, "only the change, as a LoRA adapter of rank 1 in float32")
     layer: int | None = flag(
         None, "which of its vectors; default: what the file records", at_least(0, parse_whole)
     )
@@ -34,6 +36,8 @@ class Flags:
 
 def main(flags: Flags) -> None:
     import shutil
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     from refusal_dial.common import DialError, one_of
     from refusal_dial.directions.files import check_fits, direction_at
@@ -47,20 +51,29 @@ def main(flags: Flags) -> None:
     model = load_model(flags.model, flags.device, "float32")
     check_fits(direction, model, flags.any_model)
     tokens = tokenize(model, TEXTS, chat=not flags.plain)
-    plain = weights.orthogonalised(model, direction, flags.dtype)
-    folder = weights.save_model(plain, model.tokenizer, flags.out)
-    exported = load_model(str(folder), flags.device, "float32")
-    off, largest = weights.difference(model, exported, direction, tokens)
+    if flags.lora:
+        adapter = weights.rank_one_lora(model, direction)
+        out = weights.save_lora(adapter, str(model.cfg.model_name), flags.out)
+        plain = weights.merged(model, out)
+    else:
+        plain = weights.orthogonalised(model, direction, flags.dtype)
+        out = weights.save_model(plain, model.tokenizer, flags.out)
+    with TemporaryDirectory() as scratch:
+        whole = out
+        if flags.lora:
+            whole = weights.save_model(plain, model.tokenizer, Path(scratch) / "merged")
+        exported = load_model(str(whole), flags.device, "float32")
+        off, largest = weights.difference(model, exported, direction, tokens)
     # what is stored in half precision is rounded to it
     allowed = 1e-4 if "32" in str(plain.dtype) else 0.05
     if not off <= allowed * max(1.0, largest):
-        shutil.rmtree(folder)
+        shutil.rmtree(out)
         raise DialError(
             f"the exported model differs from the hooks by {off:.3g} in a logit (largest "
             f"{largest:.3g}) and is not kept: this model writes in another way; use the hooks"
         )
     number = str(plain.dtype).removeprefix("torch.")
-    print(f"exported: {folder}, {number} (largest difference to the hooks {off:.2g} in a logit)")
+    print(f"exported: {out}, {number} (largest difference to the hooks {off:.2g} in a logit)")
 
 
 if __name__ == "__main__":

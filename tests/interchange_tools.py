@@ -48,6 +48,13 @@ def repeng(folder, file, ids):
     return model(torch.tensor([ids])).logits[0, -1]
 
 
+def peft(folder, adapter, ids):
+    import torch
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(plain(folder), adapter)(torch.tensor([ids])).logits[0, -1]
+
+
 class Opaque(ctypes.Structure):
     """A struct of llama.h by value: what calls return and take alone, longer than any of them."""
 
@@ -141,6 +148,7 @@ TOOLS = {
     "steering-vectors": steering_vectors,
     "repeng": repeng,
     "llama.cpp": llama_cpp,
+    "peft": peft,
 }
 
 if __name__ == "__main__":

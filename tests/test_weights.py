@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tool_env import tool_python
 from transformers import AutoModelForCausalLM
 
 from refusal_dial.common import DialError
@@ -17,7 +22,13 @@ from refusal_dial.directions.learning import Direction, Provenance, save
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import last_logits, tokenize
-from refusal_dial.studies.export import difference, orthogonalised, save_model
+from refusal_dial.studies.export import (
+    difference,
+    orthogonalised,
+    rank_one_lora,
+    save_lora,
+    save_model,
+)
 
 sys.path.insert(0, "scripts")
 import export_model
@@ -149,3 +160,84 @@ def test_files_that_changed_since_the_model_was_loaded_are_an_error_and_no_rando
     (source / "model.safetensors").write_bytes(b"none")
     with pytest.raises(DialError, match="could not be loaded again"):
         orthogonalised(model, unit())
+
+
+LORAS = ["Qwen2 tied", "Phi3"]
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_an_adapter_of_rank_one_beside_the_plain_model_gives_the_logits_of_the_hooks(
+    name, tmp_path
+):
+    """The adapter is applied as its equation has it, by hooks on the modules that it names."""
+    architecture, config = MODELS[name]
+    source = saved(tmp_path / "model", architecture, **config)
+    model = load_model(str(source), device="cpu", dtype="float32")
+    folder = save_lora(rank_one_lora(model, unit()), "org/m", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(targets) == 1 + 2 * 3  # the embedding, and two writers a block
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+
+    def add(key):
+        def hook(module, args, out):
+            if f"{key}.lora_A.weight" in tensors:
+                a, b = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
+                return out + args[0] @ a.T @ b.T
+            a, b = tensors[f"{key}.lora_embedding_A"], tensors[f"{key}.lora_embedding_B"]
+            return out + a.T[args[0]] @ b.T
+
+        return hook
+
+    for target in targets:
+        plain.get_submodule(target).register_forward_hook(add(f"base_model.model.{target}"))
+    tokens = tokenize(model, ["one prompt alone"])
+    with torch.no_grad():
+        logits = plain(tokens.ids).logits[:, -1]
+    hooked = last_logits(model, tokens, ablate_everywhere(unit(), 3))
+    size = float(hooked.abs().max())
+    assert float((logits - hooked).abs().max()) < 1e-4 * max(1, size)
+    assert float((last_logits(model, tokens) - hooked).abs().max()) > 0.01 * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LORAS)
+def test_plain_peft_loads_the_adapter_and_gives_the_logits_of_the_hooks(name, tmp_path, request):
+    architecture, config = MODELS[name]
+    python = tool_python(request.config.cache, ("peft==0.21.2",))
+    source = saved(tmp_path / "model", architecture, **config)
+    model = load_model(str(source), device="cpu", dtype="float32")
+    folder = save_lora(rank_one_lora(model, unit()), str(source), tmp_path / "adapter")
+    tokens = tokenize(model, ["one prompt alone"])
+    script, out = Path(__file__).with_name("interchange_tools.py"), tmp_path / "logits.npy"
+    ids = json.dumps(tokens.ids[0].tolist())
+    typed = [str(python), str(script), "peft", str(source), str(folder), ids, str(out)]
+    made = subprocess.run(typed, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stderr[-2000:]
+    logits = torch.from_numpy(np.load(out)).float()
+    hooked = last_logits(model, tokens, ablate_everywhere(unit(), 3))[0]
+    size, off = float(hooked.abs().max()), float((logits - hooked).abs().max())
+    print(f"peft, {name}: largest logit difference {off:.2g} of {size:.2g}")
+    assert off < 1e-4 * max(1, size)
+    assert float((last_logits(model, tokens)[0] - logits).abs().max()) > 0.01 * size
+
+
+def test_an_adapter_takes_away_no_bias(tmp_path):
+    architecture, config = MODELS["Llama, biases"]
+    source = saved(tmp_path / "model", architecture, **config)
+    model = load_model(str(source), device="cpu", dtype="float32")
+    with pytest.raises(DialError, match=r"o_proj of LlamaForCausalLM has a bias, and a LoRA"):
+        rank_one_lora(model, unit())
+
+
+def test_the_script_writes_an_adapter_that_equals_the_hooks(tmp_path, capsys):
+    source = saved(tmp_path / "model", "Qwen2")
+    save(Direction(unit(), 1.0), tmp_path / "d.safetensors")
+    out = tmp_path / "adapter"
+    flags = export_model.Flags(str(tmp_path / "d.safetensors"), str(source), str(out), lora=True)
+    export_model.main(flags)
+    assert f"exported: {out}, float32 (largest difference to the hooks" in capsys.readouterr().out
+    assert {one.name for one in out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }

@@ -14,12 +14,15 @@ by `difference`, which compares the two on prompts. This module does not know wh
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -52,14 +55,9 @@ def orthogonalised(
     plain projections into the residual stream.
     """
     unit = unit_of(direction).double().cpu()
-    if len(unit) != int(model.cfg.d_model):
-        raise DialError(
-            f"the direction is {len(unit)} wide and this model's residual stream is "
-            f"{int(model.cfg.d_model)}: use a direction of the same model"
-        )
+    _check_width(unit, model)
     names = list(_written(model))
-    revision = getattr(model.original_model.config, "_commit_hash", None)
-    plain = _plain(str(model.cfg.model_name), revision, dtype)
+    plain = _plain(*_source(model), dtype)
     _untie(plain)
     for name, transposed in names:
         module = plain.get_submodule(name)
@@ -102,6 +100,19 @@ def _written(model: TransformerBridge) -> Iterator[tuple[str, bool]]:
             yield name, type(held).__name__ == "Conv1D"
 
 
+def _check_width(unit: Tensor, model: TransformerBridge) -> None:
+    if len(unit) != int(model.cfg.d_model):
+        raise DialError(
+            f"the direction is {len(unit)} wide and this model's residual stream is "
+            f"{int(model.cfg.d_model)}: use a direction of the same model"
+        )
+
+
+def _source(model: TransformerBridge) -> tuple[str, str | None]:
+    """Where a model came from: a folder or hub id, and the hub's commit."""
+    return str(model.cfg.model_name), getattr(model.original_model.config, "_commit_hash", None)
+
+
 def _plain(source: str, revision: str | None, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -131,19 +142,97 @@ def save_model(plain: Any, tokenizer: Any, folder: str | Path) -> Path:
 
     Raises `DialError` if something stands there already.
     """
-    folder = Path(folder)
+    with _draft(Path(folder)) as draft:
+        plain.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    return Path(folder)
+
+
+@contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` when it is whole."""
     if folder.exists():
         raise DialError(f"{str(folder)!r} is there already: choose another --out")
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        plain.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        yield draft
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
+
+
+@torch.no_grad()
+def rank_one_lora(model: TransformerBridge, direction: HasUnit | Tensor) -> dict[str, Tensor]:
+    """The same change as a LoRA adapter of rank 1, in PEFT's names: what is added to what a module
+    gives out is `B A x`.
+
+        A = r^T W, B = -r    of a projection        A = (E r)^T, B = -r    of an embedding
+
+    Raises `DialError` for what `orthogonalised` refuses, and for projections with a bias, which no
+    low-rank matrix takes away.
+    """
+    unit = unit_of(direction).double().cpu()
+    _check_width(unit, model)
+    names = list(_written(model))
+    plain = _plain(*_source(model), "float32")
+    tensors = {}
+    for name, _ in names:
+        module = plain.get_submodule(name)
+        if getattr(module, "bias", None) is not None:
+            raise DialError(
+                f"{name} of {type(plain).__name__} has a bias, and a LoRA adapter changes none: "
+                "export the whole model"
+            )
+        weight, key = module.weight.double(), f"base_model.model.{name}"
+        if isinstance(module, nn.Embedding):
+            tensors[f"{key}.lora_embedding_A"] = (weight @ unit)[None].float()
+            tensors[f"{key}.lora_embedding_B"] = -unit[:, None].float()
+        else:
+            tensors[f"{key}.lora_A.weight"] = (unit @ weight)[None].float()
+            tensors[f"{key}.lora_B.weight"] = -unit[:, None].float()
+    return tensors
+
+
+def save_lora(tensors: dict[str, Tensor], base: str, folder: str | Path) -> Path:
+    """Write an adapter of rank 1 as PEFT's folder, whole or not at all; `base` is the model's id.
+
+    Raises `DialError` if something stands there already.
+    """
+    names = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in tensors}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": 1,
+        "lora_alpha": 1,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(names),
+    }
+    with _draft(Path(folder)) as draft:
+        save_file(tensors, draft / "adapter_model.safetensors", {"format": "pt"})
+        text = json.dumps(config, indent=2) + "\n"
+        (draft / "adapter_config.json").write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+@torch.no_grad()
+def merged(model: TransformerBridge, adapter: str | Path) -> Any:
+    """A fresh transformers model with the adapter of a folder added into its weights."""
+    plain = _plain(*_source(model), "float32")
+    _untie(plain)
+    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+    for name, a in tensors.items():
+        if "_A" not in name:
+            continue
+        b = tensors[name.replace("_A", "_B")]
+        module = plain.get_submodule(name.split(".lora_")[0].removeprefix("base_model.model."))
+        module.weight += (b @ a).T if isinstance(module, nn.Embedding) else b @ a
+    return plain
 
 
 def difference(
