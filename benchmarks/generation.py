@@ -2,8 +2,9 @@
 
     python benchmarks/generation.py [--prompts 8] [--alphas 17] [--layers 20] [--new 32]
         [--rounds 3] [--threads 2]
+        [--model embedded|FOLDER] [--dtype float32]
 
-On the embedded model, in turns, in one process; ratios are medians over rounds. `grid`: every layer
+On one model, in turns, in one process; ratios are medians over rounds. `grid`: every layer
 and alpha in one call of ours against one call of ours a cell, and against TransformerLens's way,
 Hugging Face `generate` inside `model.hooks`, once a cell. `--layers all --alphas 3` is the toxicity
 study's sweep. `plain`: one cell without hooks, ours against
@@ -19,11 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from works import weights_of
 
 from refusal_dial import load_model, load_prompts, steer, tokenize
 from refusal_dial.generate.decode import Decoding, generate
-from refusal_dial.model.loading import EMBEDDED
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -38,18 +38,21 @@ def main() -> None:
     )
     for name, value in (("prompts", 8), ("alphas", 17), ("new", 32), ("rounds", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--layers", default="20", help="a layer, or all")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layers", default="", help="a layer (the middle one), or all")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_model("embedded", "cpu", "float32")
+    model = load_model(args.model, "cpu", args.dtype)
     texts = [p.text for p in load_prompts("embedded") if p.subset == "EDGE"][: args.prompts]
     tokens = tokenize(model, texts)
     unit = torch.nn.functional.normalize(torch.randn(int(model.cfg.d_model)), dim=0)
     alphas = torch.linspace(-8, 8, args.alphas).tolist()
-    every = range(int(model.cfg.n_layers)) if args.layers == "all" else [int(args.layers)]
+    middle = int(args.layers) if args.layers.isdigit() else int(model.cfg.n_layers) // 2
+    every = range(int(model.cfg.n_layers)) if args.layers == "all" else [middle]
     grid = [[steer(unit, alpha, layer=n, pos=-1)] for n in every for alpha in alphas]
     decoding = Decoding(args.new, rows=len(grid) * len(texts))
-    bare = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    bare = weights_of(args.model, args.dtype)
 
     def theirs(where: Any) -> torch.Tensor:
         return where.generate(

@@ -1,7 +1,8 @@
 """The dial beside other projects' ways to turn it: nnsight, pyvene and steering-vectors.
 
     pip install --target PEERS --no-deps nnsight pyvene steering-vectors   # and what they import
-    PYTHONPATH=PEERS python benchmarks/peers.py [--model shape|embedded] [--rounds 3]
+    PYTHONPATH=PEERS python benchmarks/peers.py [--model shape|embedded|FOLDER]
+        [--dtype float32] [--rounds 3]
 
 Each adds alpha times a direction to the same residual stream at the last position, once for every
 cell, on a Hugging Face model of the same weights, and the scores must agree. A few cells are timed
@@ -22,12 +23,10 @@ import torch
 from sweeps import SAMPLE, timed
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM
-from works import Work, model_of, qwen_weights, scorer, works
+from works import Work, model_of, scorer, weights_of, works
 
 from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import Edit
-from refusal_dial.model.loading import EMBEDDED
 
 Cell = Callable[[int, Tensor], Tensor]  # (block whose output it changes, what is added) -> scores
 
@@ -96,20 +95,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", default="shape", choices=["shape", "embedded"])
+    parser.add_argument("--model", default="shape", help="shape, or a model")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bridge = model_of(args.model, "cpu", "float32")
+    bridge = model_of(args.model, "cpu", args.dtype)
     asked = [
         work
         for work in works(bridge, args.batch)
         if "alphas" in work.name and f"x {len(bridge.blocks)}" not in work.name
     ]
     for name, peer in PEERS.items():
-        plain = fresh(args.model)  # peers leave things of their own in a model
+        plain = weights_of(args.model, args.dtype)  # peers leave things of their own in a model
         for work in asked:
             try:
                 said = beside(bridge, work, peer(plain, work), args.rounds)
@@ -119,13 +119,6 @@ def main() -> None:
             print(
                 f"{name} {version(name)}, {work.name}, {len(work.grid)} cells: {said}", flush=True
             )
-
-
-def fresh(model: str) -> nn.Module:
-    """The weights as Hugging Face loads them."""
-    if model == "embedded":
-        return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
-    return qwen_weights("cpu").float().eval()
 
 
 def beside(bridge: TransformerBridge, work: Work, cell: Cell, rounds: int) -> str:

@@ -1,7 +1,7 @@
 """Sweeps, ours beside plain TransformerLens hooks and its patching functions, in one run.
 
-    python benchmarks/sweeps.py [--model shape|embedded|both] [--device cpu] [--dtype float32]
-        [--batch 8] [--threads 2] [--rounds 2] [--only "17 alphas"] [--json FILE]
+    python benchmarks/sweeps.py [--model shape|embedded|both|FOLDER] [--device cpu]
+        [--dtype float32] [--batch 8] [--threads 2] [--rounds 2] [--only "17 alphas"] [--json FILE]
 
 Ours runs every cell. Peers run one forward pass a cell, every cell alike, so a few cells spread
 over the grid are timed and extrapolated. Ours and the peers take turns within each round; a ratio
@@ -30,10 +30,10 @@ import pandas as pd
 import torch
 import transformer_lens
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
-from works import Work, model_of, operations, scorer, works
+from works import Work, model_of, operations, scorer, weights_of, works
 
 from refusal_dial.common import hook_name
 from refusal_dial.engine.score import score_grid
@@ -88,7 +88,25 @@ def by_patching(model: TransformerBridge, work: Work, cells: Sequence[int]) -> T
     return torch.stack(rows[-len(edits) :])
 
 
-def measure(model: TransformerBridge, work: Work, rounds: int) -> dict[str, Any]:
+@torch.no_grad()
+def by_forward(weights: nn.Module, work: Work) -> Tensor:
+    """A loop of plain Hugging Face forward passes (SDPA), one a cell, that steer nothing: what any
+    way of hooking them costs at least."""
+    logits = [
+        weights(
+            input_ids=work.tokens.ids,
+            attention_mask=work.tokens.mask,
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits[:, -1]
+        for _ in range(SAMPLE)
+    ]
+    return torch.stack([scorer(one).cpu() for one in logits])
+
+
+def measure(
+    model: TransformerBridge, work: Work, rounds: int, weights: nn.Module
+) -> dict[str, Any]:
     device = work.tokens.ids.device
     n = len(work.grid)
     cells = [n * i // SAMPLE + n // (2 * SAMPLE) for i in range(SAMPLE)]
@@ -97,7 +115,12 @@ def measure(model: TransformerBridge, work: Work, rounds: int) -> dict[str, Any]
         peers["patching"] = by_patching
     quarter = work.thinned()
     score_grid(model, work.tokens, work.grid[:1], scorer)  # the trial, once a model
-    times: dict[str, list[float]] = {"ours": [], "quarter": [], **{name: [] for name in peers}}
+    times: dict[str, list[float]] = {
+        "ours": [],
+        "quarter": [],
+        "HF": [],
+        **{name: [] for name in peers},
+    }
     worst = dict.fromkeys(peers, 0.0)
     for _ in range(rounds):
         took, ours = timed(lambda: score_grid(model, work.tokens, work.grid, scorer), device)
@@ -106,6 +129,8 @@ def measure(model: TransformerBridge, work: Work, rounds: int) -> dict[str, Any]
             took, theirs = timed(lambda peer=peer: peer(model, work, cells), device)
             times[name].append(took * n / len(cells))
             worst[name] = max(worst[name], float((theirs - ours[cells]).abs().max()))
+        took, _ = timed(lambda: by_forward(weights, work), device)
+        times["HF"].append(took * n / SAMPLE)
         took, _ = timed(lambda: score_grid(model, quarter.tokens, quarter.grid, scorer), device)
         times["quarter"].append(took)
     plain, least = operations(model, work)
@@ -117,6 +142,8 @@ def measure(model: TransformerBridge, work: Work, rounds: int) -> dict[str, Any]
         ratios = [a / b for a, b in zip(times[name], times["ours"], strict=True)]
         row[f"x {name}"] = statistics.median(ratios)
         row[f"diff {name}"] = worst[name]
+    ratios = [a / b for a, b in zip(times["HF"], times["ours"], strict=True)]
+    row["x HF forward (SDPA)"] = statistics.median(ratios)
     row["bound"] = plain / least
     row["share"] = row["x hooks"] / row["bound"]
     return row
@@ -161,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", default="both", choices=["shape", "embedded", "both"])
+    parser.add_argument("--model", default="both", help="shape, embedded, both, or a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=8)
@@ -176,6 +203,7 @@ def main() -> None:
         print(peak(model_of(args.model, args.device, args.dtype), args.peak, args.batch))
         return
     where = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+    print(f"load {os.getloadavg()[0]:.1f}")
     print(
         f"{date.today()}, {where or platform.machine()}, {args.threads} threads, {args.dtype}, "
         f"batch {args.batch}, torch {torch.__version__}, transformers {transformers.__version__}, "
@@ -184,10 +212,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in ("embedded", "shape") if args.model == "both" else (args.model,):
         model = model_of(name, args.device, args.dtype)
-        rows = []
+        rows, weights = [], weights_of(name, args.dtype).to(args.device)
         for work in works(model, args.batch):
             if args.only in work.name:
-                rows.append(measure(model, work, args.rounds))
+                rows.append(measure(model, work, args.rounds, weights))
                 print(f"\n{name}\n{table(rows[-1:])}", flush=True)
         del model
         found[name] = {"rows": rows, "peak": {} if args.only else peaks(args, name)}

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from refusal_dial.common import Hook, hook_name
 from refusal_dial.hooks import Edit, patch, steer
-from refusal_dial.model.loading import load_model
+from refusal_dial.model.loading import load_model, source_of
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.scoring.logits import LogitDiff
 
@@ -76,9 +81,16 @@ def qwen_shape(device: str, dtype: str) -> TransformerBridge:
 
 
 def model_of(name: str, device: str, dtype: str) -> TransformerBridge:
-    return (
-        load_model("embedded", device, dtype) if name == "embedded" else qwen_shape(device, dtype)
-    )
+    """`shape`, or whatever `load_model` takes."""
+    return qwen_shape(device, dtype) if name == "shape" else load_model(name, device, dtype)
+
+
+def weights_of(name: str, dtype: str) -> nn.Module:
+    """The weights as Hugging Face loads them, with its own SDPA attention."""
+    number = getattr(torch, dtype)
+    if name == "shape":
+        return qwen_weights("cpu").to(number).eval()
+    return AutoModelForCausalLM.from_pretrained(source_of(name), dtype=number).eval()
 
 
 def random_tokens(model: TransformerBridge, batch: int, seed: int) -> Tokens:

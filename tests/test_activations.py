@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from architectures import bridge, fresh, prompts
 
 from refusal_dial.common import DialError
 from refusal_dial.hooks import ablate
-from refusal_dial.model.activations import collect, collect_pooled, collect_positions
+from refusal_dial.model.activations import (
+    collect,
+    collect_pooled,
+    collect_positions,
+    fast_reader,
+)
 from refusal_dial.model.tokens import last_logits, tokenize
+
+NOTHING = ("blocks.0.hook_resid_pre", lambda activation, hook: None)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
@@ -81,3 +89,30 @@ def test_pooling_one_token_is_the_last_position(qwen):
     torch.testing.assert_close(collect_pooled(qwen, tokens, [1], 3), three)
     with pytest.raises(DialError, match="at least the last token, not the last 0"):
         collect_pooled(qwen, tokens, [1], 0)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_in_half_precision_sdpa_reads_what_the_bridge_reads(site):
+    """Another kernel, and as near to float32 as the bridge is."""
+    wide, model, layers = bridge("Llama"), fresh("Llama").to(torch.bfloat16), [0, 3]
+    tokens = prompts((7, 4, 6, 7), seed=1)
+    assert fast_reader(model, tokens, site, layers) is not None
+    ours = collect(model, tokens, layers, site=site)
+    exact = collect(wide, tokens, layers, site=site)
+    theirs = collect_positions(model, tokens, layers, (-1,), site=site, hooks=[NOTHING])
+    theirs = theirs[0][0], theirs[1]
+    for one, other, truth in zip(ours, theirs, exact, strict=True):
+        assert not torch.equal(one, other)
+        assert (one - truth).norm() < 1.3 * (other - truth).norm()
+        assert (other - truth).norm() < 0.1 * truth.norm()
+
+
+def test_the_bridge_reads_where_sdpa_does_not_fit(caplog):
+    """A soft cap; hooks that are attached; full precision, where it is as fast."""
+    tokens, model = prompts((7, 4), seed=1), fresh("Llama").to(torch.bfloat16)
+    with caplog.at_level("INFO", "refusal_dial"):
+        assert fast_reader(fresh("Gemma2").to(torch.bfloat16), tokens, "resid_pre", [0]) is None
+    assert "bridge's own forward pass: its attention has a soft cap" in caplog.text
+    with model.hooks(fwd_hooks=[NOTHING]):
+        assert fast_reader(model, tokens, "resid_pre", [0]) is None
+    assert fast_reader(bridge("Llama"), tokens, "resid_pre", [0]) is None

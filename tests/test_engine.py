@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import SITES, DialError, Hook, hook_name
+from refusal_dial.engine import replay
 from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import ablate, clamp, patch, steer
 from refusal_dial.model.loading import load_model
@@ -244,6 +245,36 @@ def test_other_number_formats(dtype: torch.dtype) -> None:
     expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
     tolerance = 0.1 if dtype == torch.bfloat16 else 0.02
     torch.testing.assert_close(engine, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "Olmo2"])
+def test_in_half_precision_a_grid_without_patches_is_recorded_by_sdpa(
+    architecture: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scores are the plain ones within rounding; with a patch the trunk is the bridge's own, so
+    that a patch of the run with itself is the unsteered score, bit for bit. (The bridge of OLMo2
+    cannot be cast to half precision.)"""
+    model, recorded = fresh(architecture).to(torch.bfloat16), list[bool]()
+    _, kept = model.run_with_cache(TOKENS.ids, attention_mask=TOKENS.mask)
+    unsteered = patch(kept[hook_name("resid_pre", 1)][:, -1], layer=1, pos=-1)
+    record = replay.record_run
+
+    def watched(*args: Any) -> Any:
+        recorded.append(args[-1] is not None)
+        return record(*args)
+
+    monkeypatch.setattr(replay, "record_run", watched)
+    grid = [[], *([steer(UNIT, a, layer=n, pos=-1)] for a in (1.0, 2.0) for n in (0, 1))]
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        scores = score_grid(model, TOKENS, grid, logprob)
+    expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
+    torch.testing.assert_close(scores, expected, atol=0.15, rtol=0)
+    capped = architecture == "Gemma2"  # SDPA knows no soft cap
+    assert recorded == [not capped]
+    assert messages(caplog) == []
+    again = score_grid(model, TOKENS, [[], [unsteered]], logprob)
+    assert torch.equal(again[0], again[1])
+    assert recorded[1:] == [False]
 
 
 def test_a_single_token_is_read_as_a_decoding_step() -> None:

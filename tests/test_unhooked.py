@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from transformer_lens.hook_points import HookPoint
 
 from refusal_dial.common import hook_name
 from refusal_dial.engine.score import score_grid
-from refusal_dial.engine.unhooked import UnfitError, Unhooked, attend, unhooked
 from refusal_dial.model.tokens import last_logits
+from refusal_dial.model.unhooked import UnfitError, Unhooked, attend, unhooked
 
 PROMPTS = prompts((7, 4, 6), seed=1)
 
@@ -93,3 +94,28 @@ def test_without_its_hook_points_a_model_is_the_same_model(architecture: str) ->
     with torch.no_grad():
         logits = alone(PROMPTS.ids, attention_mask=PROMPTS.mask, position_ids=where).logits[:, -1]
     close(logits, last_logits(model, PROMPTS))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_all_at_once_by_sdpa_it_is_the_same_model_at_every_site(architecture: str) -> None:
+    model = bridge(architecture)
+    last = len(model.blocks) - 1
+    places = [(site, n) for site in ("resid_pre", "z", "mlp_out") for n in (0, last)]
+    alone, mask = Unhooked(model, places), PROMPTS.mask.bool()
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+
+    def sight(place: tuple[str, int], value: torch.Tensor) -> torch.Tensor:
+        seen[place] = value.flatten(2)[mask]
+        return value
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(PROMPTS.ids, attention_mask=PROMPTS.mask)
+        with alone.seeing({place: partial(sight, place) for place in places}):
+            if architecture == "Gemma2":
+                with pytest.raises(UnfitError, match="soft cap"):
+                    alone.last_logits(PROMPTS)
+                return
+            close(alone.last_logits(PROMPTS), last_logits(model, PROMPTS))
+    for place in places:
+        close(seen[place], cache[hook_name(*place)].flatten(2)[mask])
+    assert all(tap.see is None for tap in alone.taps.values())

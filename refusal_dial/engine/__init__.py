@@ -1,6 +1,6 @@
 """The exact fast engine: record one forward pass, then recompute only what an edit can change.
 
-unhooked   the model's own blocks without hook points, and attention over many branches
+branches   attention of many branches on one trunk
 recording  one plain forward pass, kept: residuals, keys and values, sites
 changes    what each cell of a grid touches, which rows it changes, which run together
 replay     a whole grid through the blocks, within a memory budget

@@ -8,9 +8,10 @@ bridge's own, so what is kept is bit for bit what `run_with_cache` shows on the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from refusal_dial.common import DialError, hook_name
-from refusal_dial.engine.unhooked import KeyValue, UnfitError, causal_rows, unwrapped
+from refusal_dial.engine.branches import KeyValue, causal_rows
 from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.unhooked import UnfitError, Unhooked, unwrapped
 
 # --------------------------------------------------------------------------------------------------
 # How much memory a grid may use, and how much its parts need.
@@ -244,39 +246,47 @@ def record_run(
     tokens: Tokens,
     first: int = 0,
     wanted: Mapping[SitePlace, list[int]] | None = None,
+    alone: Unhooked | None = None,
 ) -> Recording:
     """One forward pass over `tokens`, with all it leaves behind.
 
     Residuals are kept from position `first` on. `wanted` names the positions whose rows are kept at
-    places inside blocks. Raises `UnfitError` where the model is not a stack of blocks that pass a
-    residual stream on and keep keys and values of every position.
+    places inside blocks. With `alone`, which has taps there, it makes the pass and not the bridge:
+    by SDPA, equal within rounding. Raises `UnfitError` where the model is not a stack of blocks
+    that pass a residual stream on and keep keys and values of every position.
     """
     recording, cache = Recording(tokens, first), Keeping()
-    hooks = [_keeper(recording, place, at) for place, at in (wanted or {}).items()]
-    with _watched(model, recording), model.hooks(fwd_hooks=hooks):
-        logits = model(
-            tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, past_key_values=cache
-        )
-    recording.logits = logits[:, -1]
+    keep = {place: partial(_keep, recording, place, at) for place, at in (wanted or {}).items()}
+    if alone is not None:
+        with _watched(alone.blocks, recording), alone.seeing(keep):
+            recording.logits = alone.last_logits(tokens, cache)
+    else:
+        hooks = [(hook_name(*place), see) for place, see in keep.items()]
+        with _watched(list(model.blocks), recording), model.hooks(fwd_hooks=hooks):
+            logits = model(
+                tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, past_key_values=cache
+            )
+        recording.logits = logits[:, -1]
     if len(recording.layers) != len(model.blocks):
         raise UnfitError("its forward pass does not run every block once")
     for index, layer in enumerate(recording.layers):
-        key, _ = layer.kept = cache.kept.get(index, (logits, logits))
+        nothing = recording.logits
+        key, _ = layer.kept = cache.kept.get(index, (nothing, nothing))
         if key.ndim != 4 or key.shape[2] != recording.length:
             raise UnfitError("its blocks do not keep the keys and values of every position")
     return recording
 
 
 @contextmanager
-def _watched(model: TransformerBridge, recording: Recording) -> Iterator[None]:
+def _watched(blocks: Sequence[nn.Module], recording: Recording) -> Iterator[None]:
     """Keeps what every block is given, and what the last one gives."""
 
     def leave(_: nn.Module, __: Any, output: Any) -> None:
         recording.last = stream_of(output)[:, -1:].clone()
 
-    handles = [model.blocks[-1].register_forward_hook(leave)]
+    handles = [blocks[-1].register_forward_hook(leave)]
     try:
-        for index, block in enumerate(model.blocks):
+        for index, block in enumerate(blocks):
             enter = _watcher(unwrapped(block), index, recording)
             handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         yield
@@ -317,13 +327,15 @@ def _check(hidden: Tensor, mask: Any, recording: Recording) -> None:
         raise UnfitError(f"its masks have the shape {tuple(mask.shape)}")
 
 
-def _keeper(
-    recording: Recording, place: SitePlace, positions: list[int]
-) -> tuple[str, Callable[..., None]]:
-    def keep(activation: Tensor, hook: object) -> None:
-        recording.rows[place] = (activation[:, positions].flatten(2), positions)
-
-    return hook_name(*place), keep
+def _keep(
+    recording: Recording,
+    place: SitePlace,
+    positions: list[int],
+    activation: Tensor,
+    hook: object = None,
+) -> Tensor:
+    recording.rows[place] = (activation[:, positions].flatten(2), positions)
+    return activation
 
 
 def stream_of(output: Any) -> Tensor:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.engine.branches import Branches, KeysOnly, KeysTakenError, KeyValue
 from refusal_dial.engine.changes import (
     NOTHING,
     RESIDUAL,
@@ -31,17 +32,9 @@ from refusal_dial.engine.changes import (
     touches,
 )
 from refusal_dial.engine.recording import Recording, Sizes, record_run, stream_of
-from refusal_dial.engine.unhooked import (
-    Branches,
-    KeysOnly,
-    KeysTakenError,
-    KeyValue,
-    UnfitError,
-    Unhooked,
-    is_out_of_memory,
-)
-from refusal_dial.hooks import Edit
+from refusal_dial.hooks import Edit, Set
 from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.unhooked import UnfitError, Unhooked, is_out_of_memory
 
 # --------------------------------------------------------------------------------------------------
 # Runs what an intervention can change, and nothing else.
@@ -294,6 +287,17 @@ class Reader(Protocol):
     def read(self, columns: Float[Tensor, "batch read"]) -> Tensor: ...
 
 
+def recorder(unhooked: Unhooked, cells: Sequence[Sequence[Edit]]) -> Unhooked | None:
+    """What records these cells' trunk: the model without its hook points where that is faster
+    (half precision); None, the bridge itself, elsewhere.
+
+    A patch writes what was seen in a bridge, and where it writes what stands there already nothing
+    changes: so its trunk is the bridge's, bit for bit.
+    """
+    patches = any(isinstance(edit.operation, Set) for cell in cells for edit in cell)
+    return unhooked if unhooked.fast and not patches else None
+
+
 class Replay:
     """One grid on one batch of prompts. Its cells are edits with operations that `bulk` knows."""
 
@@ -310,6 +314,7 @@ class Replay:
         self.cells = [touches(cell, batch, length, int(model.cfg.d_head)) for cell in cells]
         self.sizes = Sizes.of(model)
         self.unhooked = Unhooked(model, places_of(self.cells))
+        self.alone = recorder(self.unhooked, cells)
         self.pads = tokens.mask.long().argmax(-1).cpu()
         everywhere = (int(one.where.min()) for cell in self.cells for one in cell)
         self.first = min(everywhere, default=length - 1)
@@ -375,7 +380,7 @@ class Replay:
         tokens = Tokens(self.tokens.ids[index, cut:], self.tokens.mask[index, cut:])
         cells = [[one.of(prompts, cut) for one in cell] for cell in all_cells]
         first = max(0, self.first - cut)
-        recording = record_run(self.model, tokens, first, places_of(cells))
+        recording = record_run(self.model, tokens, first, places_of(cells), self.alone)
         logits = recording.logits
         found.keep_recorded(prompts, logits if self.reads is None else logits[:, self.reads])
         length, n_layers = recording.length, self.sizes.n_layers

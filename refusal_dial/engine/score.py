@@ -20,11 +20,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.common import ENGINES, DialError, Hook, hook_name, log, one_line, one_of
 from refusal_dial.engine.changes import KNOWN, Rectangle, places_of, restrict, touches
 from refusal_dial.engine.recording import Sizes, budget, record_run
-from refusal_dial.engine.replay import Replay, Stream
-from refusal_dial.engine.unhooked import UnfitError, Unhooked, is_out_of_memory
+from refusal_dial.engine.replay import Replay, Stream, recorder
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens, last_logits
+from refusal_dial.model.unhooked import TOLERANCES, UnfitError, Unhooked, is_out_of_memory
 
 # --------------------------------------------------------------------------------------------------
 # Does a grid fit the model and the prompts it is to run on? Asked once, before anything is run.
@@ -100,9 +100,6 @@ def _named(thing: object) -> str:
 # block, and edited at every site that is asked for. The verdict holds until a weight changes.
 
 
-TOLERANCES = {torch.float32: 3e-4, torch.float64: 1e-6}
-"""The largest difference in a logit, as a share of the largest logit. Half precision gets 0.05."""
-
 _verdicts: weakref.WeakKeyDictionary[Any, tuple[int, dict[str, str]]]
 _verdicts = weakref.WeakKeyDictionary()
 
@@ -158,7 +155,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     edit = _probe(model, some, site)
     cells = [[], touches([edit], batch, length, int(model.cfg.d_head))]
     twin, rows = Unhooked(model, places_of(cells)), torch.arange(batch)
-    recording = record_run(model, some, wanted=places_of(cells))
+    recording = record_run(model, some, 0, places_of(cells), recorder(twin, [[edit]]))
     plain = [
         last_logits(model, some),
         last_logits(model, some, [(hook_name(site, edit.layer), edit)]),

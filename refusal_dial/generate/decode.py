@@ -28,9 +28,9 @@ from transformers import DynamicCache
 from refusal_dial.common import DialError, Hook
 from refusal_dial.engine.changes import KNOWN, restrict
 from refusal_dial.engine.score import check_grid
-from refusal_dial.engine.unhooked import UnfitError, unhooked
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.unhooked import UnfitError, unhooked
 
 # --------------------------------------------------------------------------------------------------
 # Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.

@@ -1,13 +1,15 @@
-"""The model's own blocks without hook points, and attention of many branches on one trunk.
+"""The model's own modules without hook points: what is fast where nobody looks inside.
 
-Each prompt is a trunk, run once; a branch is what one intervention makes of its last positions.
-`Unhooked` shares every parameter with the bridge and leaves it untouched.
+`Unhooked` shares every parameter with the bridge and leaves it untouched. Its blocks can be run one
+by one, with attention of the caller's own, or all together, with Hugging Face's SDPA attention in
+place of the eager attention that hook points need.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -16,11 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformers import PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refusal_dial.common import hook_name
+from refusal_dial.model.tokens import Tokens
 
 # --------------------------------------------------------------------------------------------------
 # The model's own blocks without its hook points: what the replay engine runs.
@@ -37,6 +42,9 @@ INTERFACE = "refusal_dial"
 
 HARMLESS = ("position_ids", "cache_position", "is_causal", "use_cache", "output_attentions")
 """Keywords an attention may be given that say nothing its mask does not."""
+
+TOLERANCES = {torch.float32: 3e-4, torch.float64: 1e-6}
+"""The largest difference from the bridge, as a share of the largest; 0.05 in half precision."""
 
 MANAGED = "its modules are managed by another library (offload or a device map)"
 
@@ -65,19 +73,26 @@ def attend(
     sliding_window: int | None = None,  # already in the mask
     **others: Any,
 ) -> tuple[Float[Tensor, "batch pos head d_value"], None]:
-    """Hugging Face's attention interface: hands over to the mask object.
+    """Hugging Face's attention interface: hands over to the mask object; SDPA where the mask is a
+    plain one, in a pass through the whole model.
 
     Raises `UnfitError` for dropout, or for anything else an attention might be given that is not
-    modelled here (attention sinks, position biases).
+    modelled here (attention sinks, position biases; in SDPA a soft cap).
     """
     lines = [k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS]
     if lines or dropout:
         raise UnfitError(f"its attention takes {', '.join(lines) or 'dropout'}")
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return attention_mask.attend(query, key, value, scale, softcap), None
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        return attention_mask.attend(query, key, value, scale, softcap), None
+    if softcap is not None:
+        raise UnfitError("its attention has a soft cap")
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale)
+    return out, None
 
 
 ALL_ATTENTION_FUNCTIONS.register(INTERFACE, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(INTERFACE, sdpa_mask)
 
 
 @dataclass
@@ -99,11 +114,11 @@ class Unhooked:
             raise UnfitError("it has no stack of blocks with a final norm")
         self._twins: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
-        layers = [unwrapped(block) for block in model.blocks]
-        self.blocks = [self._twin(layer, attending=True) for layer in layers]
+        root = unwrapped(model.original_model)
+        self._whole = self._twin(root, attending=True)
+        self.blocks = [self._twin(unwrapped(block), attending=True) for block in model.blocks]
         self.norm = self._twin(unwrapped(model.ln_final))
         self.taps = {(site, layer): self._tap(model, site, layer) for site, layer in sites}
-        root = unwrapped(model.original_model)
         body = str(getattr(root, "base_model_prefix", ""))
         if body not in root._modules:
             raise UnfitError("its head cannot be separated from its body")
@@ -112,10 +127,44 @@ class Unhooked:
             if part is not None:
                 self._head._modules[name] = _Given() if name == body else self._twin(part)
 
+    @property
+    def fast(self) -> bool:
+        """Whether `last_logits` is several times as fast as the bridge: it is in half precision,
+        and SDPA knows no soft cap."""
+        config = next((c for c in self._configs.values()), None)
+        half = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
+        return half and getattr(config, "attn_logit_softcapping", None) is None
+
     def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and whatever the architecture does to its logits."""
         hidden = self.norm(residual[None])
         return self._head(inputs_embeds=hidden, use_cache=False, return_dict=True).logits[0]
+
+    def last_logits(
+        self, tokens: Tokens, cache: DynamicCache | None = None
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """`tokens.last_logits` of the same model, by SDPA attention."""
+        return self._whole(
+            input_ids=tokens.ids,
+            attention_mask=tokens.mask,
+            position_ids=(tokens.mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+    @contextmanager
+    def seeing(
+        self, sights: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+    ) -> Iterator[None]:
+        """Within it each of these sites shows its value, and takes what comes back."""
+        try:
+            for place, see in sights.items():
+                self.taps[place].see = see
+            yield
+        finally:
+            for place in sights:
+                self.taps[place].see = None
 
     def narrow(self, tokens: Sequence[int]) -> bool:
         """From now on `logits` has the columns of these tokens alone. False, and nothing changes,
@@ -241,145 +290,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(some in str(error) for some in words)
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# Attention of many branches on one trunk: exact, without copies of the trunk's keys and values.
-#
-# Each prompt is a trunk, run once. A branch is what one intervention makes of the prompt's
-# positions p..T-1. Its queries see the trunk's keys before p and the branch's own keys from p on.
-# Over each of the two attention is worked out by itself, with the logarithm of its denominator:
-#
-#     out(K, V) = softmax(q·K * scaling + mask) V         total(K) = logsumexp(q·K * scaling + mask)
-#
-# and over both it is `(1 - s) out(trunk) + s out(own)`, s = sigmoid(total(own) - total(trunk)).
-#
-# Branches of the same prompt do not see each other. With p = T-1 a branch is one extra token that
-# sees the trunk and itself. Each class here stands in the place of an attention mask (`Mask`).
-
-
-Queries = Float[Tensor, "batch head pos d_head"]
-
-Keys = Float[Tensor, "batch kv_head pos d_head"]
-
-BranchValues = Float[Tensor, "batch kv_head pos d_value"]
-
-KeyValue = tuple[Tensor, Tensor]
-
-
-def causal_rows(
-    mask: Tensor | None, prompts: Tensor, first: int, length: int, device: torch.device
-) -> Tensor | None:
-    """The mask's rows for queries `first`..`length`-1 of these prompts; None where all is seen."""
-    if mask is None:
-        if first == length - 1:
-            return None
-        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        return seen[None, None, first:]
-    return mask[:, :, first:] if mask.shape[0] == 1 else mask[prompts, :, first:]
-
-
-def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores under an additive or boolean (true = seen) mask."""
-    if mask is None:
-        return scores
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
-
-
-def capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
-
-
-class KeysTakenError(Exception):
-    """Ends a block once its keys and values are known: nothing after them is wanted."""
-
-    def __init__(self, kept: KeyValue) -> None:
-        self.kept = kept
-
-
-class KeysOnly:
-    """Attention that never happens: the block is run for its keys and values."""
-
-    def attend(
-        self, query: Queries, key: Keys, value: BranchValues, scaling: float, softcap: float | None
-    ) -> Tensor:
-        raise KeysTakenError((key, value))
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Attention of `n` branches a prompt, laid out one after another along the positions.
-
-    `past` is the trunk's keys and values before the branches leave it. `before` holds keys and
-    values of a branch's earlier positions where the block runs on its last position alone.
-    """
-
-    n: int
-    past: KeyValue
-    mask: Tensor | None  # "batch 1 query trunk+branch", additive or boolean
-    before: KeyValue | None = None
-
-    def attend(
-        self, query: Queries, key: Keys, value: BranchValues, scaling: float, softcap: float | None
-    ) -> Float[Tensor, "batch pos head d_value"]:
-        batch, n, groups = len(query), self.n, query.shape[1] // key.shape[1]
-        mask = None if self.mask is None else self.mask.expand(batch, n, -1, -1)
-        # 1. every branch by itself: its own keys, those of its earlier positions before them
-        k, v = (apart(x, n, groups) for x in (key, value))
-        if self.before is not None:
-            before = (apart(x, n, groups) for x in self.before)
-            k, v = (torch.cat(pair, 2) for pair in zip(before, (k, v), strict=True))
-        p = self.past[0].shape[2]
-        seen = None if mask is None else mask[..., p:].flatten(0, 1)[:, None]
-        own = attended(apart(query, n), k, v, seen, scaling, softcap)
-        parts = (x.view(batch, n, *x.shape[1:]) for x in own)
-        out, own_total = (x.transpose(1, 2).flatten(2, 3) for x in parts)
-        # 2. all branches at once: the trunk's keys, which are there once a prompt
-        if p:
-            past_k, past_v = (x.repeat_interleave(groups, 1) for x in self.past)
-            seen = None if mask is None else mask[..., :p].flatten(1, 2)[:, None]
-            trunk, total = attended(query, past_k, past_v, seen, scaling, softcap)
-            # 3. a softmax over both is their average by the share of each
-            share = (own_total - total).sigmoid()[..., None]
-            out = torch.lerp(trunk, out, share.to(out.dtype))
-        return out.transpose(1, 2)
-
-
-def apart(
-    value: Float[Tensor, "batch head branch_pos width"], n: int, times: int = 1
-) -> Float[Tensor, "batch_branch head_times pos width"]:
-    """Each of the `n` branches as a batch row of its own, every head so many times."""
-    batch, heads, tokens, width = value.shape
-    rows = value.view(batch, heads, n, tokens // n, width).transpose(1, 2).flatten(0, 1)
-    return rows if times == 1 else rows.repeat_interleave(times, 1)
-
-
-def attended(
-    query: Float[Tensor, "batch head pos d_head"],
-    key: Float[Tensor, "batch head seen d_head"],
-    value: Float[Tensor, "batch head seen d_value"],
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-) -> tuple[Float[Tensor, "batch head pos d_value"], Float[Tensor, "batch head pos"]]:
-    """(attention, log of the softmax's denominator) over these keys, as many heads as queries.
-
-    On a CPU by the kernel behind `scaled_dot_product_attention`, which keeps no matrix of scores;
-    elsewhere, or under a soft cap, by two products.
-    """
-    if key.shape[2] == 1:  # the softmax of one number is 1
-        scores = capped((query * key).sum(-1, keepdim=True) * scaling, softcap)
-        return value.expand(*query.shape[:3], -1), masked(scores, mask)[..., 0].float()
-    if query.is_cpu and softcap is None and query.shape[-1] == value.shape[-1]:
-        if mask is not None and mask.dtype == torch.bool:
-            hidden = torch.finfo(query.dtype).min
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, hidden)
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scaling
-        )
-        return out, total
-    scores = masked(capped(query @ key.mT * scaling, softcap), mask).float()
-    total = scores.logsumexp(-1)
-    return (scores - total[..., None]).exp().to(value.dtype) @ value, total
