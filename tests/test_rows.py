@@ -26,7 +26,7 @@ def test_a_missing_file_names_the_choices(source):
 
 
 def test_an_empty_folder_and_a_foreign_file_say_what_was_expected(tmp_path):
-    with pytest.raises(DialError, match=r"holds no prompts: expected \.jsonl or \.csv"):
+    with pytest.raises(DialError, match=r"holds no prompts: expected \.jsonl, \.csv or \.tsv"):
         load_prompts(str(tmp_path))
     (tmp_path / "p.txt").write_text("hello")
     with pytest.raises(DialError, match=r"p\.txt is no prompts file: expected"):

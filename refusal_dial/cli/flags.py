@@ -71,6 +71,7 @@ RULE_LIMITS = {
 
 ALPHAS_HELP = "in --alpha-unit: a list such as -0.3,0,0.3, or START:STOP:COUNT"
 AUTO_HELP = f"{ALPHAS_HELP}; auto: 13 steps of ±0.6 mean residual norms"
+PROMPTS_HELP = "'embedded', a .jsonl, .csv or .tsv, a folder, xstest, or-bench, ... or owner/name"
 ALPHA_UNIT: Any = flag(
     None,
     "what alpha 1 is as long as: residual (the mean residual norm there; the default), norm (the "
@@ -135,7 +136,7 @@ class OpenFlags:
     """What a study is opened from: a model, prompts and a scorer."""
 
     model: str = flag("embedded", "'embedded', a local folder, or a hub id", joined)
-    prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
+    prompts: str = flag("embedded", PROMPTS_HELP)
     scorer: str = flag("refusal_score", "refusal_score or logit_diff", choice(SCORERS, "scorer"))
     refusal_tokens: str = flag(
         "auto",
@@ -496,7 +497,7 @@ class ObjectiveFlags(ContinuationFlags):
         f"steps of the toxicity dial, {ALPHAS_HELP}",
         alphas_of,
     )
-    prompts: str = flag("embedded", "'embedded', a .jsonl or .csv, a folder, xstest, or owner/name")
+    prompts: str = flag("embedded", PROMPTS_HELP)
     refusal_tokens: str = flag(
         "auto",
         "auto, family, calibrated, replies, or a list of ids or words such as I,Sorry",

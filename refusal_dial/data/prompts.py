@@ -11,9 +11,11 @@ import codecs
 import csv
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +24,69 @@ import numpy as np
 from refusal_dial.common import DialError, is_utf8, located, one_of
 
 # --------------------------------------------------------------------------------------------------
-# Rows of a .jsonl or .csv file, a folder of them, or a data set of the Hugging Face hub.
+# Rows of a .jsonl, .csv or .tsv file, a folder of them, or a data set of the Hugging Face hub.
 #
 # Each comes with what an error about it should say: the file and line it begins on.
 
 
-PROMPT_HUB_NAMES = {"xstest": "Paul/XSTest"}
+PROMPT_HUB_NAMES = {
+    "xstest": "Paul/XSTest",
+    "or-bench": "bench-llm/or-bench",
+    "wildjailbreak": "allenai/wildjailbreak",
+    "do-not-answer": "LibrAI/do-not-answer",
+    "sorry-bench": "sorry-bench/sorry-bench-202406",
+    "jailbreakbench": "JailbreakBench/JBB-Behaviors",
+}
+
+HUB_PARTS: dict[str, tuple[str, ...]] = {
+    "bench-llm/or-bench": ("or-bench-hard-1k", "or-bench-toxic"),
+    "allenai/wildjailbreak": ("eval",),
+    "JailbreakBench/JBB-Behaviors": ("behaviors",),
+}
+"""Data sets in several parts, and which are read."""
+
+HUB_OPTIONS: dict[str, dict[str, Any]] = {
+    "allenai/wildjailbreak": {"delimiter": "\t", "keep_default_na": False}
+}
+"""How the files of a data set have to be read, where it is not as a hub guesses."""
+
+SUFFIXES = (".jsonl", ".csv", ".tsv")
+
+_Reader = Callable[[Path, list[str]], Iterator[tuple[str, dict[str, Any]]]]
 
 
 def read_rows(
     source: str, what: str = "prompts", names: Mapping[str, str] = PROMPT_HUB_NAMES
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(where, row) for every row of a .jsonl or .csv file, a folder of them, or a hub data set, as
-    it is: unchecked, `where` being what an error about the row should say.
+    """(where, row) for every row of a .jsonl, .csv or .tsv file, a folder, or a hub data set, as it
+    is: unchecked, `where` being what an error about the row should say.
 
     Raises `DialError` for a source that does not exist or cannot be read or reached.
     """
     path = located(source)
     if path.is_dir():
-        files = sorted([*path.glob("*.jsonl"), *path.glob("*.csv")])
+        files = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
         if not files:
-            raise DialError(f"folder {source!r} holds no {what}: expected .jsonl or .csv files")
+            raise DialError(
+                f"folder {source!r} holds no {what}: expected .jsonl, .csv or .tsv files"
+            )
         return [row for file in files for row in _rows(file)]
     if path.is_file():
         return _rows(path)
-    if path.suffix in (".jsonl", ".csv") or source.startswith((".", "/", "~")):
+    if path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
         raise DialError(
-            f"no {what} file {source!r}: give a .jsonl or .csv file, a folder, a hub data set "
-            f"(owner/name, or {' or '.join(names)}), or 'embedded'"
+            f"no {what} file {source!r}: give a .jsonl, .csv or .tsv file, a folder, a hub data "
+            f"set (owner/name, or {' or '.join(names)}), or 'embedded'"
         )
     return _hub_rows(source, what, names)
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(where, row) for every row of a file; `where` is what an error will say."""
-    readers = {".jsonl": _jsonl, ".csv": _csv}
+    tabs = partial(_csv, delimiter="\t")
+    readers: dict[str, _Reader] = {".jsonl": _jsonl, ".csv": _csv, ".tsv": tabs}
     if path.suffix not in readers:
-        raise DialError(f"{path} is no prompts file: expected .jsonl or .csv")
+        raise DialError(f"{path} is no prompts file: expected .jsonl, .csv or .tsv")
     if not path.is_file():
         raise DialError(f"{path} is no file (a folder, a pipe, a broken link): move it away")
     try:
@@ -86,8 +114,10 @@ def _jsonl(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
         yield where, row
 
 
-def _csv(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader((line + "\n" for line in lines), strict=True)
+def _csv(
+    path: Path, lines: list[str], delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
     header: list[str] = []
     number = 1  # the line a row begins on; quoted text may run over several
     try:
@@ -123,17 +153,100 @@ def _hub_rows(name: str, what: str, names: Mapping[str, str]) -> list[tuple[str,
 
         if not hub_reachable():  # then only the local cache is asked, and nothing is retried
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        splits = datasets.load_dataset(hub_id)
+        options, parts = HUB_OPTIONS.get(hub_id, {}), HUB_PARTS.get(hub_id, (None,))
+        loaded = {
+            part: datasets.load_dataset(hub_id, *([part] if part else []), **options)
+            for part in parts
+        }
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise DialError(f"data set {hub_id!r} cannot be reached ({reason}): {remedy}") from error
-    rows = [(split, i, row) for split in splits for i, row in enumerate(splits[split], 1)]
-    return [(f"{hub_id} [{split}], row {i}", dict(row)) for split, i, row in rows]
+    return [
+        (f"{hub_id} {part} [{split}], row {i}" if part else f"{hub_id} [{split}], row {i}", row)
+        for part, splits in loaded.items()
+        for split, rows in splits.items()
+        for i, row in enumerate(map(dict, rows), 1)
+    ]
 
 
 def is_rating(value: object) -> bool:
     """Is it a number from 0 to 1, as people's ratings of toxicity are?"""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Sets of others, by their columns: each row with the columns that ours have, so that a local file
+# reads as the hub's data set does.
+#
+# What looks harmful and is not is EDGE. Where the columns do not say which a row is, its file or
+# its part of the data set does. A row with a subset is ours, whatever else it has.
+
+
+def _or_bench(place: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """OR-Bench (Cui et al. 2024): `prompt, category`; hard-1k and 80k are safe, toxic is not."""
+    part = re.search(r"or-bench-(hard|80k|toxic)", place)
+    if part is None:
+        return None
+    return {**row, "subset": "HARMFUL" if part[1] == "toxic" else "EDGE"}
+
+
+def _wildjailbreak(place: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """WildJailbreak (Jiang et al. 2024): `adversarial, label, data_type`, and `vanilla` in train,
+    where `adversarial` is empty for a vanilla row."""
+    kind = str(row["data_type"])
+    subset = {"harmful": "HARMFUL", "benign": "EDGE"}.get(kind.rpartition("_")[2])
+    text = row["adversarial"] or row.get("vanilla")
+    return None if subset is None else {"text": text, "subset": subset, "category": kind}
+
+
+def _do_not_answer(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Do-Not-Answer (Wang et al. 2023): `id, risk_area, types_of_harm, specific_harms, question`;
+    no prompt should be answered."""
+    found = {"text": row["question"], "subset": "HARMFUL", "category": row["types_of_harm"]}
+    return {**found, "id": row.get("id")}
+
+
+def _sorry_bench(place: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """SORRY-Bench (Xie et al. 2024): `question_id, category, turns, prompt_style`; one turn each,
+    all unsafe. A style other than base says the same request in other words."""
+    turns = row["turns"]
+    if not isinstance(turns, list) or len(turns) != 1:
+        return None
+    style = str(row.get("prompt_style") or "base")
+    name = str(row["question_id"]) + ("" if style == "base" else f"-{style}")
+    return {"text": turns[0], "subset": "HARMFUL", "category": row["category"], "id": name}
+
+
+def _jailbreakbench(place: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """JailbreakBench (Chao et al. 2024): `Index, Goal, Target, Behavior, Category, Source`, in a
+    harmful and a benign part of the same topics."""
+    part = re.search(r"harmful|benign", place)
+    if part is None:
+        return None
+    subset = {"harmful": "HARMFUL", "benign": "EDGE"}[part[0]]
+    name = f"{part[0]}-{row['Index']}"
+    return {"text": row["Goal"], "subset": subset, "category": row["Category"], "id": name}
+
+
+LAYOUTS: tuple[tuple[frozenset[str], Callable[[str, Mapping[str, Any]], Any]], ...] = (
+    (frozenset({"adversarial", "data_type"}), _wildjailbreak),
+    (frozenset({"question", "types_of_harm", "risk_area"}), _do_not_answer),
+    (frozenset({"question_id", "category", "turns"}), _sorry_bench),
+    (frozenset({"Index", "Goal", "Category"}), _jailbreakbench),
+    (frozenset({"prompt", "category"}), _or_bench),
+)
+"""Columns that a set has, and its mapping, which gives None for a row that is not of the set."""
+
+
+def _as_ours(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with our columns, if it is of a set in `LAYOUTS`; else as it is."""
+    if row.get("subset"):
+        return row
+    place = Path(where.rpartition(",")[0]).name.lower()
+    for columns, mapping in LAYOUTS:
+        if columns <= set(row) and (found := mapping(place, row)) is not None:
+            return found
+    return row
 
 
 # --------------------------------------------------------------------------------------------------
@@ -164,12 +277,13 @@ class Prompt:
 
 
 def load_prompts(source: str = "embedded") -> list[Prompt]:
-    """Prompts from `source`: `"embedded"`, a .jsonl or .csv file, a folder of them, or a data set
-    of the Hugging Face hub by name (`"xstest"`, or any `owner/name`).
+    """Prompts from `source`: `"embedded"`, a .jsonl, .csv or .tsv file, a folder of them, or a data
+    set of the Hugging Face hub by name (one of `PROMPT_HUB_NAMES`, or any `owner/name`).
 
     Rows need a text (`text`, `prompt`, `goal` or `instruction`) and a `subset`; XSTest's `label`
     safe/unsafe reads as EDGE/HARMFUL and its `type` as the category. `id`, `category` and `pair_id`
-    are optional, other columns are left alone.
+    are optional, other columns are left alone. Rows of OR-Bench, WildJailbreak, Do-Not-Answer,
+    SORRY-Bench and JailbreakBench are known by their columns.
 
     Raises `DialError` naming file and line for a row that cannot be used, and for a source that
     does not exist, is empty, or cannot be reached.
@@ -187,7 +301,7 @@ def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], source: str) -> list[
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     for where, row in rows:
-        prompt = _prompt(where, row, default_id=f"{len(prompts) + 1:04d}")
+        prompt = _prompt(where, _as_ours(where, row), default_id=f"{len(prompts) + 1:04d}")
         if prompt.id in seen:
             raise DialError(f"{where}: id {prompt.id!r} was used before, at {seen[prompt.id]}")
         seen[prompt.id] = where
