@@ -40,6 +40,14 @@ def test_out_where_no_folder_can_be(make, says, below, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
+def test_out_that_is_deeper_than_folders_are(tmp_path):
+    out = str(tmp_path.joinpath(*["a"] * 1000))
+    for ask in (planned_run, open_run):
+        with pytest.raises(DialError, match=r"--out is 1\d\d\d folders deep: expected at most 200"):
+            ask("steer", {}, out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_out_that_names_nothing():
     with pytest.raises(DialError, match="'' names no file: expected the path of a file or folder"):
         planned_run("steer", {}, "")

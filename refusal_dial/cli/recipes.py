@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refusal_dial.common import DialError, format_value, located
+from refusal_dial.common import DialError, format_value, located, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,9 @@ RESERVED = ("experiment", "published")
 
 MOST_BYTES, MOST_NODES = 2**20, 10_000
 """Of a recipe, and of the values in it with all its anchors written out: ours have a hundred."""
+
+TAGGED_WRONGLY = (ValueError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises of a value that is not of the kind that its tag names (`!!bool x`)."""
 
 _WIDTH = 118
 
@@ -73,16 +76,16 @@ def load_recipe(path: str) -> Recipe:
         node = yaml.compose(written, Loader=yaml.SafeLoader)
         if _written_out(node, {}) > MOST_NODES:
             raise DialError(
-                f"{path}: its anchors, written out, stand for more than {MOST_NODES} values: "
-                "write the flags themselves"
+                f"{path} stands for more than {MOST_NODES} values, its anchors written out: "
+                "expected a recipe, which is short"
             )
         found = yaml.safe_load(written)
     except DialError:
         raise
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise DialError(
-            f"{path} is not plain YAML in UTF-8: {' '.join(str(error).split())}"
-        ) from error
+    except (yaml.YAMLError, RecursionError, *TAGGED_WRONGLY) as error:
+        why = "" if isinstance(error, LookupError | AttributeError) else one_line(error)
+        why = why or "a value is not of the kind that its tag names"
+        raise DialError(f"{path} is not plain YAML in UTF-8: {why}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise DialError(f"{path}: expected a mapping of flags such as 'layer: 20'")
     names = [key.value.replace("-", "_") for key, _ in node.value]

@@ -58,6 +58,10 @@ LOCK = ".lock"
 FILES = ("config.json", *APPENDED, "summary.csv", "summary.json", LOCK)
 
 
+DEEPEST = 200
+"""Folders above a run, at most; Python makes them one inside the other."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder and the settings its rows depend on."""
@@ -127,6 +131,8 @@ def _begun(folder: Path) -> bool:
 
 def _check_place(folder: Path, out: str | None = None) -> None:
     """Raises `DialError` where no folder can be, for something else is there or above."""
+    if len(folder.parts) > DEEPEST:
+        raise DialError(f"--out is {len(folder.parts)} folders deep: expected at most {DEEPEST}")
     for place in (folder, *folder.parents):
         if place.is_dir():
             return

@@ -15,7 +15,6 @@ before a long run. Not shown: that a reply which is steered is read as well as o
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,10 +23,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError
+from refusal_dial.common import DialError, log, progress
 from refusal_dial.data.prompts import Prompt, some_of_each
 from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.model.tokens import Tokens
@@ -39,8 +37,6 @@ from refusal_dial.scoring.logits import (
     refusal_tokens,
 )
 from refusal_dial.stats.intervals import auc
-
-log = logging.getLogger("refusal_dial")
 
 ASKED = 64  # prompts of each subset that the model replies to, at most
 REPLY_TOKENS = 32
@@ -177,13 +173,9 @@ def _judged(
 ) -> tuple[list[str], list[int]]:
     """The label and the first token of a greedy reply to each prompt; -1 for an empty reply."""
     completions, decoding = [], Decoding(max_new_tokens=REPLY_TOKENS)
-    bar = tqdm(
-        total=len(tokens), unit="reply", desc="what it replies", disable=None, file=sys.stderr
-    )
-    with bar, torch.no_grad():
-        for start in range(0, len(tokens), REPLIES_A_BATCH):
+    with torch.no_grad():
+        for start in progress(range(0, len(tokens), REPLIES_A_BATCH), "what it replies"):
             some = tokens.rows(start, min(start + REPLIES_A_BATCH, len(tokens)))
             completions += generate(model, some, [[]], decoding)
-            bar.update(len(some))
     judged = judge_all(judge, [one.text for one in completions], [one.text for one in prompts])
     return [one.label for one in judged], [one.ids[0] if one.ids else -1 for one in completions]
