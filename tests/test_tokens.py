@@ -174,6 +174,7 @@ CALLS = "{% for a in range(99999) %}{{ range(99999)|select('odd')|list|length }}
 def test_a_template_that_does_not_end_is_given_up(endless, thread, tmp_path, monkeypatch):
     """In any thread, as the live dial's is another; a debugger's trace is set again."""
     monkeypatch.setattr(tokens, "TEMPLATE_SECONDS", 0.2)
+    endless = "{% if 'hello' in messages[0]['content'] %}" + endless + "{% endif %}"
     model = load_model(str(tiny.folder("Qwen2", tmp_path, tiny.CHAT + endless)), device="cpu")
 
     def ask():
@@ -195,4 +196,36 @@ def test_a_template_that_writes_without_end_is_refused(tmp_path):
     long = tiny.CHAT + "{{ 'x' * 6000000 }}"
     model = load_model(str(tiny.folder("Qwen2", tmp_path, long)), device="cpu")
     with pytest.raises(DialError, match=r"writes 60000\d\d characters around a prompt: exp"):
+        tokenize(model, ["hello"])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "{{ 9 ** (9 ** 9) }}",  # worked out while the template is compiled
+        "{% set n = 9 %}{{ n ** (n ** n) }}",
+        "{{ ('a\\n' * 100000)|indent(20000) }}",
+        "{{ 'a'|center(3000000000) }}",
+        "{{ '%3000000000d' % 1 }}",
+        LOOPS,
+    ],
+)
+def test_a_step_of_a_template_that_nothing_can_stop_is_refused(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "TEMPLATE_SECONDS", 1.0)
+    model = load_model(str(tiny.folder("Qwen2", tmp_path, tiny.CHAT + step)), device="cpu")
+    with pytest.raises(DialError, match="chat template takes more than 1 s or 1024 MiB: use a"):
+        tokenize(model, ["hello"])
+
+
+def test_a_template_with_the_tags_of_transformers_is_read(tmp_path):
+    tags = "{% generation %}{{ strftime_now('%Y') }}{{ messages|tojson(indent=2) }}"
+    template = tiny.CHAT + tags + "{% endgeneration %}{% for a in [1] %}{% break %}{% endfor %}"
+    model = load_model(str(tiny.folder("Qwen2", tmp_path, template)), device="cpu")
+    assert len(tokenize(model, ["hello"])) == 1
+
+
+def test_a_template_that_writes_half_a_surrogate_is_refused(tmp_path):
+    template = tiny.CHAT + "{{ '\\ud800' }}"
+    model = load_model(str(tiny.folder("Qwen2", tmp_path, template)), device="cpu")
+    with pytest.raises(DialError, match="chat template writes half a surrogate, which is no text"):
         tokenize(model, ["hello"])

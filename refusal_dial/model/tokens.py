@@ -10,10 +10,14 @@ import copy
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -247,6 +251,9 @@ def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[i
 TEMPLATE_SECONDS = 5.0
 """What a chat template is given for one prompt; a thousandth of it is usual."""
 
+TEMPLATE_BYTES = 2**30
+"""What it is given of memory, Python and Jinja included."""
+
 TEMPLATE_CHARACTERS = 100_000
 """What a chat template may write around a prompt and a system message; released ones write a few
 thousand."""
@@ -257,8 +264,36 @@ def _mark() -> str:
     return f"\u2e28{uuid4().int}\u2e29"
 
 
+@cache
+def _check_ends(template: str, special: str, with_system: bool, seconds: int) -> None:
+    """Raises `DialError` where one step of the template takes more time or memory than a process of
+    its own is given (see `render_alone`): in this one nothing could stop it."""
+    turns = [{"role": role, "content": "text"} for role in ("system", "user")][not with_system :]
+    values = {"messages": turns, "add_generation_prompt": True, "enable_thinking": False}
+    values |= json.loads(special)
+    script = Path(__file__).with_name("render_alone.py")
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), str(seconds), str(TEMPLATE_BYTES)],
+        input=json.dumps({"template": template, "values": values}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise DialError(
+            f"the model's chat template takes more than {seconds} s or {TEMPLATE_BYTES >> 20} MiB: "
+            "use a model whose template ends, or read the prompts as plain text with --plain "
+            "(chat=False)"
+        )
+
+
 def _check_template(tokenizer: Any, system: str | None) -> None:
-    """Raises `DialError` where the template leaves the prompt's text or the system message out."""
+    """Raises `DialError` where the template leaves the prompt's text or the system message out, or
+    could not be stopped."""
+    if isinstance(tokenizer.chat_template, str):
+        special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()})
+        seconds = ceil(TEMPLATE_SECONDS)
+        _check_ends(tokenizer.chat_template, special, system is not None, seconds)
     text, above = _mark(), None if system is None else _mark()
     written = _render(tokenizer, text, above)
     for mark, what in ((text, "prompt's text"), (above, "system message")):
@@ -292,6 +327,11 @@ def _render(tokenizer: Any, text: str, system: str | None) -> str:
         raise DialError(
             f"the model's chat template takes no system message: {one_line(error)}"
         ) from error
+    if any("\ud800" <= character <= "\udfff" for character in written):
+        raise DialError(
+            "the model's chat template writes half a surrogate, which is no text: use another "
+            "model, or read the prompts as plain text with --plain (chat=False)"
+        )
     around = len(written) - len(text) - len(system or "")
     if around > TEMPLATE_CHARACTERS:
         raise DialError(
