@@ -19,9 +19,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def tool_python(cache: pytest.Cache, alone: Sequence[str] = (), whole: Sequence[str] = ()) -> Path:
+def tool_python(
+    cache: pytest.Cache,
+    alone: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    pinned: bool = True,
+) -> Path:
     """A Python that imports our packages, those `alone` (without what they require) and those
-    `whole` (with it, at our pinned versions). Made once, and kept in pytest's cache."""
+    `whole` (with it, at our versions where `pinned`). Made once, and kept in pytest's cache."""
     key = hashlib.sha256(repr((sys.version, alone, whole)).encode()).hexdigest()[:12]
     folder = Path(cache.mkdir(f"tools_{key}"))
     python = folder / "bin" / "python"
@@ -31,9 +36,10 @@ def tool_python(cache: pytest.Cache, alone: Sequence[str] = (), whole: Sequence[
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     pip = [str(python), "-m", "pip", "install", "-q"]
+    pins = ["-c", str(ROOT / "constraints.txt")] if pinned else []
     for options in (
         [*pip, "--no-deps", "--only-binary", ":all:", *alone] if alone else [],
-        [*pip, "-c", str(ROOT / "constraints.txt"), *whole] if whole else [],
+        [*pip, *pins, *whole] if whole else [],
     ):
         made = subprocess.run(options or ["true"], capture_output=True, text=True, timeout=1500)
         if made.returncode:
