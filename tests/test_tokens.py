@@ -229,3 +229,10 @@ def test_a_template_that_writes_half_a_surrogate_is_refused(tmp_path):
     model = load_model(str(tiny.folder("Qwen2", tmp_path, template)), device="cpu")
     with pytest.raises(DialError, match="chat template writes half a surrogate, which is no text"):
         tokenize(model, ["hello"])
+
+
+def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenized(qwen):
+    with pytest.raises(
+        DialError, match="prompt 2 of 2 has 20000000 characters and the model reads at most 512 tok"
+    ):
+        tokenize(qwen, ["short", "x" * 20_000_000])

@@ -176,10 +176,16 @@ def tokenize(
             raise DialError(
                 f"prompt {i + 1} of {len(prompts)} is no text, or empty: {format_value(text, 40)}"
             )
+    n_ctx = int(model.cfg.n_ctx)
+    for i, text in enumerate(prompts):
+        if len(text) > CHARACTERS_A_TOKEN * n_ctx:  # tokenizing megabytes takes minutes
+            raise DialError(
+                f"prompt {i + 1} of {len(prompts)} has {len(text)} characters and the model reads "
+                f"at most {n_ctx} tokens: shorten it ({text[:40]!r}...)"
+            )
     if chat:
         _check_template(tokenizer, system)
     rows = [_encode(tokenizer, text, system, chat) for text in prompts]
-    n_ctx = int(model.cfg.n_ctx)
     for i, row in enumerate(rows):
         if not row:
             raise DialError(
@@ -247,6 +253,9 @@ def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[i
             ids += tokenizer.encode(part, add_special_tokens=False)
     return ids
 
+
+CHARACTERS_A_TOKEN = 100
+"""More than tokens have on average in any text: what has more of them is not tokenized at all."""
 
 TEMPLATE_SECONDS = 5.0
 """What a chat template is given for one prompt; a thousandth of it is usual."""
