@@ -116,9 +116,12 @@ def test_a_place_without_differences_is_left_out_with_its_reason():
     assert table["reason"][0] == "every permuted direction has the same slope here"
     assert np.isnan(table["p"][0])
     assert np.isnan(table["p_corrected"][0])
+    assert np.isnan(table["p_unit"][0])
+    assert np.isnan(table["p_corrected_unit"][0])
     assert table["reason"][1] == ""
     alone = outcome(a[1:], g[1:], [0, 1, 2], [3, 4, 5], n=99)
     assert table["p_corrected"][1] == alone["p_corrected"][0]
+    assert table["p_corrected_unit"][1] == alone["p_corrected_unit"][0]
 
 
 def test_what_does_not_fit_is_refused():

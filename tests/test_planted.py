@@ -6,14 +6,17 @@ from __future__ import annotations
 from functools import partial
 from math import sqrt
 
+import numpy as np
 import planted
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from refusal_dial.cli.flags import PatchingFlags, SelectionFlags
 from refusal_dial.directions.learning import Provenance, caa, mean_diff, pca, probe, top_bottom
-from refusal_dial.model.activations import collect
+from refusal_dial.engine.slopes import mean_gradients
+from refusal_dial.model.activations import collect, collect_positions
+from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.studies.base import load_study
 from refusal_dial.studies.patching import conduct_patching, lay_out
 from refusal_dial.studies.selection import conduct_selection
@@ -170,3 +173,55 @@ def test_selection_finds_the_layer_and_the_direction(plant, tmp_path):
         assert test["bypass"]["base"] > 0 > test["bypass"]["changed"]
         assert test["induce"]["base"] < 0 < test["induce"]["changed"]
         assert test["kl"]["changed"] < 0.1
+
+
+# --- the slope, place by place: it starts where what was planted writes, and at the last position
+
+
+@pytest.fixture(scope="module")
+def slope_places(plant):
+    """(projections, Gram matrices, places, labels): directions of half of the pairs, gradients of
+    the other half, at every layer of the last two positions."""
+    _, study, _, _ = plant
+    pair = [int(prompt.id.removeprefix(prompt.subset)) for prompt in study.prompts]
+    train = [i for i, number in enumerate(pair) if number % 2 == 0]
+    held_out = [i for i, number in enumerate(pair) if number % 2]
+    harmful = [i for i, row in enumerate(train) if study.prompts[row].subset == "HARMFUL"]
+    harmless = [i for i, row in enumerate(train) if study.prompts[row].subset == "BENIGN"]
+    layers, pos = range(planted.N_LAYERS), (-1, -2)
+    keys = [("resid_pre", layer) for layer in layers]
+    gradient = mean_gradients(study.model, study.tokens.chosen(held_out), study.scorer, keys, pos)
+    seen, _ = collect_positions(study.model, study.tokens.chosen(train), layers, pos)
+    seen = seen.double()
+    places = [(where, layer) for where in range(len(pos)) for layer in layers]
+    projections = [
+        (seen[i, layer] @ gradient["resid_pre", layer][i]).numpy() for i, layer in places
+    ]
+    grams = [(seen[i, layer] @ seen[i, layer].T).numpy() for i, layer in places]
+    labels = contrast_weights(len(train), harmful, harmless)
+    return np.stack(projections), np.stack(grams), [(pos[i], layer) for i, layer in places], labels
+
+
+def test_slopes_start_at_the_layer_and_position_that_were_planted(plant, slope_places):
+    projections, grams, places, labels = slope_places
+    first = planted.LAYER + 1 if plant[0] == "head" else planted.LAYER + 2
+    table = slope_test(projections, grams, labels, n=999)
+    for (pos, layer), (_, row) in zip(places, table.iterrows(), strict=True):
+        assert np.isnan(row["p"]) == np.isnan(row["p_unit"])
+        if pos == -1 and layer >= first:
+            assert row["slope"] > 10
+            assert row["p"] == row["p_corrected"] == 0.001
+        else:
+            assert abs(row["slope"]) < 0.2
+            assert np.isnan(row["p"]) or row["p"] > 0.01
+
+
+def test_permuted_labels_have_no_slope_anywhere(slope_places):
+    projections, grams, _, labels = slope_places
+    smallest = [
+        slope_test(
+            projections, grams, np.random.default_rng(seed).permutation(labels), n=199, seed=seed
+        )["p_corrected"].min()
+        for seed in range(40)
+    ]
+    assert kstest(smallest, "uniform").pvalue > 0.01

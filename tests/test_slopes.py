@@ -10,6 +10,7 @@ from refusal_dial.common import DialError
 from refusal_dial.engine import score_grid
 from refusal_dial.engine.slopes import gradients, mean_gradients, slopes
 from refusal_dial.hooks import steer
+from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import tokenize
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
@@ -81,8 +82,9 @@ def test_batches_and_places_change_nothing(qwen):
         torch.testing.assert_close(alone, whole[key], atol=1e-6, rtol=1e-4)
 
 
-def test_half_precision_is_differentiated_in_float32_and_left_as_it_was():
-    exact, half = tiny.bridge("Llama"), tiny.bridge("Llama")
+@pytest.mark.parametrize("architecture", ["Phi3", "GPTNeoX", "Gemma2", "Llama"])
+def test_half_precision_is_differentiated_in_float32_and_left_as_it_was(architecture):
+    exact, half = tiny.bridge(architecture), tiny.bridge(architecture)
     for model in (exact, half):
         model.requires_grad_(False).eval()
         model.tokenizer.padding_side = "left"
@@ -92,10 +94,24 @@ def test_half_precision_is_differentiated_in_float32_and_left_as_it_was():
     tokens = tokenize(half, tiny.sentences(3))
     ours = mean_gradients(half, tokens, scorer, [("resid_pre", 1)])["resid_pre", 1]
     wanted = mean_gradients(exact, tokens, scorer, [("resid_pre", 1)])["resid_pre", 1]
-    assert float((ours - wanted).norm() / wanted.norm()) < 0.05
+    torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-5)
     for one, was in zip(half.original_model.parameters(), before, strict=True):
         assert one.dtype == torch.bfloat16
         assert torch.equal(one, was)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_split_over_cpu_and_disk_has_the_same_slopes(qwen_folder, dtype):
+    inside = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb"), "cpu")
+    inside |= {"lm_head": "cpu", "model.layers.0": "cpu"}
+    outside = {"model.layers.1": "disk", "model.layers.2": "disk"}
+    split = load_model(str(qwen_folder), dtype=dtype, device_map=inside | outside)
+    whole = load_model(str(qwen_folder), device="cpu", dtype=dtype)
+    tokens, keys = tokenize(whole, tiny.sentences(4)), [("resid_pre", 1), ("mlp_out", 2)]
+    ours, wanted = (mean_gradients(one, tokens, scorer, keys, (-1, -2)) for one in (split, whole))
+    for key in keys:
+        assert wanted[key].norm() > 1e-3
+        torch.testing.assert_close(ours[key], wanted[key], atol=1e-6, rtol=1e-5)
 
 
 def test_a_layer_that_is_not_there_is_named(qwen):

@@ -150,10 +150,11 @@ def slope_test(
         for whole, part in zip(null, parts, strict=True):
             whole[start : start + CHUNK] = part
     size = np.abs(projections).max(1) * np.abs(weights).sum()
+    # Where no label changes the slope, slope / length is rounding by rounding: no place for either.
+    varies = null[0].std(0) > NOTHING * np.maximum(size, 1e-300)
     for name, own, others in zip(("", "_unit"), observed, null, strict=True):
         deviation = others.std(0)
-        scale = size if not name else np.ones(places)
-        usable = deviation > NOTHING * np.maximum(scale, 1e-300)
+        usable = varies & (deviation > NOTHING * np.abs(others).max(0))
         table[f"slope{name}"] = own[0]
         safe = np.where(usable, deviation, 1.0)
         z, far = own[0] / safe, others / safe
