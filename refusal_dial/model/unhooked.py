@@ -188,6 +188,10 @@ class Unhooked:
         if "forward" in module.__dict__:
             raise UnfitError(MANAGED)
         twin = self._twins[id(module)] = _shallow(module)
+        bias = twin._buffers.get("bias") if type(twin) is nn.Linear else None
+        if bias is not None and not bool(bias.any()):  # TransformerLens's zeros: torch would copy
+            twin.__dict__["_buffers"] = {}  # the weights of the unembedding for them
+            twin.__dict__["_parameters"] = {**twin._parameters, "bias": None}
         for name, child in module._modules.items():
             twin._modules[name] = None if child is None else self._twin(child, attending)
         if attending:
