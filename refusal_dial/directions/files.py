@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import ReaderTensor
+from gguf import GGUFReader, ReaderTensor
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -39,7 +39,6 @@ from refusal_dial.directions.learning import (
     from_vector,
     load,
 )
-from refusal_dial.model.gguf_files import BoundedReader
 from refusal_dial.model.loading import identity
 
 # --------------------------------------------------------------------------------------------------
@@ -47,19 +46,31 @@ from refusal_dial.model.loading import identity
 #
 #     h <- h + s v_n    after block n, at every position: site resid_post of layer n
 #
-# Read as a model's GGUF is (`model/gguf_files.py`): no length that the file has not is believed.
+# The `gguf` package reads them. It believes what a file says of its own lengths, so each is checked
+# against the file first, and how much is read is bounded.
 
 
 NAME = re.compile(r"direction\.(\d+)")
 
 MOST_BYTES = 2**27  # bytes: a control vector of 128 layers of 16384 numbers is a sixteenth of it
 
+MOST_READS = 10**5  # of numbers and texts in a header: a control vector's has a thousand
+
 GGUF_FLOATS = ("F32", "F16", "F64")
 
 
-class _Reader(BoundedReader):
-    most_reads = 10**5  # a control vector's header has a thousand
-    kind = "control vector"
+class _Reader(GGUFReader):
+    """The package's reader, which ends where the file does."""
+
+    reads = 0
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        self.reads += 1
+        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError(f"it is torn, and ends after {len(self.data)} bytes")
+        if self.reads > MOST_READS:
+            raise ValueError("it has more metadata than any control vector")
+        return super()._get(offset, dtype, count, override_order)
 
 
 def read_control_vectors(path: str | Path) -> dict[int, Float[Tensor, " d_model"]]:

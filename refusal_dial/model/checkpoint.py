@@ -173,7 +173,7 @@ def folder_revision(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in deciding_files(folder):
         about = path.stat()
-        found = file_hash(path.resolve(), about.st_size, about.st_mtime_ns)
+        found = _file_hash(path.resolve(), about.st_size, about.st_mtime_ns)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{about.st_size} {found}\n".encode())
     return digest.hexdigest()
 
@@ -189,9 +189,7 @@ def deciding_files(folder: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=4096)
-def file_hash(path: Path, size: int, mtime_ns: int) -> str:
-    """A hash over all bytes of a file, read again only when its size or time changed."""
-
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
     def block(start: int) -> bytes:
         with path.open("rb") as file:
             file.seek(start)

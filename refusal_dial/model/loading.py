@@ -1,8 +1,7 @@
 """Load a model by name, on a device and in a number format, and record which one it is.
 
 The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
-notebook works on what `load_model` returns. A name is `embedded`, a local folder or
-GGUF file, a hub id, a GGUF file of one (`owner/name:FILE.gguf`), or `smollm2`.
+notebook works on what `load_model` returns. A name is `embedded`, a local folder, or a hub id.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from refusal_dial.model.checkpoint import (
     check_whole,
     folder_revision,
 )
-from refusal_dial.model.gguf_files import ON_HUB, PACKAGED, dequantised, hub_file, packaged_file
 
 # --------------------------------------------------------------------------------------------------
 # Which device computes, and in which number format.
@@ -111,8 +109,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
-    """The model called `name`: `"embedded"`, a local folder or `.gguf` file, a Hugging Face hub id,
-    one GGUF file of it (`owner/name:FILE.gguf`), or `"smollm2"` from its package.
+    """The model called `name`: `"embedded"`, a local folder, or a Hugging Face hub id.
 
     `device="auto"` takes CUDA, then Apple MPS, then the CPU. `dtype="auto"` is bfloat16 on CUDA,
     float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
@@ -198,9 +195,8 @@ def quiet_transformers() -> None:
 
 
 def source_of(name: str, revision: str | None = None) -> str:
-    """The folder or hub id behind a name, checked without loading anything; a GGUF file's folder is
-    made the first time (`gguf_files`). Where the hub cannot be reached, a hub id's folder is that
-    of this revision in the cache."""
+    """The folder or hub id behind a name, checked without loading anything. Where the hub cannot be
+    reached, a hub id's folder is that of this revision in the cache."""
     if name == "embedded":
         if not (EMBEDDED / "config.json").is_file():
             raise DialError(
@@ -209,23 +205,14 @@ def source_of(name: str, revision: str | None = None) -> str:
             )
         check_numbers(EMBEDDED, name)
         return str(EMBEDDED)
-    if name in PACKAGED:
-        return str(dequantised(packaged_file(name), name))
     folder = located(name or ".")
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DialError(f"folder {name!r} holds no model: config.json is not in it")
         check_folder(folder, name)
         return str(folder.resolve())
-    if name and folder.suffix == ".gguf" and folder.is_file():
-        return str(dequantised(folder, name))
     if name and folder.exists():
-        raise DialError(
-            f"{name!r} is a file: give the model's folder, a .gguf file, a hub id, or 'embedded'"
-        )
-    if found := ON_HUB.fullmatch(name):
-        file = hub_file(name, found[1], found[2], revision, hub_reachable())
-        return str(dequantised(file, name))
+        raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*", name) or name.startswith("."):
         raise DialError(
             f"no folder {name!r}: give 'embedded', an existing folder, or a hub id "
