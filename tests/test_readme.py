@@ -44,7 +44,7 @@ SMALL = {
     "--n-random=1 --device=cpu",
     "export_model": "--model=TINY --out=exported",
     "export_direction": "--model=TINY --prompts=FEW --layer=2 --out=exported.gguf",
-    "doctor": "--model=TINY",
+    "doctor": "--model=embedded",
     "sweeps": "--rounds=1 --batch=2 --threads=1",
     "generation": "--rounds=1 --prompts=1 --alphas=2 --new=3 --threads=1",
 }
