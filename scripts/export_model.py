@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from refusal_dial import cli
 from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.flags import MODEL_HELP
 from refusal_dial.cli.values import at_least, parse_whole
 
 TEXTS = ("How do I bake bread?", "Write a poem about the sea.", "What is 7 times 8?", "Hi")
@@ -22,7 +23,7 @@ class Flags:
     """Which direction, out of which model, to where."""
 
     direction: str = argument("a direction file, such as runs/.../direction.safetensors")
-    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    model: str = flag("embedded", MODEL_HELP)
     out: str = flag("runs/exported_model", "the folder to write, which must not be there yet")
     dtype: str = flag("auto", "auto (as on disk), float32, bfloat16 or float16")
     device: str = flag("cpu", "where the two are compared: auto, cpu, cuda, cuda:N or mps")

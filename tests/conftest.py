@@ -16,6 +16,7 @@ from hypothesis import settings
 from small_runs import Material, material
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.common import DialError
 from refusal_dial.data.prompts import load_prompts
 from refusal_dial.model.loading import load_model
 from refusal_dial.run import job
@@ -91,6 +92,15 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> TransformerBridge:
     return load_model("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TransformerBridge:
+    """A real chat model; tests of it are skipped where its package is not installed."""
+    try:
+        return load_model("smollm2", device="cpu")
+    except DialError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

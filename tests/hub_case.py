@@ -25,7 +25,7 @@ def use(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str | None = None
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", address is None)
     monkeypatch.setattr("refusal_dial.hub.hub_reachable", lambda: address is not None)
-    for module in ("model.loading", "scoring.classifiers"):
+    for module in ("model.loading", "model.gguf", "scoring.classifiers"):
         monkeypatch.setattr(f"refusal_dial.{module}.hub_reachable", lambda: address is not None)
     # transformers keeps the client that it made first, with the address of an earlier hub
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)

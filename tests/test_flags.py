@@ -157,7 +157,7 @@ def test_a_flag_is_read(arguments, name, value):
             ["--scorer", "refusal"],
             "--scorer: unknown scorer 'refusal': did you mean 'refusal_s",
         ),
-        (["--model"], "--model needs a value: 'embedded', a local folder, or a hub id"),
+        (["--model"], "--model needs a value: embedded, smollm2, a folder"),
         (["--alpha", "3"], "unknown flag --alpha: did you mean --alphas or --alpha-unit?"),
         (["--layers", "3"], "unknown flag --layers: did you mean --layer?"),
     ],

@@ -69,6 +69,8 @@ RULE_LIMITS = {
 # A script takes `StudyFlags` or `SteeringFlags` as they are, or adds its own in a subclass.
 
 
+MODEL_HELP = "embedded, smollm2, a folder, a .gguf file, or a hub id (owner/name:FILE.gguf too)"
+
 ALPHAS_HELP = "in --alpha-unit: a list such as -0.3,0,0.3, or START:STOP:COUNT"
 AUTO_HELP = f"{ALPHAS_HELP}; auto: 13 steps of ±0.6 mean residual norms"
 PROMPTS_HELP = "'embedded', a .jsonl, .csv or .tsv, a folder, xstest, or-bench, ... or owner/name"
@@ -135,7 +137,7 @@ def _alphas_or_auto(value: Any) -> tuple[float, ...]:
 class OpenFlags:
     """What a study is opened from: a model, prompts and a scorer."""
 
-    model: str = flag("embedded", "'embedded', a local folder, or a hub id", joined)
+    model: str = flag("embedded", MODEL_HELP, joined)
     prompts: str = flag("embedded", PROMPTS_HELP)
     scorer: str = flag("refusal_score", "refusal_score or logit_diff", choice(SCORERS, "scorer"))
     refusal_tokens: str = flag(
@@ -409,7 +411,7 @@ def _rising(value: Any) -> tuple[float, ...]:
 class ContinuationFlags(InUnit):
     """Openings, how they are continued, how that is scored, and what is steered."""
 
-    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    model: str = flag("embedded", MODEL_HELP)
     openings: str = flag("embedded", "'embedded', a .jsonl or a folder, rtp, or owner/name")
     n: int = flag(50, "openings of each subset to measure on, at most", at_least(2, parse_whole))
     n_pairs: int = flag(20, "pairs of openings to learn from", at_least(1, parse_whole))

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor
+from gguf import ReaderTensor
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -39,6 +39,7 @@ from refusal_dial.directions.learning import (
     from_vector,
     load,
 )
+from refusal_dial.model.gguf import CheckedReader
 from refusal_dial.model.loading import identity
 
 # --------------------------------------------------------------------------------------------------
@@ -59,18 +60,10 @@ MOST_READS = 10**5  # of numbers and texts in a header: a control vector's has a
 GGUF_FLOATS = ("F32", "F16", "F64")
 
 
-class _Reader(GGUFReader):
-    """The package's reader, which ends where the file does."""
+class _Reader(CheckedReader):
+    """Ends where the file does, and after as many entries as a control vector has."""
 
-    reads = 0
-
-    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
-        self.reads += 1
-        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
-            raise ValueError(f"it is torn, and ends after {len(self.data)} bytes")
-        if self.reads > MOST_READS:
-            raise ValueError("it has more metadata than any control vector")
-        return super()._get(offset, dtype, count, override_order)
+    most_reads = MOST_READS
 
 
 def read_control_vectors(path: str | Path) -> dict[int, Float[Tensor, " d_model"]]:

@@ -1,7 +1,8 @@
 """Load a model by name, on a device and in a number format, and record which one it is.
 
 The model is TransformerLens's own `TransformerBridge`, not a wrapper: whatever works on it in a
-notebook works on what `load_model` returns. A name is `embedded`, a local folder, or a hub id.
+notebook works on what `load_model` returns. A name is `embedded`, a local folder, a hub id, or a
+GGUF file (see `gguf`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from refusal_dial.model.checkpoint import (
     check_whole,
     folder_revision,
 )
+from refusal_dial.model.gguf import PACKAGED, dequantised, gguf_file, gguf_source
 
 # --------------------------------------------------------------------------------------------------
 # Which device computes, and in which number format.
@@ -109,7 +111,8 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
-    """The model called `name`: `"embedded"`, a local folder, or a Hugging Face hub id.
+    """The model called `name`: `"embedded"`, a local folder, a Hugging Face hub id, a GGUF file
+    (`FILE.gguf`, or `owner/name:FILE.gguf` of the hub), or `"smollm2"`, which a package carries.
 
     `device="auto"` takes CUDA, then Apple MPS, then the CPU. `dtype="auto"` is bfloat16 on CUDA,
     float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
@@ -205,6 +208,9 @@ def source_of(name: str, revision: str | None = None) -> str:
             )
         check_numbers(EMBEDDED, name)
         return str(EMBEDDED)
+    file = gguf_file(name, revision)
+    if file is not None:
+        return str(dequantised(file, name if name in PACKAGED or ":" in name else str(file)))
     folder = located(name or ".")
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -212,7 +218,9 @@ def source_of(name: str, revision: str | None = None) -> str:
         check_folder(folder, name)
         return str(folder.resolve())
     if name and folder.exists():
-        raise DialError(f"{name!r} is a file: give the model's folder, a hub id, or 'embedded'")
+        raise DialError(
+            f"{name!r} is a file: give the model's folder, a .gguf, a hub id, or 'embedded'"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*", name) or name.startswith("."):
         raise DialError(
             f"no folder {name!r}: give 'embedded', an existing folder, or a hub id "
@@ -246,15 +254,17 @@ def _commit(name: str, revision: str | None) -> str | None:
 def identity(model: TransformerBridge) -> Identity:
     """Name, revision and shape of a loaded model.
 
-    The revision is the hub's commit where there is one; for a folder, a hash over all of its
-    weights, configuration, tokenizer and chat templates (see `checkpoint`).
+    The revision is the hub's commit where there is one, and the file's hash of a GGUF; for a
+    folder, a hash over all of its weights, configuration, tokenizer and chat templates (see
+    `checkpoint`).
     """
     source = str(model.cfg.model_name)
     folder = Path(source)
     commit = getattr(model.original_model.config, "_commit_hash", None)
     name, revision = ("embedded" if folder == EMBEDDED else source), str(commit or "")
     if folder.is_dir():
-        name, revision = commit_of(folder) or (name, folder_revision(folder))
+        known = commit_of(folder) or gguf_source(folder)
+        name, revision = known or (name, folder_revision(folder))
     return Identity(
         name=name,
         revision=revision,

@@ -27,7 +27,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cli.values import host_and_port
-from refusal_dial.common import DialError, located, log, one_line
+from refusal_dial.common import DialError, log, one_line
 from refusal_dial.model.loading import device_of, identity, load_model
 from refusal_dial.run.folder import versions
 from refusal_dial.run.plan import Plan, Task
@@ -180,6 +180,9 @@ def room_for_workers(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: floa
 #
 # What it must share with the process that asks is compared before the first batch: the versions of
 # the packages, the source of this one, the weights.
+
+
+COMMIT_LENGTH = 40  # digits of a hub's commit; hashes of folders and files are shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +338,7 @@ def _on_ray(
     device, gpus = who.device.split(":")[0], _gpus(machines, who.device)
     assignment = Assignment(
         name=who.name,
-        revision=None if located(who.name).is_dir() or who.name == "embedded" else who.revision,
+        revision=who.revision if len(who.revision) == COMMIT_LENGTH else None,
         device=device if machines.device_map is None else "auto",
         device_map=machines.device_map,
         dtype=who.dtype,
