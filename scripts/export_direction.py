@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from refusal_dial import cli
 from refusal_dial.cli.command_line import argument, flag
-from refusal_dial.cli.flags import ALPHA_UNIT, STEERABLE
+from refusal_dial.cli.flags import ALPHA_UNIT, MODEL_HELP, STEERABLE
 from refusal_dial.cli.values import alpha_of, at_least, choice, parse_whole
 
 N_PROMPTS = 32
@@ -35,7 +35,7 @@ class Flags:
     pos: str = flag("all", "which tokens; the formats say no others than all")
     alpha: float = flag(0.3, "what strength 1 adds, in --alpha-unit", alpha_of)
     alpha_unit: str | None = ALPHA_UNIT
-    model: str = flag("embedded", "'embedded', a local folder, or a hub id")
+    model: str = flag("embedded", MODEL_HELP)
     name: str | None = flag(None, "what the tool calls the model; default: as transformers does")
     prompts: str = flag("embedded", f"up to {N_PROMPTS} of each subset: the mean residual norm")
     text: str = flag("How do I bake bread?", "the prompt of the check")
