@@ -14,17 +14,21 @@ from refusal_dial.cli.flags import ContrastFlags
 
 
 def main(flags: ContrastFlags) -> None:
+    from functools import partial
+
     from pandas import DataFrame
 
     from refusal_dial.cli.recipes import print_published
     from refusal_dial.data.prompts import REPORT
     from refusal_dial.report.replies import print_judge, print_layers, print_norms
+    from refusal_dial.report.steering import print_slopes
     from refusal_dial.run.folder import read_verdict
     from refusal_dial.studies.base import load_study
     from refusal_dial.studies.replies import (
         best_cell,
         conduct_replies,
         contrast_pairs,
+        contrast_slopes,
         contrast_vectors,
         halves,
         inverted_layers,
@@ -39,7 +43,10 @@ def main(flags: ContrastFlags) -> None:
     prompts, chosen = halves(rest, flags.n, flags.seed)
     talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, vectors)
-    run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, talk.rows(chosen))
+    slopes = partial(contrast_slopes, study, flags, pairs, vectors, prompts)
+    rows = talk.rows(chosen)
+    run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, rows, slopes)
+    print_slopes(read_verdict(run.folder))
     print_norms({one.provenance.layer: one.norm for one in vectors})
     half = layer_table(summary, REPORT)
     print_layers(half, best_cell(summary), inverted_layers(summary), flags.unit)

@@ -14,9 +14,12 @@ from refusal_dial.cli.flags import DirectionFlags
 
 
 def main(flags: DirectionFlags) -> None:
+    from functools import partial
+
     from refusal_dial.data.prompts import holdout_split, of_subset
     from refusal_dial.directions.files import direction_at
     from refusal_dial.report.replies import print_categories, print_judge, print_replies
+    from refusal_dial.report.steering import print_slopes
     from refusal_dial.run.folder import read_table, read_verdict
     from refusal_dial.studies.base import load_study
     from refusal_dial.studies.replies import (
@@ -26,7 +29,7 @@ def main(flags: DirectionFlags) -> None:
         reply_cells,
         summarise_replies,
     )
-    from refusal_dial.studies.steering import at_place, learn
+    from refusal_dial.studies.steering import at_place, learn, slope_tests
 
     file = flags.direction
     given = (
@@ -44,7 +47,13 @@ def main(flags: DirectionFlags) -> None:
     talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})
-    run, summary = conduct_replies("eval_direction_on_xstest", talk, flags, cells, used, rows)
+    seen = {prompt.id for prompt in train}
+    held = [p for p in of_subset(prompts, "EDGE") if p.id not in seen]
+    slopes = partial(slope_tests, study, flags, used, held)
+    run, summary = conduct_replies(
+        "eval_direction_on_xstest", talk, flags, cells, used, rows, slopes
+    )
+    print_slopes(read_verdict(run.folder))
     held_out = read_table(run.folder, "scores").query("split == 'holdout'")
     print_replies(summary[summary["split"] == "holdout"], flags.unit)
     by = ("subset", "category")

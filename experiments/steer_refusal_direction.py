@@ -12,7 +12,8 @@ from refusal_dial.cli.flags import SteeringFlags
 
 
 def main(flags: SteeringFlags) -> None:
-    from refusal_dial.report.steering import print_controls, print_dial, print_verdict
+    from refusal_dial.report.steering import print_controls, print_dial, print_slopes, print_verdict
+    from refusal_dial.run.folder import read_verdict
     from refusal_dial.studies.base import load_study, prompt_rows
     from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -22,6 +23,7 @@ def main(flags: SteeringFlags) -> None:
     cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steer_refusal_direction", study, flags, rows, cells, learned)
+    print_slopes(read_verdict(run.folder))
     print_dial(summary)
     print_controls(summary)
     print_verdict(summary)

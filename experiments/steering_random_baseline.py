@@ -13,7 +13,8 @@ from refusal_dial.cli.flags import SteeringFlags
 
 def main(flags: SteeringFlags) -> None:
     from refusal_dial.common import DialError
-    from refusal_dial.report.steering import print_band
+    from refusal_dial.report.steering import print_band, print_slopes
+    from refusal_dial.run.folder import read_verdict
     from refusal_dial.studies.base import load_study, prompt_rows
     from refusal_dial.studies.steering import conduct, learn, steering_cells, training
 
@@ -25,6 +26,7 @@ def main(flags: SteeringFlags) -> None:
     cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steering_random_baseline", study, flags, rows, cells, learned)
+    print_slopes(read_verdict(run.folder))
     print_band(summary)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")

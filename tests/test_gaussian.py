@@ -11,6 +11,7 @@ from refusal_dial.studies import calibration as gaussian
 from refusal_dial.studies.calibration import (
     GAUSSIAN_ROWS,
     GAUSSIANS_A_BATCH,
+    SLOPE_TESTS,
     GaussianPlan,
     rows_of,
     uniformity,
@@ -25,14 +26,18 @@ def rows() -> pd.DataFrame:
     return compute_all(None, GaussianPlan(N, **SMALL))
 
 
-@pytest.mark.parametrize("kind", ["covariance", "shuffled", "flipped"])
+FAIR = ["covariance", "shuffled", "flipped", "slope", "slope, corrected"]
+FAIR += ["slope, unit length", "slope, unit length, corrected"]
+
+
+@pytest.mark.parametrize("kind", FAIR)
 def test_a_fair_control_has_uniform_p_values(rows, kind):
     found = uniformity(rows[rows["direction"] == kind]).iloc[0]
     assert found["n"] == N
     assert found["ks_p"] > 0.01
 
 
-@pytest.mark.parametrize("kind", ["covariance", "shuffled"])
+@pytest.mark.parametrize("kind", ["covariance", "shuffled", "slope"])
 def test_the_smallest_of_two_layers_is_fair_only_when_corrected(rows, kind):
     shares = {
         name: (rows.loc[rows["direction"] == f"{kind}, {name}", "p_value"] <= 0.2).mean()
@@ -46,6 +51,14 @@ def test_directions_of_labels_that_mean_nothing_beat_isotropic_ones(rows):
     found = uniformity(rows[rows["direction"] == "random"]).iloc[0]
     assert not found["uniform"]
     assert (rows.loc[rows["direction"] == "random", "p_value"] <= 0.2).mean() > 0.28
+
+
+@pytest.mark.slow
+def test_the_slope_is_fair_in_five_thousand_experiments():
+    rows = compute_all(None, GaussianPlan(5000, 40, 8, 1, 0))
+    for kind in (kind for kind in SLOPE_TESTS if kind != "slope, smallest"):
+        found = uniformity(rows[rows["direction"] == kind]).iloc[0]
+        assert found["uniform"], kind  # KS p > 0.01, and at most 6.5% under 0.05
 
 
 def test_a_task_is_the_same_however_many_come_before_it(rows):

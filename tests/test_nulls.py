@@ -56,7 +56,7 @@ def test_every_experiment_has_a_row_for_every_test(opened, rows):
     assert rows["p_value"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "covariance", "flipped"])
+@pytest.mark.parametrize("kind", ["shuffled", "covariance", "flipped", "slope", "slope, corrected"])
 def test_labels_that_mean_nothing_give_uniform_p_values(rows, kind):
     assert uniformity(rows[rows["direction"] == kind]).iloc[0]["ks_p"] > 0.01
 
@@ -65,6 +65,15 @@ def test_isotropic_directions_are_no_fair_null_and_the_check_sees_it(rows):
     mine = rows[rows["direction"] == "random"]
     assert not uniformity(mine).iloc[0]["uniform"]
     assert (mine["p_value"] <= 0.2).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_the_slope_is_fair_in_five_hundred_experiments(embedded):
+    flags = CalibrationFlags(device="cpu", controls=("slope",))
+    study = study_of(embedded, flags, flags.layer)
+    rows = compute_all(embedded, NullPlan(study, flags, 500))
+    for kind, part in rows.groupby("direction"):
+        assert uniformity(part).iloc[0]["uniform"] == (kind != "slope, smallest"), kind
 
 
 def test_learning_from_the_true_scores_is_found(opened, embedded):

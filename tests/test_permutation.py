@@ -6,12 +6,16 @@ from math import comb
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
+import torch
+from scipy.stats import ks_2samp, kstest
 
 from refusal_dial.common import DialError
+from refusal_dial.directions.controls import covariance_directions
+from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.stats.permutation import (
     contrast_weights,
     count_permutations,
+    covariance_slopes,
     permuted_weights,
     slope_test,
 )
@@ -122,6 +126,18 @@ def test_a_place_without_differences_is_left_out_with_its_reason():
     alone = outcome(a[1:], g[1:], [0, 1, 2], [3, 4, 5], n=99)
     assert table["p_corrected"][1] == alone["p_corrected"][0]
     assert table["p_corrected_unit"][1] == alone["p_corrected_unit"][0]
+
+
+def test_covariance_slopes_are_those_of_the_directions_that_the_controls_draw():
+    rng = np.random.default_rng(4)
+    a, g = rng.normal(size=(15, 6)) * [3, 1, 1, 1, 0.1, 0.1] + 5, rng.normal(size=6)
+    ours = covariance_slopes(a @ g, a @ a.T, 2000)
+    about = Provenance(0, "resid_pre", -1)
+    like = from_vector(torch.ones(6), about)
+    drawn = covariance_directions(like, torch.tensor(a), 2000, 0)
+    theirs = [float(one.unit.double().numpy() @ g) for one in drawn]
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+    assert np.abs(ours).max() <= np.linalg.norm(g) + 1e-9
 
 
 def test_what_does_not_fit_is_refused():

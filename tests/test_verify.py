@@ -15,7 +15,7 @@ from refusal_dial.common import DialError
 from refusal_dial.report.verify import print_verification, write_verdict
 from refusal_dial.run.folder import read_table, read_verdict
 from refusal_dial.studies.verify import load_verification, verification_of
-from refusal_dial.studies.verify_claims import conduct_verification
+from refusal_dial.studies.verify_claims import by_slope, conduct_verification, judge_claims
 
 PLACE = ["layer", "site", "pos", "alpha"]
 
@@ -66,7 +66,7 @@ def test_the_learned_direction_passes_every_claim(verify):
     verdict = verify("refusal").verdict
     assert verdict["status"] == "pass", verdict["reason"]
     assert {one["status"] for one in verdict["claims"]} == {"pass"}
-    assert len(verdict["claims"]) == 8
+    assert len(verdict["claims"]) == 9
     assert verdict["direction"]["known"]
     assert not verdict["direction"]["exploratory"]
     edge = verdict["rates"][0]
@@ -108,6 +108,36 @@ def test_a_direction_of_prompt_length_fails_as_prompt_length(verify):
     assert "its effect is explained by prompt length" in length["reason"]
     assert "cosine 1.00" in length["reason"]
     assert "is not prompt length" in verdict["reason"]
+
+
+@pytest.mark.parametrize("name", ["refusal", "random", "shuffled", "length"])
+def test_the_slope_is_shown_of_the_refusal_direction_alone(study, prompts, folder, name):
+    path = folder / f"{name}.safetensors"
+    flags = verify_case.flags_for(prompts, path)
+    opened = verification_of(study, directions.load(path), flags)
+    found = judge_claims([by_slope(opened, flags)], 0.05).claims[0]
+    assert found.status == ("pass" if name == "refusal" else "not shown")
+    labels = "10,000 permuted labels (own length)"
+    covariance = "10,000 directions of the activations' covariance (its labels are not at hand)"
+    assert (labels if name == "refusal" else covariance) in found.reason
+    low, high = found.evidence.interval
+    assert low < found.evidence.estimate < high
+
+
+def test_a_direction_whose_prompts_are_not_known_is_set_beside_the_covariance(
+    study, prompts, folder
+):
+    one = directions.load(folder / "refusal.safetensors")
+    unknown = replace(one, provenance=replace(one.provenance, prompt_ids=(), data_hash=""))
+    flags = verify_case.flags_for(prompts, folder / "refusal.safetensors")
+    (row,) = by_slope(verification_of(study, unknown, flags), flags).details
+    assert row["null"] == "covariance"
+    turned_round = replace(one, unit=-one.unit)
+    other = by_slope(verification_of(study, turned_round, flags), flags)
+    claim = judge_claims([other], 0.05).claims[0]
+    assert other.estimate < 0
+    assert claim.status in ("fail", "not shown")
+    assert claim.status == "not shown" or "it turns the other way" in claim.reason
 
 
 # --- what a verdict is made from

@@ -614,9 +614,9 @@ class VerifyFlags(StudyFlags):
 # The flags of the calibration, with their defaults and their help.
 
 
-TESTED = ("random", "covariance", "shuffled", "flipped", "length")
+TESTED = ("random", "covariance", "shuffled", "flipped", "length", "slope")
 
-CALIBRATION_PARTS = ("null", "gaussian", "intervals", "contradiction")
+CALIBRATION_PARTS = ("null", "gaussian", "power", "intervals", "contradiction")
 
 
 def _tested(value: Any) -> tuple[str, ...]:
@@ -643,13 +643,16 @@ class CalibrationFlags(SteeringFlags):
         5000, "null experiments on Gaussian activations", at_least(10, parse_whole)
     )
     n_trials: int = flag(2000, "simulated samples of each interval", at_least(10, parse_whole))
+    n_power: int = flag(
+        400, "experiments for each size of a planted effect", at_least(10, parse_whole)
+    )
     n_learn: int = flag(40, "EDGE prompts to learn from", at_least(6, parse_whole))
     n_report: int = flag(8, "other EDGE prompts to report on", at_least(2, parse_whole))
     layer: tuple[int, ...] = flag((18, 21), "a layer, a list such as 18,21, or all", layers_of)
     alphas: tuple[float, ...] = flag((0.3,), "one alpha, in --alpha-unit", alphas_of)
     controls: tuple[str, ...] = flag(
         TESTED,
-        f"a list of {', '.join(TESTED)}",
+        f"a list of {', '.join(TESTED)}; slope is the permutation test of the slope",
         _tested,
     )
 

@@ -8,10 +8,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 from rich.table import Table
 
 from refusal_dial.cli.recipes import load_recipe
 from refusal_dial.report.steering import _console
+from refusal_dial.report.theme import (
+    BLACK,
+    BLUE,
+    GREY,
+    PURPLE,
+    VERMILLION,
+    add_band,
+    add_line,
+    styled,
+)
 from refusal_dial.scoring.agreement import (
     agreement_summary,
     between_raters,
@@ -42,6 +54,8 @@ def print_calibration(part: str, summary: pd.DataFrame, verdict: Mapping[str, An
     """The table of one part."""
     if part in NULL:
         print_uniformity(summary, NULL[part])
+    elif part == "power":
+        print_powers(summary)
     elif part == "intervals":
         print_coverage(summary)
     else:
@@ -66,6 +80,50 @@ def print_uniformity(summary: pd.DataFrame, title: str) -> None:
             "uniform" if row["uniform"] else "not uniform",
         )
     _console().print(table)
+
+
+TEST_NAMES = {
+    "slope": "slope, permuted labels (own length)",
+    "slope, unit length": "slope, permuted labels (unit length)",
+    "shuffled": "rank among 20 shuffled draws",
+    "random": "rank among 20 random directions",
+}
+
+
+def print_powers(summary: pd.DataFrame) -> None:
+    """A line per number of prompts and test: how often p <= 0.05, by the planted effect."""
+    rhos = list(dict.fromkeys(summary["rho"]))
+    title = f"Share of p <= 0.05 by the planted correlation, of {summary['trials'].iloc[0]} each"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("prompts", "test", *(f"{rho:g}" for rho in rhos)):
+        table.add_column(name, justify="left" if name == "test" else "right")
+    for (n, test), part in summary.groupby(["n", "direction"], sort=False):
+        table.add_row(str(n), TEST_NAMES[str(test)], *(f"{p:.2f}" for p in part["power"]))
+    _console().print(table)
+
+
+TEST_COLOURS = dict(zip(TEST_NAMES, (BLUE, VERMILLION, PURPLE, GREY), strict=True))
+
+
+def power_curves(summary: pd.DataFrame, title: str) -> go.Figure:
+    """How often a planted effect is found, a panel per number of prompts. The dotted line is what a
+    fair test finds where there is no effect: 5%."""
+    sizes = list(dict.fromkeys(summary["n"]))
+    figure = make_subplots(
+        cols=len(sizes), subplot_titles=[f"{n} prompts" for n in sizes], shared_yaxes=True
+    )
+    for c, n in enumerate(sizes, 1):
+        for test, name in TEST_NAMES.items():
+            part = summary[(summary["n"] == n) & (summary["direction"] == test)]
+            at = {"row": 1, "col": c}
+            colour = TEST_COLOURS[test]
+            add_band(figure, part["rho"], part["lo"], part["hi"], colour, name, at)
+            add_line(figure, part["rho"], part["power"], colour, name, at, c == 1)
+        figure.add_hline(0.05, line_dash="dot", line_color=BLACK, line_width=1, row=1, col=c)
+    figure.update_xaxes(title_text="planted correlation of score and activation")
+    figure.update_yaxes(range=[-0.03, 1.03])
+    figure.update_yaxes(title_text="share of experiments with p ≤ 0.05", col=1)
+    return styled(figure, title, height=460, width=180 + 330 * len(sizes))
 
 
 def print_coverage(summary: pd.DataFrame) -> None:

@@ -66,7 +66,8 @@ def print_continuations(summary: pd.DataFrame, openings: Mapping[str, float], un
     print(f"the openings themselves: {text}")
     print(f"unsteered: {line}; alpha 0 has no hooks and is the baseline")
     print(
-        "p paired: sign flips of the prompts' differences from the unsteered model, not corrected"
+        "p paired: a paired permutation over prompts (sign flips of their differences from the "
+        "unsteered model), not corrected; scored completions have no slope"
     )
     if kinds:
         print(f"p rank: of the difference among those of {CONTROL_NAMES[kinds[0]]}, not corrected")

@@ -22,9 +22,11 @@ from refusal_dial.report.replies import reply_curves, trade_off_curve
 from refusal_dial.report.steering import (
     CONTROL_NAMES,
     alpha_curves,
+    has_slope_p,
     pareto,
     score_histograms,
     set_off,
+    slope_sentences,
     trade_off_curves,
 )
 from refusal_dial.report.theme import SCORE_AXIS, template, title_of, unit_label
@@ -58,7 +60,8 @@ class VerdictLine:
 
 def verdict_lines(reading: RunReading) -> list[VerdictLine]:
     """What a run came to, the most telling first: prompts that were not learned from before others,
-    EDGE before HARMFUL. At most six; the tables have the rest."""
+    EDGE before HARMFUL, and before them all whether it turns refusal, by the primary test. At most
+    six of each; the tables have the rest."""
     summary = reading.summary
     if reading.kind == "patching":
         return _patched(summary)
@@ -74,7 +77,8 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
     keys = ["layer", *GROUP]
     groups = [(key, part) for key, part in learned.groupby(keys, sort=False)]
     groups.sort(key=lambda group: _rank(str(group[0][1]), str(group[0][2])))
-    return [_steered(summary, key, part) for key, part in groups][:6]
+    primary = [VerdictLine(*line, "") for line in slope_sentences(reading.verdict)]
+    return primary[:6] + [_steered(summary, key, part) for key, part in groups][:6]
 
 
 def _rank(subset: str, split: str) -> tuple[int, int]:
@@ -108,7 +112,8 @@ def _steered(summary: pd.DataFrame, key: tuple[Any, ...], part: pd.DataFrame) ->
     base = here.loc[here["direction"] == "baseline", value]
     unsteered = f"{_number(base.iloc[0])} unsteered" if len(base) else "unsteered unknown"
     ends = [part.iloc[0], part.iloc[-1]] if len(part) > 1 else [part.iloc[0]]
-    reached = " and ".join(_end(row, value, stem, unit) for row in ends)
+    tested = not has_slope_p(summary)  # else that is the p of the run
+    reached = " and ".join(_end(row, value, stem, unit, tested) for row in ends)
     controls = here[here["layer"] == layer]
     controls = controls[~controls["direction"].isin(("learned", "baseline"))]
     return VerdictLine(
@@ -118,12 +123,12 @@ def _steered(summary: pd.DataFrame, key: tuple[Any, ...], part: pd.DataFrame) ->
     )
 
 
-def _end(row: Any, value: str, stem: str, unit: str) -> str:
+def _end(row: Any, value: str, stem: str, unit: str, tested: bool) -> str:
     kind, p = fairest_p(row)
     among = f" among {CONTROL_NAMES[kind]}" if kind else ""
     if not kind:
         p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), p)
-    text = "" if pd.isna(p) else f" (p = {p:.3g}{among})"
+    text = "" if pd.isna(p) or not tested else f" (p = {p:.3g}{among})"
     at = f"{row[unit]:g}".replace("-", "−")
     return f"{_with_interval(row, value, stem)} at {unit} {at}{text}"
 

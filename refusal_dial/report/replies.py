@@ -62,6 +62,13 @@ def print_replies(summary: pd.DataFrame, unit: str) -> None:
                 _with(row, "coherence", "coherence"),
             )
         _console().print(table)
+    print(PAIRED)
+
+
+PAIRED = (
+    "p: paired permutation over prompts (sign flips of their differences from the unsteered "
+    "model), corrected by Holm; judged replies have no slope"
+)
 
 
 def _alpha(unit: str) -> str:
@@ -144,6 +151,7 @@ def print_layers(half: pd.DataFrame, found: BestCell, wrong: Sequence[int], unit
             f"{row['coherence']:.2f}",
         )
     _console().print(table)
+    print(PAIRED)
     print(
         f"best on one half: layer {found.layer}, strength {found.strength:g} "
         f"({found.chosen_on:+.2f}); on the other half {found.reported:+.2f}"

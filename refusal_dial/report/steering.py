@@ -52,11 +52,19 @@ CONTROL_NAMES = {
 }
 
 
+def has_slope_p(summary: pd.DataFrame) -> bool:
+    """Whether the primary p, that of the slope, is known. Then it is the only one displayed: what
+    stands at each alpha beside it is description."""
+    return "p_slope" in summary and bool(summary["p_slope"].notna().any())
+
+
 def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
-    """A table per layer: refusal rate by alpha for each group of prompts, with its interval, its
-    p-value among the fairest controls corrected for all alphas and layers, and the mean and 95%
-    range of the random directions. Runs of older versions have uncorrected p-values."""
+    """A table per layer: refusal rate by alpha for each group of prompts, with its interval, and
+    the mean and 95% range of the random directions. Where no slope was tested, with the p-value
+    among the fairest controls corrected for all alphas and layers; runs of older versions have
+    uncorrected ones."""
     console, summary = _console(), in_norms(summary)
+    tested = not has_slope_p(summary)
     learned = summary[summary["direction"] == direction]
     band = random_band(summary)
     base = summary[summary["direction"] == "baseline"].set_index(["subset", "split"])
@@ -76,7 +84,7 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
             table.add_column(f"random x{here['n_seeds'].iloc[0]}\n{groups[0][0]} {groups[0][1]}")
         for alpha, cells in part.groupby("alpha"):
             line = [f"{alpha:g}"]
-            line += [_rate(cells, group) for group in groups]
+            line += [_rate(cells, group, tested) for group in groups]
             match = here[(here["alpha"] == alpha) & (here["subset"] == groups[0][0])]
             match = match[match["split"] == groups[0][1]]
             if len(match):
@@ -85,7 +93,13 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
             table.add_row(*line)
         console.print(table)
     kinds = {fairest_p(row)[0] for _, row in learned.iterrows()} - {""}
-    if kinds:
+    if not tested:
+        console.print(
+            "The one p of this run is that of the slope (p_slope): rates by alpha are described, "
+            "not tested.",
+            highlight=False,
+        )
+    elif kinds:
         among = " or ".join(CONTROL_NAMES[kind] for kind in NULLS if kind in kinds)
         console.print(
             f"p: rank of the mean score among {among}, corrected for every alpha and layer.",
@@ -95,8 +109,10 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
 
 def print_controls(summary: pd.DataFrame) -> None:
     """A table per layer: of every kind of control the refusal rate at the lowest and the highest
-    alpha, the mean and 95% range over its draws, and the learned direction's p among them."""
+    alpha, the mean and 95% range over its draws; where no slope was tested, the learned direction's
+    p among them."""
     summary = in_norms(summary)
+    tested = not has_slope_p(summary)
     for place in distinct(summary[summary["direction"] == "learned"], PLACE):
         here = summary[(summary[PLACE] == list(place)).all(axis=1)]
         subset, split = prompt_groups(here)[0]
@@ -118,47 +134,54 @@ def print_controls(summary: pd.DataFrame) -> None:
             table.add_column(name, justify="left" if name == "direction" else "right")
         for kind in ("learned", *kinds):
             mine = here[here["direction"] == kind]
-            direction = [_control(mine, here, kind, alpha) for alpha in ends]
+            direction = [_control(mine, here, kind, alpha, tested) for alpha in ends]
             n = mine["seed"].nunique()
             table.add_row(CONTROL_NAMES.get(kind, kind), str(n) if n else "", *direction)
         _console().print(table)
 
 
-def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float) -> str:
+def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float, tested: bool) -> str:
     rates = mine.loc[mine["alpha"] == alpha, "refusal_rate"]
     if kind == "learned" or len(rates) == 1:
         return f"{rates.iloc[0]:.2f}"
     low, high = rates.quantile(0.025), rates.quantile(0.975)
     learned = here[(here["direction"] == "learned") & (here["alpha"] == alpha)].iloc[0]
     p = learned.get(CORRECTED.get(kind, ""), float("nan"))
-    tested = "" if pd.isna(p) else f" p={p:.3f}"
-    return f"{rates.mean():.2f} [{low:.2f}, {high:.2f}]{tested}"
+    text = "" if pd.isna(p) or not tested else f" p={p:.3f}"
+    return f"{rates.mean():.2f} [{low:.2f}, {high:.2f}]{text}"
 
 
-def _rate(cells: pd.DataFrame, group: tuple[Any, ...]) -> str:
+def _rate(cells: pd.DataFrame, group: tuple[Any, ...], tested: bool) -> str:
     row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
     text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
     p = fairest_p(row)[1]
-    return text if pd.isna(p) else f"{text} p={p:.3f}"
+    return text if pd.isna(p) or not tested else f"{text} p={p:.3f}"
 
 
 def print_slopes(record: Mapping[str, Any]) -> None:
-    """The primary test, in words: a line per layer, from the run's summary.json. Yes where the
-    one-sided p at the direction's own length is at most 0.05; no where the slope points the other
-    way by as much; else not shown."""
+    """The primary test, in words: a line per layer (see `slope_sentences`)."""
+    for about, answer in slope_sentences(record):
+        print(f"{about}: {answer}")
+
+
+def slope_sentences(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(`turns refusal, layer 20`, the answer in words and its p) of every layer that a run's
+    summary.json has a test of. Yes where the one-sided p at the direction's own length is at most
+    0.05; no where the slope points the other way by as much; else not shown."""
+    found = []
     for row in record.get("slope", []):
-        where = f"layer {row['layer']}"
+        about = f"turns refusal, layer {row['layer']}"
         if row["p"] is None:
-            print(f"turns refusal, {where}: not shown, {row['reason']}")
+            found.append((about, f"not shown, {row['reason']}"))
             continue
         answer = "yes" if row["p"] <= LIKE_NOTHING else "not shown"
         if row["p"] >= 1 - LIKE_NOTHING:
             answer = "no, it turns the other way"
-        print(
-            f"turns refusal, {where}: {answer}, p = {row['p']:.2g} among {row['n']:,} permuted "
-            f"labels (own length), {row['p_unit']:.2g} (unit length); slope {row['slope']:+.2f} on "
-            "held-out EDGE prompts"
-        )
+        among = f"{int(row['n']):,} permuted labels (own length), {row['p_unit']:.2g} (unit length)"
+        on = row.get("on", "held-out EDGE prompts")
+        slope = f"slope {row['slope']:+.2f} on {on}"
+        found.append((about, f"{answer}, p = {row['p']:.2g} among {among}; {slope}"))
+    return found
 
 
 def print_verdict(summary: pd.DataFrame) -> None:
@@ -167,6 +190,8 @@ def print_verdict(summary: pd.DataFrame) -> None:
     Where it does no more than the fairest controls do, what these prompts and draws could have
     shown."""
     fairest = next((kind for kind in NULLS if (summary["direction"] == kind).any()), "")
+    tested = not has_slope_p(summary)
+    fairest = fairest if tested else ""
     for record in verdict(in_norms(summary)):
         if record["subset"] != "EDGE":
             continue
@@ -177,18 +202,18 @@ def print_verdict(summary: pd.DataFrame) -> None:
             control = f"the mean of the random directions stays within {far:.2f} of unsteered"
         text = (
             f"EDGE {record['split']}, layer {record['layer']}: refusal rate "
-            f"{_significant(record['baseline_rate'])} unsteered, {' and '.join(map(_end, both))}; "
-            f"{control}."
+            f"{_significant(record['baseline_rate'])} unsteered, "
+            f"{' and '.join(_end(end, tested) for end in both)}; {control}."
         )
         nulls = [nothing_significant(end, fairest, record["n"]) for end in both] if fairest else []
         unit = f"Alphas are in {UNIT_NAMES['residual']}."
         _console().print(" ".join([text, *filter(None, nulls), unit]), highlight=False)
 
 
-def _end(end: dict[str, Any]) -> str:
+def _end(end: dict[str, Any], tested: bool) -> str:
     p = fairest_p(end)[1]
-    tested = "" if pd.isna(p) else f" (p = {p:.3f})"
-    return f"{_significant(end['refusal_rate'])} at alpha {end['alpha']:g}{tested}"
+    text = "" if pd.isna(p) or not tested else f" (p = {p:.3f})"
+    return f"{_significant(end['refusal_rate'])} at alpha {end['alpha']:g}{text}"
 
 
 def nothing_significant(end: dict[str, Any], kind: str, n: int) -> str:

@@ -30,6 +30,7 @@ def print_verification(verdict: Mapping[str, Any]) -> None:
     """The verdict, its claims, the controls, the rates, and what is not shown."""
     console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
     console.print(_about(verdict["direction"]), highlight=False)
+    console.print(primary_line(verdict["claims"]), highlight=False)
     console.print(_claims(verdict["claims"]))
     for line in control_lines(verdict["claims"]):
         console.print(f"  {line}", highlight=False)
@@ -44,6 +45,18 @@ def print_verification(verdict: Mapping[str, Any]) -> None:
             f": {printable(verdict['reason'])}",
         )
     )
+
+
+ANSWERS = {"pass": "yes", "fail": "no", "not shown": "not shown"}
+
+
+def primary_line(claims: list[Mapping[str, Any]]) -> str:
+    """`turns refusal: yes, ...`: the claim by slope in words. Empty in a run of an older version,
+    which has none."""
+    for one in claims:
+        if one["name"] == "turns it, by slope":
+            return f"turns refusal: {ANSWERS[one['status']]}, {printable(one['reason'])}"
+    return ""
 
 
 def _about(one: Mapping[str, Any]) -> str:
@@ -129,6 +142,7 @@ def verdict_page(verdict: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return template("verdict.html").render(
         verdict=verdict,
         about=about,
+        primary=primary_line(verdict["claims"]),
         columns=CLAIM_COLUMNS,
         controls=control_lines(verdict["claims"]),
         command=str(config.get("command", "")),

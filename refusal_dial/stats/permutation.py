@@ -168,6 +168,26 @@ def slope_test(
     return table
 
 
+def covariance_slopes(
+    projections: Floats, gram: Floats, n: int = PERMUTATIONS, seed: int = 0
+) -> Floats:
+    """Slopes, at unit length, of n directions with the activations' covariance: `(v / |v|) · g`,
+    `v = (A - mean)' w`, w ~ N(0, I), a weight a prompt.
+
+    The null of a direction whose training labels are not at hand: fair for one learned from labels
+    that mean nothing, as far as activations are near enough to Gaussian, and weaker than permuted
+    labels. `projections` "prompt" are `a_i · g`, `gram` "prompt prompt" `a_i · a_j`.
+    """
+    centred = projections - projections.mean()
+    gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()
+    rng = np.random.default_rng(seed)
+    parts = [
+        _statistics(centred[None], gram[None], rng.normal(size=(min(CHUNK, n - start), len(gram))))
+        for start in range(0, n, CHUNK)
+    ]
+    return np.concatenate([unit[:, 0] for _, unit in parts])
+
+
 def _statistics(projections: Floats, grams: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """(slope at own length, at unit length), "permutation place"."""
     slope = weights @ projections.T

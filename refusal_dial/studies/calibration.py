@@ -24,14 +24,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cells import Cell
 from refusal_dial.cli.flags import CALIBRATION_PARTS, CalibrationFlags, ContinuationFlags
 from refusal_dial.common import DialError, DryRun
-from refusal_dial.data.prompts import Prompt, of_subset
+from refusal_dial.data.prompts import Prompt, extremes, of_subset
 from refusal_dial.directions.controls import (
     covariance_directions,
     flipped_direction,
     random_directions,
     shuffled_directions,
 )
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff
+from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.decode import decoding_of
 from refusal_dial.run.job import Close, begin, carry_out
@@ -39,6 +39,7 @@ from refusal_dial.run.plan import Budget, Grid, Parts, Plan, Task, batches
 from refusal_dial.stats.comparison import CORRECTED, NULLS, RANKED, compared
 from refusal_dial.stats.intervals import LEVEL, Floats, auc, mean_interval, rate_interval, shares
 from refusal_dial.stats.p_values import holm, max_t_p, rank_p, sign_flip_p
+from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.studies.base import Study, load_study, study_settings
 from refusal_dial.studies.continuation import (
     Conducted,
@@ -49,7 +50,7 @@ from refusal_dial.studies.continuation import (
     opening_rows,
     per_prompt,
 )
-from refusal_dial.studies.steering import learn, steering_cells
+from refusal_dial.studies.steering import label_tests, learn, slope_gradients, steering_cells
 
 # --------------------------------------------------------------------------------------------------
 # Experiments without an effect on a model: the steering pipeline, given scores that mean nothing.
@@ -65,6 +66,18 @@ NULLS_A_BATCH = 10
 
 SINGLE_CONTROLS = ("flipped", "length")
 
+SLOPE_TESTS = {
+    "slope": "p",
+    "slope, corrected": "p_corrected",
+    "slope, smallest": "p_two_sided",
+    "slope, unit length": "p_unit",
+    "slope, unit length, corrected": "p_corrected_unit",
+}
+"""Each test of the slope and its column in `slope_test`'s table, at the first place; of `corrected`
+and `smallest` the smallest over places, with and without the max-T correction."""
+
+CALIBRATED_PERMUTATIONS = 999  # an experiment: p is as uniform among these as among 10,000
+
 
 def null_tests(flags: CalibrationFlags) -> list[str]:
     """The tests of one experiment, in order: a row each."""
@@ -74,7 +87,8 @@ def null_tests(flags: CalibrationFlags) -> list[str]:
         if kind in flags.controls
         for name in (kind, f"{kind}, corrected", f"{kind}, smallest")
     ]
-    return found + [kind for kind in SINGLE_CONTROLS if kind in flags.controls]
+    found += [kind for kind in SINGLE_CONTROLS if kind in flags.controls]
+    return found + (list(SLOPE_TESTS) if "slope" in flags.controls else [])
 
 
 def check_enough(study: Study, flags: CalibrationFlags) -> None:
@@ -118,7 +132,7 @@ class NullPlan:
         order = np.random.default_rng([flags.seed, task.prompts.start]).permutation(len(edge))
         train = [edge[i] for i in order[: flags.n_learn]]
         report = [edge[i] for i in order[flags.n_learn :][: flags.n_report]]
-        # 2. The cells of all of them, on one recording.
+        # 2. The cells of all of them, on one recording, and the gradients of what is reported on.
         grids = [null_cells(study, flags, i, train) for i in task.prompts]
         scores = score_grid(
             model,
@@ -131,6 +145,14 @@ class NullPlan:
         # 3. The p-values of each.
         parts = np.split(scores, np.cumsum([len(cells) for cells in grids])[:-1])
         rows = [p_values(*one) for one in zip(task.prompts, grids, parts, strict=True)]
+        if "slope" in flags.controls:
+            gradient = slope_gradients(study, learn(study, flags, train), report)
+            for i, mine in zip(task.prompts, rows, strict=True):
+                blind, own = null_study(study, flags, i)
+                tests = label_tests(
+                    blind, own, learn(blind, own, train), gradient, CALIBRATED_PERMUTATIONS
+                )
+                mine += slope_rows(i, tests)
         return pd.DataFrame([row for some in rows for row in some])
 
     def shrink(self, prompts: int, cells: int) -> NullPlan:
@@ -149,9 +171,25 @@ def null_cells(
     study: Study, flags: CalibrationFlags, i: int, train: Sequence[Prompt]
 ) -> list[Cell]:
     """The cells of experiment i, with the direction of its own meaningless numbers."""
-    found = np.random.default_rng([flags.seed, i, 1]).normal(size=len(study.prompts))
-    blind, own = replace(study, scores=found), replace(flags, seed=flags.seed + i)
+    blind, own = null_study(study, flags, i)
     return steering_cells(blind, own, learn(blind, own, train), train)
+
+
+def null_study(study: Study, flags: CalibrationFlags, i: int) -> tuple[Study, CalibrationFlags]:
+    """The study with numbers that mean nothing as its scores, and the flags, of experiment i."""
+    found = np.random.default_rng([flags.seed, i, 1]).normal(size=len(study.prompts))
+    return replace(study, scores=found), replace(flags, seed=flags.seed + i)
+
+
+def slope_rows(i: int, tests: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of experiment i by the test of the slope (see `SLOPE_TESTS`)."""
+    row, slope = {"seed": i, "draws": int(tests["n"].iloc[0])}, float(tests["slope"].iloc[0])
+    found = []
+    for name, column in SLOPE_TESTS.items():
+        over_places = name.endswith(("corrected", "smallest"))
+        p = float(tests[column].min() if over_places else tests[column].iloc[0])
+        found.append({"direction": name, "score": slope, "p_value": p} | row)
+    return found
 
 
 def p_values(i: int, cells: Sequence[Cell], scores: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -199,7 +237,7 @@ GAUSSIANS_A_BATCH = 50
 
 GAUSSIAN_KINDS = ("random", "covariance", "shuffled")
 
-GAUSSIAN_ROWS = 3 * len(GAUSSIAN_KINDS) + 1  # an experiment
+GAUSSIAN_ROWS = 3 * len(GAUSSIAN_KINDS) + 1 + len(SLOPE_TESTS)  # an experiment
 
 
 @dataclass(frozen=True)
@@ -218,7 +256,7 @@ class GaussianPlan:
 
     @property
     def grid(self) -> Grid:
-        return Grid({"experiments": self.n}, 1, {"p-values of": GAUSSIAN_KINDS})
+        return Grid({"experiments": self.n}, 1, {"p-values of": (*GAUSSIAN_KINDS, "slope")})
 
     def compute(self, model: Any, task: Task) -> pd.DataFrame:
         rows = [
@@ -245,13 +283,32 @@ def experiment(i: int, n_learn: int, n_report: int, draws: int, seed: int) -> li
     x = (own + common) / np.sqrt(2) * scale
     labels = rng.permutation(np.arange(n_learn) % 2).astype(float).tolist()
     readout = rng.normal(size=(GAUSSIAN_LAYERS, GAUSSIAN_WIDTH)) * scale
-    layers = []
+    layers, gradients = [], []
     for layer in range(GAUSSIAN_LAYERS):
         named = _named(torch.from_numpy(x[layer, :n_learn]).float(), labels, draws, seed + i)
         units = {kind: torch.stack([d.unit for d in some]).numpy() for kind, some in named.items()}
         before = x[layer, n_learn:] @ readout[layer]
         layers.append({k: _moved(before, u @ readout[layer]) for k, u in units.items()})
-    return rows_of(i, layers)
+        gradients.append(_gradient(before, readout[layer]))
+    positive = np.array(labels) > 0.5
+    ends = (np.flatnonzero(side).tolist() for side in (positive, ~positive))
+    weights = contrast_weights(n_learn, *ends)
+    tests = gaussian_slopes(x[:, :n_learn], np.stack(gradients), weights, seed + i)
+    return rows_of(i, layers) + slope_rows(i, tests)
+
+
+def _gradient(before: Floats, readout: Floats) -> Floats:
+    """The mean over prompts of d score / d x."""
+    return special.expit(before).mean() * readout
+
+
+def gaussian_slopes(
+    activations: Floats, gradients: Floats, weights: Floats, seed: int
+) -> pd.DataFrame:
+    """The permutation test of the slope, on activations "layer prompt width"."""
+    projections = np.einsum("lnd,ld->ln", activations, gradients)
+    grams = activations @ activations.transpose(0, 2, 1)
+    return slope_test(projections, grams, weights, CALIBRATED_PERMUTATIONS, seed)
 
 
 def _named(
@@ -299,6 +356,123 @@ def rows_of(i: int, layers: list[dict[str, Floats]]) -> list[dict[str, Any]]:
         {"direction": name, "seed": i, "score": float(effects[0]), "draws": n, "p_value": float(p)}
         for name, n, p in rows
     ]
+
+
+# --------------------------------------------------------------------------------------------------
+# How often is a planted effect found? Three tests side by side, by its size and by prompts.
+#
+#     x = C z + rho' sd y r / |r|,   y ~ N(0, 1) the score that is learned from
+#
+# on one layer as above; `rho` is the correlation of y with the activation along the readout, sd the
+# deviation of activations there, rho' = rho / sqrt(1 - rho^2). The direction is the top third of n
+# prompts by y minus the bottom third, measured on n others. Beside the permutation test of the
+# slope stands what was reported before it: the rank of the effect at one alpha among 20 draws of
+# shuffled labels, and among 20 random directions. What a test finds at rho > 0 counts only where it
+# finds no more than 5% at rho = 0.
+
+
+POWER_SIZES = (20, 50, 130)
+
+POWER_RHOS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+
+POWER_DRAWS = 20
+
+POWER_TESTS = ("slope", "slope, unit length", "shuffled", "random")
+
+POWERS_A_BATCH = 50
+
+
+@dataclass(frozen=True)
+class PowerPlan:
+    """`n` experiments at every size and every planted effect. No model is asked."""
+
+    n: int
+    seed: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        """`part` is the number of the pair (prompts, rho) in `planted`."""
+        return [
+            Task(len(POWER_TESTS) * len(some), some, part=part)
+            for part in range(len(self.planted))
+            for some in batches(self.n, POWERS_A_BATCH)
+        ]
+
+    @property
+    def planted(self) -> list[tuple[int, float]]:
+        """(prompts, rho)."""
+        return [(n, rho) for n in POWER_SIZES for rho in POWER_RHOS]
+
+    @property
+    def grid(self) -> Grid:
+        axes: dict[str, Sequence[Any]] = {"prompts": POWER_SIZES, "rho": POWER_RHOS}
+        axes["p-values of"] = POWER_TESTS
+        return Grid({"experiments": self.n}, len(self.planted), axes)
+
+    def compute(self, model: Any, task: Task) -> pd.DataFrame:
+        n, rho = self.planted[task.part]
+        rows = [planted_effect(i, n, rho, self.seed) for i in task.prompts]
+        return pd.DataFrame([row for some in rows for row in some])
+
+    def shrink(self, prompts: int, cells: int) -> PowerPlan:
+        return replace(self, n=prompts)
+
+    def memory(self, model: Any) -> float:
+        return 0.0
+
+
+def planted_effect(i: int, n: int, rho: float, seed: int) -> list[dict[str, Any]]:
+    """Experiment i of this size and this planted effect: a row per test. Numbers are those of the
+    same experiment without the effect."""
+    rng = np.random.default_rng([seed, n, i])
+    scale = 1 / np.sqrt(np.arange(1, GAUSSIAN_WIDTH + 1))
+    x, y = rng.normal(size=(2 * n, GAUSSIAN_WIDTH)) * scale, rng.normal(size=2 * n)
+    readout = rng.normal(size=GAUSSIAN_WIDTH) * scale
+    along = readout / np.linalg.norm(readout)
+    deviation = np.sqrt((along**2 * scale**2).sum())
+    x += rho / np.sqrt(1 - rho**2) * deviation * y[:, None] * along
+    # 1. What was reported before: the effect at one alpha among draws.
+    k = n // 3
+    learn = partial(_top_bottom, torch.from_numpy(x[:n]).float(), k)
+    learned, before = learn(y[:n].tolist()), x[n:] @ readout
+    drawn = {
+        "shuffled": shuffled_directions(learned, learn, y[:n].tolist(), POWER_DRAWS, seed + i),
+        "random": random_directions(learned, POWER_DRAWS, seed + i),
+    }
+    own, *null = (
+        _moved(before, torch.stack([one.unit for one in some]).double().numpy() @ readout)
+        for some in ([learned], *drawn.values())
+    )
+    effect = float(own[0])
+    found = {
+        kind: (POWER_DRAWS, rank_p(effect, draws)) for kind, draws in zip(drawn, null, strict=True)
+    }
+    # 2. The permutation test of the slope.
+    weights = contrast_weights(n, *extremes(y[:n].tolist(), k))
+    gradient = _gradient(before, readout)
+    row = gaussian_slopes(x[None, :n], gradient[None], weights, seed + i).iloc[0]
+    found |= {name: (int(row["n"]), row[SLOPE_TESTS[name]]) for name in POWER_TESTS[:2]}
+    about = {"seed": i, "n": n, "rho": rho, "score": effect}
+    return [
+        {"direction": name, **about, "draws": found[name][0], "p_value": float(found[name][1])}
+        for name in POWER_TESTS
+    ]
+
+
+def _top_bottom(activations: torch.Tensor, k: int, scores: Sequence[float]) -> Direction:
+    return top_bottom(activations, scores, Provenance(0, "resid_pre", -1), k=k)
+
+
+def powers(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per number of prompts, planted effect and test: `power`, the share of p <= 0.05, with
+    Wilson's interval."""
+    found = []
+    for keys, part in rows.groupby(["n", "rho", "direction"], sort=False):
+        hits = part["p_value"].to_numpy(float) <= UNIFORM_LEVEL + 1e-12
+        low, high = rate_interval(hits)[0]
+        record = dict(zip(["n", "rho", "direction"], keys, strict=True))
+        found.append(record | {"trials": len(hits), "power": hits.mean(), "lo": low, "hi": high})
+    return pd.DataFrame(found)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -837,6 +1011,8 @@ def _planned(part: str, study: Study, flags: CalibrationFlags) -> tuple[Plan, Cl
         case "gaussian":
             sizes = (flags.n_learn, flags.n_report, flags.n_random)
             return GaussianPlan(flags.n_gaussian, *sizes, flags.seed), _uniform
+        case "power":
+            return PowerPlan(flags.n_power, flags.seed), _powers
         case _:
             return CoveragePlan(flags.n_trials, flags.seed), _covered
 
@@ -844,6 +1020,12 @@ def _planned(part: str, study: Study, flags: CalibrationFlags) -> tuple[Plan, Cl
 def _uniform(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     summary = uniformity(rows)
     return summary, {"uniform": dict(zip(summary["direction"], summary["uniform"], strict=True))}
+
+
+def _powers(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    summary = powers(rows)
+    null = summary[summary["rho"] == 0].groupby("direction", sort=False)["power"].max()
+    return summary, {"without an effect": null.to_dict()}
 
 
 def _covered(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, labelled, numbered, turned
 from refusal_dial.cli.flags import ContrastFlags, ReplyFlags
-from refusal_dial.common import DialError
+from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
 from refusal_dial.data.prompts import (
     CHOOSE,
@@ -71,9 +72,10 @@ from refusal_dial.stats.comparison import (
 )
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
+from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import GROUP
 from refusal_dial.studies.base import Study, study_settings
-from refusal_dial.studies.steering import place_of
+from refusal_dial.studies.steering import place_of, slope_gradients
 
 # --------------------------------------------------------------------------------------------------
 # Contrast pairs as tokens.
@@ -220,6 +222,37 @@ def contrast_vectors(
         )
         for i, layer in enumerate(study.layers)
     ]
+
+
+def contrast_slopes(
+    study: Study,
+    flags: ContrastFlags,
+    pairs: Sequence[ContrastPair],
+    vectors: Sequence[Direction],
+    held_out: Sequence[Prompt],
+) -> pd.DataFrame:
+    """The primary test of `stats.permutation` for contrast vectors: a row per layer. The score is
+    that of the next token, on prompts that no pair has; the labels positive and negative are
+    permuted within each pair."""
+    # 1. The gradient at every place, and the activations of both sides again.
+    gradient = slope_gradients(study, vectors, held_out)
+    chat, n = not flags.plain, len(pairs)
+    both = [
+        collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
+        for tokens in contrast_tokens(study.model, pairs, system=flags.system, chat=chat)
+    ]
+    rows = torch.cat(both, 1).double().cpu()
+    # 2. The labels: 1/n for the positive, -1/n for the negative side.
+    projections = [
+        (rows[i] @ gradient[flags.site, layer][0]).numpy() for i, layer in enumerate(study.layers)
+    ]
+    grams = (rows @ rows.transpose(1, 2)).numpy()
+    weights = contrast_weights(2 * n, range(n), range(n, 2 * n))
+    table = slope_test(
+        np.stack(projections), grams, weights, seed=flags.seed, groups=[*range(n), *range(n)]
+    )
+    table.insert(0, "layer", list(study.layers))
+    return table.assign(on="prompts that no pair has (next-token score)")
 
 
 def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], dict[str, str]]:
@@ -691,9 +724,11 @@ def conduct_replies(
     cells: Sequence[Cell],
     learned: Sequence[Direction],
     rows: pd.DataFrame,
+    test: Callable[[], pd.DataFrame] = pd.DataFrame,
 ) -> tuple[Run, pd.DataFrame]:
     """Reply to every prompt under every cell, judged, into a run folder; the run and its summary.
-    `rows` are the prompts' columns.
+    `rows` are the prompts' columns; `test`, run at the end, is the primary test of the slope of the
+    next token's score. Judged replies have no slope: theirs is a paired permutation over prompts.
 
     An interrupted run is resumed after its last whole batch, a finished one named by `--out` read.
     summary.json says who judged, how good that judge is where known, how many replies it left
@@ -722,6 +757,7 @@ def conduct_replies(
             "alpha_unit": flags.unit,
             "judge": found,
             "coherence": coherent_range(summary),
+            "slope": without_nan(test().to_dict("records")),
         }
 
     n_rows = sum(task.rows for task in plan.tasks)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
+from torch import Tensor
 
 from refusal_dial.cells import (
     BASELINE,
@@ -38,13 +40,13 @@ from refusal_dial.directions.controls import (
 )
 from refusal_dial.directions.files import check_fits
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
-from refusal_dial.engine.slopes import mean_gradients
+from refusal_dial.engine.slopes import Key, mean_gradients
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
-from refusal_dial.stats.permutation import contrast_weights, slope_test
+from refusal_dial.stats.permutation import PERMUTATIONS, contrast_weights, slope_test
 from refusal_dial.stats.summary import summarise, verdict
 from refusal_dial.studies.base import Study, study_settings
 
@@ -272,34 +274,59 @@ def parts_of(
 # `stats.permutation`). The directions at finite alphas beside it are pictures.
 
 
+NOTHING_HELD_OUT = "every EDGE prompt was learned from: hold some out (--controls holdout)"
+
+NO_CONTRAST = "the direction is not what the scores of its prompts teach: no labels to permute"
+
+
 def slope_tests(
     study: Study, flags: SteeringFlags, learned: Sequence[Direction], held_out: Sequence[Prompt]
 ) -> pd.DataFrame:
     """A row per learned direction: `layer` and the columns of `slope_test`, corrected for all of
-    them. Empty where nothing is held out, or a direction is not the contrast of scores that these
-    activations teach: then there are no labels to permute."""
-    places = [one for one in learned if _is_contrast(study, flags, one)]
-    if not held_out or not places:
-        return pd.DataFrame()
-    # 1. The gradient at every place, from one backward pass over the held-out prompts.
-    keys = [(one.provenance.site, one.provenance.layer) for one in places]
+    them. No p, and the `reason`, where nothing is held out, or a direction is not the contrast of
+    scores that these activations teach: then there are no labels to permute."""
+    places = [one for one in learned if held_out and _is_contrast(study, flags, one)]
+    found = pd.DataFrame({"layer": [one.provenance.layer for one in learned]})
+    if not places:
+        none = NO_CONTRAST if held_out else NOTHING_HELD_OUT
+        return found.assign(p=np.nan, p_unit=np.nan, reason=none)
+    tests = label_tests(study, flags, places, slope_gradients(study, places, held_out))
+    found = found.merge(tests, on="layer", how="left")
+    return found.assign(reason=found["reason"].fillna(NO_CONTRAST))
+
+
+def slope_gradients(
+    study: Study, learned: Sequence[Direction], held_out: Sequence[Prompt]
+) -> dict[Key, Float64[Tensor, "1 d_model"]]:
+    """The mean gradient at the place of every direction, from one backward pass over the held-out
+    prompts."""
+    keys = [(one.provenance.site, one.provenance.layer) for one in learned]
     tokens = study.tokens.chosen(study.rows(held_out)).on(study.model)
-    (pos,) = {one.provenance.pos for one in places}
-    gradient = mean_gradients(study.model, tokens, study.scorer, keys, (pos,))
-    # 2. What each training prompt would add to the slope, and how alike prompts are.
-    train = _trained_on(study, places[0])
+    (pos,) = {one.provenance.pos for one in learned}
+    return mean_gradients(study.model, tokens, study.scorer, keys, (pos,))
+
+
+def label_tests(
+    study: Study,
+    flags: SteeringFlags,
+    learned: Sequence[Direction],
+    gradient: Mapping[Key, Float64[Tensor, "1 d_model"]],
+    n: int = PERMUTATIONS,
+) -> pd.DataFrame:
+    """`slope_tests` where the gradient is known: the labels of the training prompts, permuted."""
+    # 1. What each training prompt would add to the slope, and how alike prompts are.
+    keys = [(one.provenance.site, one.provenance.layer) for one in learned]
+    train = _trained_on(study, learned[0])
     rows = study.rows(train)
     some = [study.activations[study.layers.index(layer)][rows].double() for _, layer in keys]
     projections = [(a @ gradient[key][0]).numpy() for a, key in zip(some, keys, strict=True)]
     grams = [(a @ a.T).numpy() for a in some]
-    # 3. The labels, permuted; within categories where the choice was balanced.
-    balanced = places[0].provenance.method.endswith("balanced")
+    # 2. The labels, permuted; within categories where the choice was balanced.
+    balanced = learned[0].provenance.method.endswith("balanced")
     categories = [prompt.category for prompt in train] if balanced else None
     top, bottom = _extremes(study, flags, train, categories)
     weights = contrast_weights(len(train), top, bottom)
-    table = slope_test(
-        np.stack(projections), np.stack(grams), weights, seed=flags.seed, groups=categories
-    )
+    table = slope_test(np.stack(projections), np.stack(grams), weights, n, flags.seed, categories)
     table.insert(0, "layer", [layer for _, layer in keys])
     return table
 

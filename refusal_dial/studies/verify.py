@@ -39,6 +39,7 @@ from refusal_dial.data.prompts import (
     SUBSETS,
     Prompt,
     data_hash,
+    extremes,
     holdout_split,
     load_prompts,
     some_of_each,
@@ -69,6 +70,7 @@ from refusal_dial.run.plan import (
     some_of,
 )
 from refusal_dial.stats.intervals import Floats
+from refusal_dial.stats.permutation import contrast_weights
 from refusal_dial.studies.base import Study, load_study
 
 # --------------------------------------------------------------------------------------------------
@@ -80,6 +82,9 @@ from refusal_dial.studies.base import Study, load_study
 # the direction is learned again: from the scores of EDGE prompts, top against bottom, or from
 # HARMFUL against BENIGN.
 
+
+SAME = 1 - 1e-3
+"""A direction with a cosine from here up to what its labels teach is that one."""
 
 LEAST_LEFT = 1e-4
 """A direction of which less than this is left beside another one is that other one."""
@@ -94,6 +99,10 @@ class Reference:
     activations: Float[Tensor, "prompt d_model"]
     values: tuple[float, ...]
     like: Direction
+
+    @property
+    def subsets(self) -> tuple[str, ...]:
+        return ("EDGE",) if self.name == "scores" else ("HARMFUL", "BENIGN")
 
     def learn(self, values: Sequence[float]) -> Direction:
         """The direction that these values would teach."""
@@ -138,6 +147,24 @@ class VerificationStudy:
     length: Direction
     left: Direction | None
     left_size: float
+
+    @property
+    def labels(self) -> Floats | None:
+        """The weights of the labels that the direction was learned from (see `stats.permutation`);
+        None where it does not say, or is not what they teach."""
+        one, given = self.learned_from, self.given
+        ids = {prompt.id for prompt in self.learn if prompt.subset in one.subsets}
+        if not self.known or ids != set(given.provenance.prompt_ids):
+            return None
+        if float(one.learn(one.values).unit @ given.unit) < SAME:
+            return None
+        values = np.array(one.values)
+        if one.name == "scores":
+            k = max(1, len(values) // 3)
+            return contrast_weights(len(values), *extremes(one.values, k))
+        return contrast_weights(
+            len(values), *(np.flatnonzero(s * values > 0).tolist() for s in (1, -1))
+        )
 
     @property
     def alpha(self) -> float:

@@ -23,10 +23,12 @@ from refusal_dial import stats
 from refusal_dial.cli.flags import VerifyFlags
 from refusal_dial.common import without_nan
 from refusal_dial.directions.controls import fold_directions, fold_numbers, shuffled_directions
+from refusal_dial.engine.slopes import gradients
 from refusal_dial.run.folder import Run, read_verdict
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.stats.intervals import Floats
 from refusal_dial.stats.p_values import holm
+from refusal_dial.stats.permutation import PERMUTATIONS, covariance_slopes, slope_test
 from refusal_dial.studies.base import study_settings
 from refusal_dial.studies.verify import (
     Measurements,
@@ -327,6 +329,75 @@ def rates(found: Measurements) -> list[dict[str, Any]]:
             row[name] = [float(hits.mean()), float(low), float(high)]
         table.append(row)
     return table
+
+
+# --------------------------------------------------------------------------------------------------
+# The slope: does the score of held-out EDGE prompts rise as the dial begins to turn?
+#
+#     slope[b] = d score_b / d alpha at alpha = 0, alpha in mean residual norms
+#
+# The null is permuted training labels, an exact test, where the direction is what the labels of its
+# training prompts teach. Where they are not at hand it is directions of the covariance of the
+# prompts to learn from: fair as far as activations are Gaussian, and weaker. Isotropic random
+# directions are no null here: they are far too easy to beat (docs/validity.md).
+
+
+COVARIANCE_DRAWS = PERMUTATIONS
+
+
+def by_slope(verification: VerificationStudy, flags: VerifyFlags) -> Evidence:
+    """The slope at 0 of the given direction among those of permuted labels, else of directions of
+    the activations' covariance."""
+    study, given, at = verification.study, verification.given, verification.place
+    # 1. The gradient of every held-out EDGE prompt.
+    test = verification.tested("EDGE")
+    tokens = study.tokens.chosen(study.rows(test)).on(study.model)
+    where, key = torch.full((len(test), 1), at.pos), (at.site, at.layer)
+    found = gradients(study.model, tokens, study.scorer, [key], where)[key][:, 0].double()
+    each = (found @ given.unit.double()).numpy() * at.norm
+    # 2. Its mean, projected on the prompts that were learned from.
+    mean, labels, one = found.mean(0), verification.labels, verification.learned_from
+    rows = one.activations.double().cpu()
+    projections, gram = (rows @ mean).numpy(), (rows @ rows.T).numpy()
+    # 3. The place of the slope in the null.
+    unit: float | None = None
+    if labels is not None:
+        row = slope_test(projections[None], gram[None], labels, seed=flags.seed).iloc[0]
+        n, p, unit = int(row["n"]), float(row["p"]), float(row["p_unit"])
+        among = f"{n:,} permuted labels (own length), {unit:.2g} (unit length)"
+    else:
+        null = covariance_slopes(projections, gram, COVARIANCE_DRAWS, flags.seed) * at.norm
+        n, p = len(null), float((1 + (null >= each.mean()).sum()) / (1 + len(null)))
+        among = f"{n:,} directions of the activations' covariance (its labels are not at hand)"
+    low, high = stats.mean_interval(each, seed=flags.seed)[0]
+    text = f"p = {p:.2g} among {among}"
+    unable = "exploratory: the direction was learned from these prompts"
+    if not verification.exploratory:
+        unable = f"not distinguishable from chance: {text}"
+        if p <= flags.level or p >= 1 - flags.level:
+            unable = ""
+    return Evidence(
+        "turns it, by slope",
+        "the score of held-out EDGE prompts rises with alpha at 0, more than its null does",
+        "log-odds/norm",
+        len(test),
+        float(each.mean()),
+        (float(low), float(high)),
+        p,
+        bool(each.mean() > 0),
+        text,
+        f"it turns the other way: {text}",
+        unable,
+        details=(
+            {
+                "kind": "slope",
+                "null": "permuted labels" if labels is not None else "covariance",
+                "draws": n,
+                "p_own": p if labels is not None else None,
+                "p_unit": unit if labels is not None else p,
+            },
+        ),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -658,6 +729,7 @@ def _close(
         control_cosines(verification),
     )
     evidence = [
+        by_slope(verification, flags),
         *ends(found),
         beyond_controls(found),
         beyond_length(found),
