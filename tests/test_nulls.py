@@ -73,7 +73,10 @@ def test_the_slope_is_fair_in_five_hundred_experiments(embedded):
     study = study_of(embedded, flags, flags.layer)
     rows = compute_all(embedded, NullPlan(study, flags, 500))
     for kind, part in rows.groupby("direction"):
-        assert uniformity(part).iloc[0]["uniform"] == (kind != "slope, smallest"), kind
+        if kind != "slope, smallest":  # which nothing corrects for two layers
+            found = uniformity(part).iloc[0]
+            assert found["ks_p"] > 0.01, kind
+            assert found["under_lo"] <= found["expected"] <= found["under_hi"], kind
 
 
 def test_learning_from_the_true_scores_is_found(opened, embedded):

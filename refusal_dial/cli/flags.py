@@ -219,6 +219,9 @@ class HoldoutFlags(SteeringFlags):
     controls: tuple[str, ...] = flag(
         ("holdout", *BY_DEFAULT), f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
     )
+    n_random: int = flag(
+        8, "draws a layer of each random control; they draw the picture", at_least(0, parse_whole)
+    )
     holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
 
 
