@@ -15,7 +15,7 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.run.folder import find_run, read_table
 
     folder = find_run(flags.run)
-    summary = read_table(folder, "summary", "n", "rho", "direction", "power", "lo", "hi")
+    summary = read_table(folder, "summary", "prompts", "rho", "direction", "power", "lo", "hi")
     figure = power_curves(summary, "How often a planted effect is found, at p ≤ 0.05")
     for path in write_figures({"power": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

@@ -97,7 +97,7 @@ def print_powers(summary: pd.DataFrame) -> None:
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("prompts", "test", *(f"{rho:g}" for rho in rhos)):
         table.add_column(name, justify="left" if name == "test" else "right")
-    for (n, test), part in summary.groupby(["n", "direction"], sort=False):
+    for (n, test), part in summary.groupby(["prompts", "direction"], sort=False):
         table.add_row(str(n), TEST_NAMES[str(test)], *(f"{p:.2f}" for p in part["power"]))
     _console().print(table)
 
@@ -108,13 +108,13 @@ TEST_COLOURS = dict(zip(TEST_NAMES, (BLUE, VERMILLION, PURPLE, GREY), strict=Tru
 def power_curves(summary: pd.DataFrame, title: str) -> go.Figure:
     """How often a planted effect is found, a panel per number of prompts. The dotted line is what a
     fair test finds where there is no effect: 5%."""
-    sizes = list(dict.fromkeys(summary["n"]))
+    sizes = list(dict.fromkeys(summary["prompts"]))
     figure = make_subplots(
         cols=len(sizes), subplot_titles=[f"{n} prompts" for n in sizes], shared_yaxes=True
     )
     for c, n in enumerate(sizes, 1):
         for test, name in TEST_NAMES.items():
-            part = summary[(summary["n"] == n) & (summary["direction"] == test)]
+            part = summary[(summary["prompts"] == n) & (summary["direction"] == test)]
             at = {"row": 1, "col": c}
             colour = TEST_COLOURS[test]
             add_band(figure, part["rho"], part["lo"], part["hi"], colour, name, at)

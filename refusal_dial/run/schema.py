@@ -303,9 +303,8 @@ def _check_cells(path: Path, frame: pd.DataFrame, needed: Sequence[str]) -> None
                 "none, and only the baseline may"
             )
     columns = [str(name) for name in frame]
-    axes = (
-        ALPHA_COLUMNS - {"alpha"} if "strength" in frame else ALPHA_COLUMNS
-    )  # alpha is strength * step
+    # alpha is strength * step; rho is what was planted in a calibration
+    axes = ALPHA_COLUMNS - {"alpha" if "strength" in frame else ""} | {"rho"}
     floats = {name for name in columns if pd.api.types.is_float_dtype(frame[name])}
     named = [
         name

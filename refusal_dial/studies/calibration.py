@@ -452,7 +452,7 @@ def planted_effect(i: int, n: int, rho: float, seed: int) -> list[dict[str, Any]
     gradient = _gradient(before, readout)
     row = gaussian_slopes(x[None, :n], gradient[None], weights, seed + i).iloc[0]
     found |= {name: (int(row["n"]), row[SLOPE_TESTS[name]]) for name in POWER_TESTS[:2]}
-    about = {"seed": i, "n": n, "rho": rho, "score": effect}
+    about = {"seed": i, "prompts": n, "rho": rho, "score": effect}
     return [
         {"direction": name, **about, "draws": found[name][0], "p_value": float(found[name][1])}
         for name in POWER_TESTS
@@ -467,10 +467,11 @@ def powers(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per number of prompts, planted effect and test: `power`, the share of p <= 0.05, with
     Wilson's interval."""
     found = []
-    for keys, part in rows.groupby(["n", "rho", "direction"], sort=False):
+    keys = ["prompts", "rho", "direction"]
+    for values, part in rows.groupby(keys, sort=False):
         hits = part["p_value"].to_numpy(float) <= UNIFORM_LEVEL + 1e-12
         low, high = rate_interval(hits)[0]
-        record = dict(zip(["n", "rho", "direction"], keys, strict=True))
+        record = dict(zip(keys, values, strict=True))
         found.append(record | {"trials": len(hits), "power": hits.mean(), "lo": low, "hi": high})
     return pd.DataFrame(found)
 
