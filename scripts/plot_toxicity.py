@@ -20,12 +20,12 @@ def main(flags: PlotFlags) -> None:
     from refusal_dial.report import continuation as plots
     from refusal_dial.report.theme import title_of, unit_label, write_figures
     from refusal_dial.run.folder import find_run, read_config, read_table, to_show
-    from refusal_dial.run.schema import CONTINUATION_COLUMNS, SAID_ROWS
+    from refusal_dial.run.schema import COMPLETION_ROWS, CONTINUATION_COLUMNS
     from refusal_dial.studies.continuation import by_layer
 
     folder = find_run(flags.run)
     summary = read_table(folder, "summary", *CONTINUATION_COLUMNS)
-    scores = read_table(folder, "scores", *SAID_ROWS)
+    scores = read_table(folder, "scores", *COMPLETION_ROWS)
     config = read_config(folder, "model.name", "model.n_layers")
     alpha = unit_label("alpha", config["settings"])
     whole, hostile = plots.all_prompts(summary), summary[summary["subset"] == CHALLENGING]

@@ -25,14 +25,14 @@ def main(flags: Flags) -> None:
     from refusal_dial.report.steering import trade_off_curves
     from refusal_dial.report.theme import SCORE_AXIS, title_of, write_figures
     from refusal_dial.run.folder import find_run, read_config, read_table
-    from refusal_dial.run.schema import SAID_ROWS, SCORES, check_table
+    from refusal_dial.run.schema import COMPLETION_ROWS, SCORES, check_table
     from refusal_dial.stats.trade_off import trade_off
     from refusal_dial.studies.continuation import as_trade_off
 
     folder = find_run(flags.run)
     config, scores = read_config(folder, "model.name"), read_table(folder, "scores")
     text = "completion" in scores
-    needed = SAID_ROWS if text else SCORES
+    needed = COMPLETION_ROWS if text else SCORES
     check_table(folder / "scores.csv", config["experiment"], scores, needed)
     if text:
         rows, about = as_trade_off(scores), ("CHALLENGING", "BENIGN")

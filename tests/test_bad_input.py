@@ -174,7 +174,7 @@ def test_a_direction_that_cannot_be_read(kind, run, tmp_path):
         "text": b"a direction",
         "truncated": whole[:-9],
         "pickle": b"\x80\x04\x95",
-        "other": save({"weight": torch.ones(8)}),
+        "other": save({"weight": torch.ones(2, 2, 2, 8)}),
         "matrix": save({"unit": torch.ones(8, 8)}, {"direction": "{}"}),
     }[kind]
     file = tmp_path / "direction.safetensors"

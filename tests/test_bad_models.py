@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -101,8 +102,10 @@ def test_a_site_that_the_architecture_lacks_names_those_it_has(run, tmp_path):
 def test_a_prompt_longer_than_the_context(length, qwen_folder, run, tmp_path):
     began = time.monotonic()
     line = run(SCORE, *on(qwen_folder, prompts(tmp_path, "ab" * (length // 2)))).line
-    assert "prompt 1 of 9 has" in line
-    assert "tokens and the model reads at most 512: shorten it" in line
+    assert re.search(
+        r"prompt 1 of 9 has \d+ (tokens|characters) and the model reads at most 512", line
+    )
+    assert "shorten it" in line
     assert time.monotonic() - began < 60
 
 

@@ -235,7 +235,8 @@ def test_models_are_scored_under_a_saved_direction_too(main_run, run_small, tmp_
     mine = read_table(out, "scores").set_index(columns)["score"]
     theirs = read_table(main_run, "scores").set_index(columns)["score"]
     theirs = theirs[theirs.index.isin(mine.index)]  # others take what it was learned from
-    assert (mine.sort_index() == theirs.sort_index()).all()
+    assert list(mine.sort_index().index) == list(theirs.sort_index().index)
+    np.testing.assert_allclose(mine.sort_index(), theirs.sort_index(), atol=1e-5)  # other batches
 
 
 def test_alpha_zero_is_the_baseline_bit_for_bit(main_run):
@@ -338,7 +339,9 @@ def test_the_main_result_on_the_embedded_model(tmp_path):
     assert rates[-1] >= 0.85
     lo, hi = learned["rate_lo"].to_numpy(), learned["rate_hi"].to_numpy()
     assert (lo[:-1] <= hi[1:]).all()
-    assert (learned["p_value"].iloc[[0, -1]] < 0.05).all()
+    assert (learned["p_slope"].dropna() < 0.001).all()
+    assert (learned["p_slope_unit"].dropna() < 0.05).all()
+    assert learned["p_slope"].notna().any()
     band = random_band(held)
     assert (band["mean"] - baseline).abs().max() <= 0.10
     scores = read_table(out, "scores")

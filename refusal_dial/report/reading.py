@@ -16,13 +16,13 @@ from refusal_dial.data.openings import load_openings
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.run.folder import find_run, read_config, read_table, read_verdict
 from refusal_dial.run.schema import (
+    COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
     PAIRS,
     PATCH_ROWS,
     PATCHES,
     REPLY_COLUMNS,
     REPLY_ROWS,
-    SAID_ROWS,
     SCORES,
     SUMMARY,
     check_config,
@@ -111,7 +111,7 @@ def _same(found: Iterable[Prompt], known: str, source: str, wanted: Sequence[str
 RUN_KINDS = {
     "patching": (PATCH_ROWS, PATCHES),
     "replies": (REPLY_ROWS, REPLY_COLUMNS),
-    "continuations": (SAID_ROWS, CONTINUATION_COLUMNS),
+    "continuations": (COMPLETION_ROWS, CONTINUATION_COLUMNS),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""

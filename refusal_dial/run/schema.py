@@ -82,13 +82,13 @@ SCORES = (*CELL_COLUMNS, "prompt_id", "score")
 
 SUMMARY = (*CELL_COLUMNS, *MEAN, *RATE_COLUMNS, "p_value")
 
-SAID_ROWS = (*SCORES, "strength", "sample", "completion")
+COMPLETION_ROWS = (*SCORES, "strength", "sample", "completion")
 """Those of completions and their scores."""
 
 CONTINUATION_COLUMNS = (*CELL_COLUMNS, "strength", *MEAN, *SHIFT, "reduction", "p_paired")
 
 REPLY_ROWS = (
-    *(*SAID_ROWS, "alpha_relative", "system", "category"),
+    *(*COMPLETION_ROWS, "alpha_relative", "system", "category"),
     *("label", "phrase", "nll", "repeated", "stop"),
 )
 """Those of replies that a judge read."""
