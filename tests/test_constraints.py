@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CONSTRAINTS = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+ROOT = Path(__file__).parents[1]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def pinned() -> dict[str, str]:
@@ -46,3 +49,18 @@ def test_every_package_is_pinned():
 
 def test_no_index_is_named():
     assert not [line for line in CONSTRAINTS if line.startswith("-") or "://" in line]
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## ([\d.]+) - (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert (newest[1], newest[2]) == (version, str(citation["date-released"]))
+    assert citation["version"] == version
+
+
+def test_the_workflow_runs_what_ci_runs():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step] == [
+        ".ci/run"
+    ]

@@ -76,3 +76,13 @@ def test_what_type_checkers_see_at_the_front_door_is_what_is_there():
     }
     homes = {name: f"refusal_dial.{home}" for name, home in refusal_dial._HOMES.items()}
     assert seen == homes
+
+
+def test_the_architecture_names_every_file_of_every_room():
+    """But for the report's, of which there is one a study."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = {path for path in (ROOT / "refusal_dial").rglob("*.py") if path.parent.name != "report"}
+    names = {path.name for path in files if not path.name.startswith("__")}
+    assert (
+        sorted(name for name in names if f"`{name}`" not in page and f"/{name}`" not in page) == []
+    )
