@@ -97,16 +97,19 @@ def test_the_template_prints_the_day(dated, on_day):
 )
 def test_a_run_of_one_day_is_not_resumed_on_another(name, dated, start, on_day, tmp_path):
     on_day(1)
-    assert start(dated, name, batches=1).code == 130
+    assert start(dated, name, batches=1 if name == STEERED else 0).code == 130
     before = bad_case.files_in(tmp_path)
     on_day(2)
     ended = start(dated, name)
     if name in PLAIN:
         assert ended.code == 0
         return
+    assert bad_case.files_in(tmp_path) == before
+    if name == "verify_direction":  # its one alpha is a length that the other tokens change
+        assert "holds a run with direction.place.alpha = " in ended.line
+        return
     assert "holds a run whose prompts were other tokens (hash " in ended.line
     assert "the template prints the date; choose another --out" in ended.line
-    assert bad_case.files_in(tmp_path) == before
 
 
 def test_the_first_day_goes_on_where_it_stopped(dated, start, on_day, tmp_path):
