@@ -48,7 +48,7 @@ def main(flags: DirectionFlags) -> None:
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})
     seen = {prompt.id for prompt in train}
-    held = [p for p in of_subset(prompts, "EDGE") if p.id not in seen]
+    held = [p for p in prompts if p.subset == "EDGE" and p.id not in seen]
     slopes = partial(slope_tests, study, flags, used, held)
     run, summary = conduct_replies(
         "eval_direction_on_xstest", talk, flags, cells, used, rows, slopes
