@@ -72,7 +72,7 @@ def test_a_killed_job_goes_on_to_the_same_bytes(name, number, context, made, who
     undisturbed, out = whole(name), tmp_path / "run"
     process = jobs.start(context, jobs.JOBS[name], made, out)
     if jobs.disturb(process, out, number, 0.3 * undisturbed.seconds):
-        assert process.exitcode == (130 if number == signal.SIGINT else -number)
+        assert process.exitcode == (-number if number == signal.SIGKILL else 130)
     kept = jobs.vouched(out)
     code, printed = ended(context, made, name, out)
     assert code == 0, printed
