@@ -75,7 +75,7 @@ def test_rows_hold_both_readings_of_every_cell(talk):
     talk, flags, learned = talk
     cells = with_and_without(reply_cells(talk.study, flags, learned), SYSTEM_NAME)
     assert len(cells) == (1 + 2 * 5) + (1 + 2 * 3)
-    who = talk.tokens, talk.prompts, talk.judge, talk.study.scorer
+    who = talk.tokens, talk.read, talk.prompts, talk.judge, talk.study.scorer
     plan = ReplyPlan(*who, talk.rows(), cells, decoding_of(flags), Budget(4, "auto", None))
     parts = [plan.compute(talk.model, task) for task in plan.tasks]
     assert [len(part) for part in parts] == [4 * len(cells), 2 * len(cells)]

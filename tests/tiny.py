@@ -28,6 +28,8 @@ THINKING = CHAT.replace(
     "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
     "<think>\n\n</think>\n\n{% endif %}",
 )
+TIGHT = THINKING.replace("</think>\n\n", "</think>")
+OPENED = CHAT.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 SMALL: dict[str, Any] = {
@@ -87,6 +89,35 @@ def folder(architecture: str, path: Path, template: str | None = CHAT) -> Path:
     """Save a random-weight model with its tokenizer as a hub folder."""
     hf_model(architecture).save_pretrained(path)
     tokenizer(template).save_pretrained(path)
+    return path
+
+
+def speaker(path: Path, says: dict[str, str], template: str | None = THINKING) -> Path:
+    """A Llama whose next token is the one that `says` names for the last (a byte or a tag), saved
+    as a hub folder with think tags as Qwen3 has them: tokens that are added and not special. Its
+    attention is random and small, so that prompts differ inside and no word does."""
+    words = tokenizer(template)
+    words.add_tokens(["<think>", "</think>"])
+    config = transformers.LlamaConfig(
+        **{**SMALL, "hidden_size": 512, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    (end,) = words.encode("<|im_end|>")
+    following = torch.full((config.vocab_size,), end)
+    for one, other in says.items():
+        (first,), (second,) = words.encode(one), words.encode(other)
+        following[first] = second
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.01)
+            layer.mlp.down_proj.weight.mul_(0.01)
+        model.model.embed_tokens.weight.copy_(torch.eye(config.vocab_size))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[following, torch.arange(config.vocab_size)] = 1.0
+    model.generation_config.eos_token_id = end
+    model.save_pretrained(path)
+    words.save_pretrained(path)
     return path
 
 

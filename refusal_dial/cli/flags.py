@@ -122,6 +122,8 @@ BY_DEFAULT = ("random", "shuffled", "length")
 
 EXECUTORS = ("local", "ray")
 
+SWITCH = ("off", "on")
+
 MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
 """Flags that say where rows are computed, or whether; they do not depend on them."""
 
@@ -148,6 +150,15 @@ class OpenFlags:
     threshold: float = flag(0.0, "a score over this counts as a refusal")
     system: str | None = flag(None, "a system message before every prompt")
     plain: bool = flag(False, "read prompts as plain text, without a chat template")
+    thinking: str = flag(
+        "off",
+        "on: the model thinks before it answers, where its chat template knows how; refusal is "
+        "read after the think block",
+        choice(SWITCH, "choice"),
+    )
+    thought_tokens: int = flag(
+        512, "tokens of a thought, at most (--thinking on)", at_least(1, parse_whole)
+    )
     seed: int = flag(0, "seed of the split, the random directions and the bootstrap", seed_of)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
@@ -155,6 +166,11 @@ class OpenFlags:
         None, "auto: split a model larger than one device over all of them (accelerate)"
     )
     batch_size: int = flag(64, "prompts a batch", at_least(1, parse_whole))
+
+    @property
+    def thought(self) -> int:
+        """Tokens that the model may think for; 0 where it is asked not to."""
+        return self.thought_tokens if self.thinking == "on" else 0
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ Samples are paired: the random numbers of a prompt's sample are the same under e
 cell without hooks takes the unsteered model's own completions, so that alpha = 0 is the baseline by
 construction. Beside each completion stand `nll`, its mean negative log-likelihood a token under
 the *unsteered* model given the prompt (text that falls apart is unlikely, and an effect bought with
-it is no success), and `repeated`, the share of its trigrams that are repeats. Who reads the words,
-and what they are worth, is a caller's business. Nothing is written here.
+it is no success), and `repeated`, the share of its trigrams that are repeats. Of a model that
+thinks, `completion` is the reply after the think block, `thought` what stood in it, and `nll` the
+cost of both. Who reads the words, and what they are worth, is a caller's business. Nothing is
+written here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -19,7 +22,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cells import Cell
 from refusal_dial.generate.decode import Completion, Decoding, generate
 from refusal_dial.generate.likelihood import nll, repeated
-from refusal_dial.model.tokens import Tokens
+from refusal_dial.generate.thoughts import spoken
+from refusal_dial.model.tokens import ThinkBlock, Tokens
 
 
 def completion_rows(
@@ -28,24 +32,33 @@ def completion_rows(
     rows: pd.DataFrame,
     cells: Sequence[Cell],
     decoding: Decoding,
+    block: ThinkBlock | None = None,
 ) -> pd.DataFrame:
     """A row per cell, prompt and sample, in this order: the cell's labels, the prompt's columns
     (`rows`, a line a prompt, with `prompt_id`), then `sample`, `nll`, `repeated`, `stop`,
-    `completion` (a JSON string) and `text`, which is the completion itself."""
+    `completion` (a JSON string), `text`, which is the completion itself, and of what stood in the
+    think `block` before it `thought` (a JSON string), `thought_tokens` and `thought_end`
+    (`thoughts.THOUGHT_ENDS`)."""
     acting = [cell for cell in cells if cell.hooks]
     place = {id(cell): i for i, cell in enumerate(acting, 1)}
     grid = [(), *(cell.hooks for cell in acting)]
-    completions = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
+    said = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
+    heard = [spoken(model.tokenizer, one, block, decoding) for one in said]
+    completions, thoughts = [one for one, _ in heard], [thought for _, thought in heard]
+    whole = [replace(one, ids=(*thought.ids, *one.ids)) for one, thought in heard]
     frame = pd.DataFrame(
         {
             "grid": [one.cell for one in completions],
             "prompt": [one.prompt for one in completions],
             "sample": [one.sample for one in completions],
-            "nll": unsteered_nll(model, tokens, completions),
+            "nll": unsteered_nll(model, tokens, whole),
             "repeated": [repeated(one.ids) for one in completions],
             "stop": [one.stop for one in completions],
             "completion": [json.dumps(one.text) for one in completions],
             "text": [one.text for one in completions],
+            "thought": [json.dumps(one.text) for one in thoughts],
+            "thought_tokens": [len(one.ids) for one in thoughts],
+            "thought_end": [one.end for one in thoughts],
         }
     )
     by_cell = dict(list(frame.groupby("grid")))
@@ -57,8 +70,8 @@ def completion_rows(
             [part.drop(columns=["grid", "prompt"]).reset_index(drop=True), about], axis=1
         )
         parts.append(part.assign(**dict(cell.labels)))
-    whole = pd.concat(parts, ignore_index=True)
-    return whole.astype({"seed": "Int64", "layer": "Int64", "pos": "Int64"})
+    table = pd.concat(parts, ignore_index=True)
+    return table.astype({"seed": "Int64", "layer": "Int64", "pos": "Int64"})
 
 
 def unsteered_nll(

@@ -49,6 +49,13 @@ class Decoding:
     samples: int = 1
     seed: int = 0
     rows: int = 256  # of a batch, at most
+    max_thought_tokens: int = 0  # for a thought, besides
+    until: tuple[int, ...] = ()  # tokens that end a completion as well, and are kept
+
+    @property
+    def steps(self) -> int:
+        """Tokens of a thought and a reply, at most."""
+        return self.max_new_tokens + self.max_thought_tokens
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("samples", 1), ("rows", 1)):
@@ -166,9 +173,7 @@ def draws(
         for sample in range(decoding.samples):
             word = hashlib.sha256(f"{decoding.seed} {sample} {key}".encode()).digest()[:8]
             generator = torch.Generator().manual_seed(int.from_bytes(word) % 2**63)
-            found.append(
-                torch.rand(decoding.max_new_tokens, generator=generator, dtype=torch.float64)
-            )
+            found.append(torch.rand(decoding.steps, generator=generator, dtype=torch.float64))
     return torch.stack(found).reshape(len(keys), decoding.samples, -1)
 
 
@@ -356,8 +361,9 @@ def at_the_last_token(grid: Sequence[Sequence[Hook]]) -> list[list[Hook]]:
 
 @dataclass(frozen=True)
 class Completion:
-    """The completion of one prompt under one cell. `stop` is "end" (an end token), "length", or
-    "nan" where the logits were not numbers: then the completion is what came before."""
+    """The completion of one prompt under one cell. `stop` is "end" (an end token), "length",
+    "until" (a token of `Decoding.until`, the last of its ids), or "nan" where the logits were not
+    numbers: then the completion is what came before."""
 
     cell: int
     prompt: int
@@ -434,15 +440,17 @@ def _generate(
     mask, state, logits = prefill(model, runner, part, prompts, cells)
     alive, completions, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
-    for step in range(decoding.max_new_tokens):
+    last = torch.tensor(decoding.until, dtype=torch.long, device=device)
+    for step in range(decoding.steps):
         u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
         broken = ~torch.isfinite(logits).all(-1)
         if bool(broken.any()):
             logits = torch.where(broken[:, None], 0.0, logits)
         token = choose(logits, decoding, u)
+        closes = torch.isin(token, last) & ~broken
         ended = torch.isin(token, ends) | broken
-        for r, t, bad, end in zip(
-            *(x.tolist() for x in (alive, token, broken, ended)), strict=True
+        for r, t, bad, end, close in zip(
+            *(x.tolist() for x in (alive, token, broken, ended, closes)), strict=True
         ):
             if r in stops:
                 continue
@@ -450,7 +458,10 @@ def _generate(
                 stops[r] = "nan" if bad else "end"
             else:
                 completions[r].append(t)
-        if len(stops) == len(row) or step + 1 == decoding.max_new_tokens:
+                if close:
+                    stops[r] = "until"
+        ended = ended | closes
+        if len(stops) == len(row) or step + 1 == decoding.steps:
             break
         if not fixed and bool(ended.any()):
             keep = (~ended).nonzero().flatten()

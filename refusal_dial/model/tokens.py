@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -144,20 +144,23 @@ def tokenize(
     *,
     system: str | None = None,
     chat: bool = True,
+    thinking: bool = False,
 ) -> Tokens:
     """Token ids of the prompts as the model expects them, padded on the left.
 
     With `chat`, each prompt is one user turn in the model's chat template, after an optional system
-    message, followed by the template's opening of the reply; templates that can think are asked not
-    to. The template writes the BOS if the model has one, so none is added. Without `chat` a prompt
-    is plain text, encoded as the tokenizer encodes text by itself. Control tokens written out in a
-    prompt's text or in the system message are encoded as text (see `control_tokens`).
+    message, followed by the template's opening of the reply. A template that can think is asked to
+    where `thinking`, and else asked not to; one that opens a thought all the same has it closed
+    again, so that the last token stands after the block (`think_block`). The template writes the
+    BOS if the model has one, so none is added. Without `chat` a prompt is plain text, encoded as
+    the tokenizer encodes text by itself. Control tokens written out in a prompt's text or in the
+    system message are encoded as text (see `control_tokens`).
 
     Raises `DialError` for no prompts, one text for a list, an empty prompt (in a chat too, where a
     template would render one: it is far more often a slip than a question), a prompt longer than
     the model's context, a model without a tokenizer or chat template, or a template that refuses a
     system message or leaves it, or the prompt's text, out, or that does not end or writes without
-    end.
+    end; for `thinking` with a template that knows no thinking, or without one.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or len(tokenizer) < 2:
@@ -183,9 +186,19 @@ def tokenize(
                 f"prompt {i + 1} of {len(prompts)} has {len(text)} characters and the model reads "
                 f"at most {n_ctx} tokens: shorten it ({text[:40]!r}...)"
             )
+    if thinking and not chat:
+        raise DialError("--thinking on needs the chat template, and --plain reads prompts without")
+    after = ""
     if chat:
-        _check_template(tokenizer, system)
-    rows = [_encode(tokenizer, text, system, chat) for text in prompts]
+        _check_template(tokenizer, system, thinking)
+        block = think_block(tokenizer, thinking)
+        if thinking and block is None:
+            raise DialError(
+                f"the chat template of {identity(model).name!r} knows no thinking: leave "
+                "--thinking at off, or take a model whose template opens a think block"
+            )
+        after = block.closed if block is not None and not thinking else ""
+    rows = [_encode(tokenizer, text, system, chat, thinking, after) for text in prompts]
     for i, row in enumerate(rows):
         if not row:
             raise DialError(
@@ -217,13 +230,18 @@ def with_replies(model: TransformerBridge, tokens: Tokens, replies: Sequence[str
     """
     if len(replies) != len(tokens):
         raise DialError(f"{len(tokens)} prompts need as many replies, not {len(replies)}")
+    return followed(model, tokens, [text_ids(model.tokenizer, reply) for reply in replies])
+
+
+def followed(model: TransformerBridge, tokens: Tokens, new: Sequence[Sequence[int]]) -> Tokens:
+    """Each prompt followed by these token ids, padded on the left again. Raises `DialError` for
+    what does not fit the model's context."""
     rows = []
-    for i, reply in enumerate(replies):
-        new = text_ids(model.tokenizer, reply)
-        rows.append([*tokens.ids[i][tokens.mask[i].bool()].tolist(), *new])
+    for i, ids in enumerate(new):
+        rows.append([*tokens.ids[i][tokens.mask[i].bool()].tolist(), *ids])
         if len(rows[-1]) > int(model.cfg.n_ctx):
             raise DialError(
-                f"reply {i + 1} has {len(new)} tokens after {len(rows[-1]) - len(new)}, and the "
+                f"reply {i + 1} has {len(ids)} tokens after {len(rows[-1]) - len(ids)}, and the "
                 f"model reads at most {int(model.cfg.n_ctx)}: shorten it"
             )
     return _padded(model, rows)
@@ -236,15 +254,16 @@ def _padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
     return Tokens(ids, mask).on(model)
 
 
-def _encode(tokenizer: Any, text: str, system: str | None, chat: bool) -> list[int]:
+def _encode(
+    tokenizer: Any, text: str, system: str | None, chat: bool, thinking: bool, after: str
+) -> list[int]:
     if not chat:
         text = text if system is None else f"{system}\n\n{text}"
         return text_ids(tokenizer, text, add_special_tokens=True)
     found = {_mark(): t for t in (text, system) if t is not None and spells_control(tokenizer, t)}
     marks = {t: mark for mark, t in found.items()}
-    written = _render(
-        tokenizer, marks.get(text, text), None if system is None else marks.get(system, system)
-    )
+    above = None if system is None else marks.get(system, system)
+    written = _render(tokenizer, marks.get(text, text), above, thinking) + after
     ids: list[int] = []
     for part in re.split(f"({'|'.join(found)})", written) if found else [written]:
         if part in found:
@@ -274,11 +293,13 @@ def _mark() -> str:
 
 
 @cache
-def _check_ends(template: str, special: str, with_system: bool, seconds: int) -> None:
+def _check_ends(
+    template: str, special: str, with_system: bool, thinking: bool, seconds: int
+) -> None:
     """Raises `DialError` where one step of the template takes more time or memory than a process of
     its own is given (see `render_alone`): in this one nothing could stop it."""
     turns = [{"role": role, "content": "text"} for role in ("system", "user")][not with_system :]
-    values = {"messages": turns, "add_generation_prompt": True, "enable_thinking": False}
+    values = {"messages": turns, "add_generation_prompt": True, "enable_thinking": thinking}
     values |= json.loads(special)
     script = Path(__file__).with_name("render_alone.py")
     done = subprocess.run(
@@ -296,15 +317,15 @@ def _check_ends(template: str, special: str, with_system: bool, seconds: int) ->
         )
 
 
-def _check_template(tokenizer: Any, system: str | None) -> None:
+def _check_template(tokenizer: Any, system: str | None, thinking: bool) -> None:
     """Raises `DialError` where the template leaves the prompt's text or the system message out, or
     could not be stopped."""
     if isinstance(tokenizer.chat_template, str):
         special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()})
         seconds = ceil(TEMPLATE_SECONDS)
-        _check_ends(tokenizer.chat_template, special, system is not None, seconds)
+        _check_ends(tokenizer.chat_template, special, system is not None, thinking, seconds)
     text, above = _mark(), None if system is None else _mark()
-    written = _render(tokenizer, text, above)
+    written = _render(tokenizer, text, above, thinking)
     for mark, what in ((text, "prompt's text"), (above, "system message")):
         if mark is not None and mark not in written:
             raise DialError(
@@ -313,7 +334,7 @@ def _check_template(tokenizer: Any, system: str | None) -> None:
             )
 
 
-def _render(tokenizer: Any, text: str, system: str | None) -> str:
+def _render(tokenizer: Any, text: str, system: str | None, thinking: bool) -> str:
     turns = [{"role": "user", "content": text}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
@@ -321,7 +342,7 @@ def _render(tokenizer: Any, text: str, system: str | None) -> str:
         with _template_ends_within(TEMPLATE_SECONDS):
             written = str(
                 tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
                 )
             )
     except TimeoutError as error:
@@ -372,6 +393,113 @@ def _template_ends_within(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+# --------------------------------------------------------------------------------------------------
+# The think block: what a model writes between its tags before it answers.
+#
+#     off: ... assistant\n<think>\n\n</think>\n\n     asked not to think: the block is empty
+#     on:  ... assistant\n                      the model opens the block, or the template does
+#
+# A template knows thinking that renders `enable_thinking` differently, or opens a block at the end
+# of every prompt.
+
+
+THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
+"""As Qwen3, DeepSeek-R1 and SmolLM3, Magistral, and Seed-OSS write them."""
+
+
+@dataclass(frozen=True)
+class ThinkBlock:
+    """How a chat template writes a thought: its tags, whether the prompt already opens one, what
+    closes one that the prompt should not have opened (`closed`; "" where it did not), and what
+    stands between the block and the answer."""
+
+    opening: str
+    closing: str
+    opened: bool
+    closed: str
+    separator: str
+
+    def opens(self, tokenizer: Any, ids: Sequence[int]) -> bool:
+        """Whether these ids begin in a block, or with one."""
+        if self.opened:
+            return True
+        return _text(tokenizer, ids).lstrip().startswith(self.opening)
+
+    def end(self, tokenizer: Any, ids: Sequence[int]) -> int | None:
+        """How many ids there are up to the first closing tag, itself counted; None without one."""
+        return _first(tokenizer, list(ids), self.closing)
+
+    def span(self, tokenizer: Any, ids: Sequence[int]) -> tuple[int, int] | None:
+        """Where the last block of a prompt's ids stands, its tags included: (start, stop). None
+        without one; stop is the end where it was not closed."""
+        ids = list(ids)
+        tag = _only_id(tokenizer, self.opening)
+        if tag is not None:
+            start = max((i for i, one in enumerate(ids) if one == tag), default=None)
+        elif self.opening in _text(tokenizer, ids):
+            start = _bisect(len(ids), lambda n: self.opening in _text(tokenizer, ids[-n:]))
+            start = len(ids) - start
+        else:
+            start = None
+        if start is None:
+            return None
+        length = self.end(tokenizer, ids[start:])
+        return start, len(ids) if length is None else start + length
+
+
+def think_block(tokenizer: Any, thinking: bool) -> ThinkBlock | None:
+    """The block of this tokenizer's chat template, as it stands after a prompt; None for a template
+    that knows no thinking."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        return None
+    tags = next((pair for pair in THINK_TAGS if pair[1] in template or pair[0] in template), None)
+    if tags is None:
+        return None
+    opening, closing = tags
+    mark = _mark()
+    on, off = (_render(tokenizer, mark, None, asked) for asked in (True, False))
+    ends = {asked: one.rpartition(mark)[2] for asked, one in ((True, on), (False, off))}
+    opened = {
+        asked: opening in end and closing not in end.rpartition(opening)[2]
+        for asked, end in ends.items()
+    }
+    if on == off and not opened[True]:
+        return None
+    separator = ends[False].rpartition(closing)[2] if closing in ends[False] else "\n\n"
+    closed = f"\n{closing}{separator}" if opened[False] else ""
+    return ThinkBlock(opening, closing, thinking and opened[True], closed, separator)
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _only_id(tokenizer: Any, tag: str) -> int | None:
+    """The tag's id, where it is one token."""
+    ids = tokenizer.encode(tag, add_special_tokens=False)
+    return int(ids[0]) if len(ids) == 1 else None
+
+
+def _first(tokenizer: Any, ids: list[int], tag: str) -> int | None:
+    """How many ids there are up to the tag, itself counted."""
+    one = _only_id(tokenizer, tag)
+    if one is not None:
+        return ids.index(one) + 1 if one in ids else None
+    if tag not in _text(tokenizer, ids):
+        return None
+    return _bisect(len(ids), lambda n: tag in _text(tokenizer, ids[:n]))
+
+
+def _bisect(most: int, holds: Callable[[int], bool]) -> int:
+    """The least n from 1 to `most` for which it holds, as it does for all from there on."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
 @torch.no_grad()

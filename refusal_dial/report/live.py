@@ -17,8 +17,8 @@ from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import stream
 from refusal_dial.model.loading import check_layers, check_site
-from refusal_dial.model.tokens import last_logits, tokenize
-from refusal_dial.studies.base import Study, load_study, study_of
+from refusal_dial.model.tokens import last_logits
+from refusal_dial.studies.base import Study, load_study, prompt_tokens, study_of
 from refusal_dial.studies.steering import at_place, learn
 
 # --------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def turn(
             f"the prompt is {len(text):,} characters long, and {flags.max_chars:,} are read at most"
         )
     hooks = hooks_at(dial, layer, site, name, alpha)
-    tokens = tokenize(model, [text], system=flags.system, chat=not flags.plain).on(model)
+    tokens = prompt_tokens(model, [text], flags, flags.system).on(model)
     logits = last_logits(model, tokens, hooks)
     score = float(dial.study.scorer(logits)[0])
     base = score if not hooks else float(dial.study.scorer(last_logits(model, tokens))[0])

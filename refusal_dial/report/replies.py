@@ -176,12 +176,23 @@ def print_judge(record: Mapping[str, Any]) -> None:
         f"unscored {found['unscored']}, disagrees with the phrase list on "
         f"{'nothing scored' if apart is None else format(apart, '.1%')}"
     )
+    if said := _thoughts(record):
+        print(said)
     for one in record["coherence"]:
         holds = f"stays within {one['tolerance']:g} of unsteered to strength {one['holds_to']:g}"
         falls = "and does not fall beyond on this dial"
         if one["breaks_at"] is not None:
             falls = f"and is {one['coherence_there']:.2f} at {one['breaks_at']:g}"
         print(f"coherence, layer {one['layer']}, toward {one['toward']} refusal: {holds}, {falls}")
+
+
+def _thoughts(record: Mapping[str, Any]) -> str:
+    """How the thoughts before the replies ended; "" where there were none."""
+    ends = {name: n for name, n in record.get("thoughts", {}).items() if n}
+    if set(ends) <= {"none"}:
+        return ""
+    known = ", ".join(f"{n} {name}" for name, n in ends.items())
+    return f"thoughts: {known} (loop: over half of its trigrams repeat; endless: never closed)"
 
 
 def _with(row: pd.Series[Any], name: str, stem: str, sign: str = "") -> str:
@@ -522,6 +533,7 @@ def _judge(verdict: Mapping[str, Any]) -> str:
         f"{found['unscored']}; "
         f"disagrees with the phrase list on {'-' if apart is None else format(apart, '.1%')}",
         *known,
+        *([f"- {plain_markdown(_thoughts(verdict))}"] if _thoughts(verdict) else []),
     ]
     for one in verdict["coherence"]:
         beyond, there = one.get("breaks_at"), one.get("coherence_there")

@@ -142,7 +142,7 @@ def generation_memory(
     """Bytes that generation holds at once: of so many rows, at most those that `decoding` allows,
     the keys and values of all tokens, and the logits of one."""
     sizes = Sizes.of(model)
-    each = sizes.trunk(length + decoding.max_new_tokens, 0) + sizes.row()
+    each = sizes.trunk(length + decoding.steps, 0) + sizes.row()
     return float(min(decoding.rows, rows) * each)
 
 

@@ -37,6 +37,7 @@ TEXT_COLUMN_NAMES = {
     "label",
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason"}
+TEXT_COLUMN_NAMES |= {"thought", "thought_end"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
@@ -98,6 +99,9 @@ REPLY_COLUMNS = (
     *("coherence", "coherence_lo", "coherence_hi"),
 )
 
+THOUGHT_COLUMNS = ("thought", "thought_tokens", "thought_end")
+"""What stood in the think block before a reply; runs of earlier versions lack them."""
+
 PATCHED = ("direction", "seed", "layer", "site", "subset", "split", "way", "role", "head")
 
 PATCH_ROWS = (*PATCHED, "neuron", "prompt_id", "score", "effect")
@@ -117,11 +121,14 @@ MEASURED_COLUMNS = {
     *CONTINUATION_COLUMNS,
     *REPLY_ROWS,
     *REPLY_COLUMNS,
+    *THOUGHT_COLUMNS,
     *PATCH_ROWS,
     *PATCHES,
     *FRONT,
 }
 MEASURED_COLUMNS -= (TEXT_COLUMN_NAMES | WHOLE | ALPHA_COLUMNS) - {
+    "thought",
+    "thought_end",
     "label",
     "token",
     "stop",

@@ -21,9 +21,10 @@ from refusal_dial.cli.flags import MACHINES, OpenFlags, StudyFlags
 from refusal_dial.common import UNITS, log
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.engine.score import Scorer
+from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
-from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
+from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS
 from refusal_dial.scoring.logits import RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import tokens_for
@@ -86,7 +87,7 @@ def study_of(
     wanted = range(int(model.cfg.n_layers)) if layers is None else layers
     chosen = check_layers(model, wanted)
     check_site(model, site)
-    tokens = tokenize(model, [p.text for p in prompts], system=flags.system, chat=not flags.plain)
+    tokens = prompt_tokens(model, [p.text for p in prompts], flags, flags.system)
     log.info("reading %d prompts", len(prompts))
     activations, logits = collect(
         model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
@@ -103,6 +104,14 @@ def study_of(
         chosen,
         activations,
     )
+
+
+def prompt_tokens(
+    model: TransformerBridge, texts: Sequence[str], flags: OpenFlags, system: str | None
+) -> Tokens:
+    """The texts as the flags have them read, under a system message: the last token is the last
+    before the answer, after the model's own thought where it is to think."""
+    return read_prompts(model, texts, system=system, chat=not flags.plain, thought=flags.thought)
 
 
 def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
@@ -125,6 +134,8 @@ def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
     settings = asdict(flags)
     for name in ("out", "config", "max_missing", *MACHINES):
         settings.pop(name)
+    if not flags.thought:  # as runs have it that know no thinking
+        del settings["thinking"], settings["thought_tokens"]
     if "alpha_unit" in settings:
         settings["alpha_unit"] = settings["alpha_unit"] or UNITS[0]
     settings["model"] = identity(study.model).as_dict()

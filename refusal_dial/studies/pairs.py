@@ -17,7 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import Prompt, pairs
-from refusal_dial.model.tokens import Tokens, tokenize
+from refusal_dial.generate.thoughts import read_prompts
+from refusal_dial.model.tokens import Tokens, think_block
 
 # --------------------------------------------------------------------------------------------------
 # Matched pairs: two prompts that differ in one phrase, aligned token by token.
@@ -76,13 +77,15 @@ class Pairs:
 
 
 def template_lengths(
-    model: TransformerBridge, system: str | None = None, chat: bool = True
+    model: TransformerBridge, system: str | None = None, chat: bool = True, thought: int = 0
 ) -> tuple[int, int]:
-    """How many tokens of every prompt the template writes: (at its beginning, at its end).
+    """How many tokens of every prompt the template writes: (at its beginning, at its end, before a
+    think block).
 
     Found by tokenizing texts that have nothing in common; a BOS counts as template.
     """
-    rows = unpadded(tokenize(model, _PROBES, system=system, chat=chat))
+    tokens = read_prompts(model, _PROBES, system=system, chat=chat, thought=thought)
+    rows = [row[:stop] for row, (stop, _) in _with_blocks(model, tokens, chat, thought)]
     return (
         min(common_prefix(rows[0], row) for row in rows[1:]),
         min(common_prefix(rows[0][::-1], row[::-1]) for row in rows[1:]),
@@ -96,25 +99,27 @@ def match(
     *,
     system: str | None = None,
     chat: bool = True,
+    thought: int = 0,
 ) -> Pairs:
     """The matched pairs among tokenized prompts, aligned; in the order of their first prompt.
 
-    `system` and `chat` are those that `tokens` were made with.
+    `system`, `chat` and `thought` are those that `tokens` were made with.
     Raises `DialError` where no prompt carries a `pair_id`.
     """
-    opening, closing = template_lengths(model, system, chat)
-    rows, place = unpadded(tokens), {prompt.id: i for i, prompt in enumerate(prompts)}
+    opening, closing = template_lengths(model, system, chat, thought)
+    rows = _with_blocks(model, tokens, chat, thought)
+    place = {prompt.id: i for i, prompt in enumerate(prompts)}
     found, index = [], []
     for name, (clean, corrupted) in pairs(prompts).items():
         at = place[clean.id], place[corrupted.id]
-        first, second = rows[at[0]], rows[at[1]]
+        (first, block), (second, other) = rows[at[0]], rows[at[1]]
         found.append(
             Pair(
                 id=name,
                 clean=clean,
                 corrupted=corrupted,
                 lengths=(len(first), len(second)),
-                roles=align(first, second, opening, closing),
+                roles=align_around((first, second), (block, other), opening, closing),
             )
         )
         index.append(at)
@@ -125,6 +130,19 @@ def match(
         )
     clean_rows, corrupted_rows = zip(*index, strict=True)
     return Pairs(tuple(found), pick(tokens, clean_rows), pick(tokens, corrupted_rows))
+
+
+def _with_blocks(
+    model: TransformerBridge, tokens: Tokens, chat: bool, thought: int
+) -> list[tuple[list[int], tuple[int, int]]]:
+    """The ids of every row, and where its think block stands: at its end and empty where there is
+    none."""
+    block = think_block(model.tokenizer, thought > 0) if chat else None
+    found = []
+    for row in unpadded(tokens):
+        span = None if block is None else block.span(model.tokenizer, row)
+        found.append((row, span or (len(row), len(row))))
+    return found
 
 
 def pick(tokens: Tokens, rows: Iterable[int]) -> Tokens:
@@ -193,6 +211,8 @@ def positions_of(pairs: Pairs, role: str, side: int) -> Int[Tensor, " pair"]:
 #     ... before-1     shared words before the phrase, counted back from it
 #     ... phrase-1     the differing phrase, counted from its end
 #     after+1 ...      shared words after it, counted from it
+#     ... turn-1       of a model that thinks, the template's tokens before the block, counted back
+#     ... think-1      its think block, tags included, counted back from the closing tag
 #     ... end-1        the template's closing tokens, counted back from the last
 #
 # Everything is read off two rows of token ids.
@@ -201,7 +221,7 @@ def positions_of(pairs: Pairs, role: str, side: int) -> Int[Tensor, " pair"]:
 Positions = tuple[int, int]
 """(in the clean prompt, in the corrupted prompt), both counted from the end: -1 is the last."""
 
-ROLE_PARTS = ("start", "before", "phrase", "after", "end")
+ROLE_PARTS = ("start", "before", "phrase", "after", "turn", "think", "end")
 
 _ROLE = re.compile(rf"({'|'.join(ROLE_PARTS)})([+-]\d+)")
 
@@ -235,6 +255,30 @@ def align(
     return roles
 
 
+def align_around(
+    rows: tuple[Sequence[int], Sequence[int]],
+    blocks: tuple[tuple[int, int], tuple[int, int]],
+    opening: int = 0,
+    closing: int = 0,
+) -> dict[str, Positions]:
+    """`align` for rows with a think block at (start, stop): what stands before the block is aligned
+    by itself, its last template tokens are `turn-k`, the block's tokens `think-k`, and `end-k` are
+    those after it. Thoughts differ in length, and the first tokens of the longer have no role."""
+    (a, b), ((start, stop), (other, end)) = rows, blocks
+    if start == len(a) and other == len(b):
+        return align(a, b, opening, closing)
+    roles: dict[str, Positions] = {}
+    for role, (first, second) in align(a[:start], b[:other], opening, closing).items():
+        name = role.replace("end-", "turn-")
+        roles[name] = first - (len(a) - start), second - (len(b) - other)
+    tail = len(a) - stop, len(b) - end
+    for k in range(min(stop - start, end - other), 0, -1):
+        roles[f"think-{k}"] = -k - tail[0], -k - tail[1]
+    for k in range(min(tail), 0, -1):
+        roles[f"end-{k}"] = -k, -k
+    return roles
+
+
 def _shared(a: Sequence[int], b: Sequence[int], closing: int) -> tuple[int, int, int]:
     """(common beginning, common end, of which template). They do not overlap, and the template's
     end comes first, so that identical prompts keep it."""
@@ -253,5 +297,8 @@ def role_order(role: str) -> tuple[int, int]:
     """Sorts roles as they stand in a prompt. Raises `DialError` for what is no role."""
     found = _ROLE.fullmatch(role)
     if found is None:
-        raise DialError(f"no role {role!r}: expected start+1, before-1, phrase-1, after+1 or end-1")
+        raise DialError(
+            f"no role {role!r}: expected start+1, before-1, phrase-1, after+1, turn-1, think-1 or "
+            "end-1"
+        )
     return ROLE_PARTS.index(found[1]), int(found[2])

@@ -770,7 +770,12 @@ def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
     higher than the clean one (`inverted`).
     """
     pairs = match(
-        study.model, study.prompts, study.tokens, system=flags.system, chat=not flags.plain
+        study.model,
+        study.prompts,
+        study.tokens,
+        system=flags.system,
+        chat=not flags.plain,
+        thought=flags.thought,
     )
     place = {prompt.id: i for i, prompt in enumerate(study.prompts)}
     rows = [[place[p.id] for p in members] for members in by_pair(study.prompts).values()]

@@ -40,9 +40,17 @@ from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.completions import completion_rows, completion_text
 from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.generate.likelihood import LOOPS, coherence
+from refusal_dial.generate.thoughts import LOST, THOUGHT_ENDS, read_prompts
 from refusal_dial.model.activations import collect
 from refusal_dial.model.loading import identity
-from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash, with_replies
+from refusal_dial.model.tokens import (
+    ThinkBlock,
+    Tokens,
+    think_block,
+    tokenize,
+    tokens_hash,
+    with_replies,
+)
 from refusal_dial.run.folder import TOKENS, Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import (
@@ -55,6 +63,7 @@ from refusal_dial.run.plan import (
     groups,
     some_of,
 )
+from refusal_dial.run.schema import THOUGHT_COLUMNS
 from refusal_dial.scoring.judge_model import load_judge
 from refusal_dial.scoring.judges import (
     UNSCORED,
@@ -74,7 +83,7 @@ from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
 from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import GROUP
-from refusal_dial.studies.base import Study, study_settings
+from refusal_dial.studies.base import Study, prompt_tokens, study_settings
 from refusal_dial.studies.steering import place_of, slope_gradients
 
 # --------------------------------------------------------------------------------------------------
@@ -87,12 +96,16 @@ def contrast_tokens(
     *,
     system: str | None = None,
     chat: bool = True,
+    thought: int = 0,
 ) -> tuple[Tokens, Tokens]:
-    """(positive, negative): every request in the chat template, followed by its reply if any."""
+    """(positive, negative): every request in the chat template, after its thought where the model
+    thinks, followed by its reply if any."""
     first, second = (
         with_replies(
             model,
-            tokenize(model, [request for request, _ in side], system=system, chat=chat),
+            read_prompts(
+                model, [one for one, _ in side], system=system, chat=chat, thought=thought
+            ),
             [reply for _, reply in side],
         )
         for side in ([pair.positive for pair in pairs], [pair.negative for pair in pairs])
@@ -113,12 +126,17 @@ SYSTEM_NAME = "instructed"
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """Prompts to reply to, as tokens under each system message, and who judges the replies."""
+    """Prompts to reply to, as tokens under each system message, and who judges the replies.
+
+    A model that thinks is to think after `tokens`; `read` are the prompts up to the answer, where
+    the score is read (the same where it does not think)."""
 
     study: Study
     prompts: tuple[Prompt, ...]
     tokens: Mapping[str, Tokens]
+    read: Mapping[str, Tokens]
     judge: Judge
+    block: ThinkBlock | None
 
     @property
     def model(self) -> TransformerBridge:
@@ -151,18 +169,26 @@ def load_conversation(
     message.
     """
     judge = load_judge(flags.judge, flags.device)
-    texts, chat = [prompt.text for prompt in prompts], not flags.plain
-    tokens = {"": tokenize(study.model, texts, system=flags.system, chat=chat)}
-    if instruction is not None:
-        tokens[SYSTEM_NAME] = tokenize(study.model, texts, system=instruction, chat=chat)
-    return Conversation(study, tuple(prompts), tokens, judge)
+    texts, chat, model = [prompt.text for prompt in prompts], not flags.plain, study.model
+    systems = {"": flags.system} | ({} if instruction is None else {SYSTEM_NAME: instruction})
+    tokens = {
+        name: tokenize(model, texts, system=system, chat=chat, thinking=flags.thought > 0)
+        for name, system in systems.items()
+    }
+    read = {
+        name: prompt_tokens(model, texts, flags, system) if flags.thought else tokens[name]
+        for name, system in systems.items()
+    }
+    block = think_block(model.tokenizer, flags.thought > 0) if chat else None
+    return Conversation(study, tuple(prompts), tokens, read, judge, block)
 
 
 def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, Any]:
     """What the rows depend on, as plain data for a run's config."""
     settings = study_settings(talk.study, flags)
     settings.pop("rows")
-    settings[TOKENS] = tokens_hash(talk.study.tokens, *talk.tokens.values())
+    more = talk.read.values() if flags.thought else ()
+    settings[TOKENS] = tokens_hash(talk.study.tokens, *talk.tokens.values(), *more)
     settings["judge"] = {"name": talk.judge.name, "version": talk.judge.version}
     settings["replied_to"] = data_hash(talk.prompts)
     return settings
@@ -202,7 +228,9 @@ def contrast_vectors(
     chat = not flags.plain
     both = [
         collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
-        for tokens in contrast_tokens(study.model, pairs, system=flags.system, chat=chat)
+        for tokens in contrast_tokens(
+            study.model, pairs, system=flags.system, chat=chat, thought=flags.thought
+        )
     ]
     who = identity(study.model)
     text = json.dumps([asdict(pair) for pair in pairs], sort_keys=True)
@@ -239,7 +267,9 @@ def contrast_slopes(
     chat, n = not flags.plain, len(pairs)
     both = [
         collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
-        for tokens in contrast_tokens(study.model, pairs, system=flags.system, chat=chat)
+        for tokens in contrast_tokens(
+            study.model, pairs, system=flags.system, chat=chat, thought=flags.thought
+        )
     ]
     rows = torch.cat(both, 1).double().cpu()
     # 2. The labels: 1/n for the positive, -1/n for the negative side.
@@ -323,7 +353,7 @@ REPLY_ORDER += [
     "label",
     "phrase",
 ]
-REPLY_ORDER += ["nll", "repeated", "stop", "completion"]
+REPLY_ORDER += ["nll", "repeated", "stop", "completion", *THOUGHT_COLUMNS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,11 +361,12 @@ class ReplyPlan:
     """Replies to prompts under every cell, judged and scored: a row per cell, prompt and sample,
     by system message, then cell, prompt and sample.
 
-    `tokens` are the prompts under each system message, which a cell's label `system` names; `rows`
-    the prompts' columns.
+    `tokens` are the prompts under each system message, which a cell's label `system` names; `read`
+    the same up to the answer, after the unsteered model's thought; `rows` the prompts' columns.
     """
 
     tokens: Mapping[str, Tokens]
+    read: Mapping[str, Tokens]
     prompts: Sequence[Prompt]
     judge: Judge
     scorer: Scorer
@@ -343,6 +374,7 @@ class ReplyPlan:
     cells: Sequence[Cell]
     decoding: Decoding
     budget: Budget
+    block: ThinkBlock | None = None
 
     @property
     def tasks(self) -> list[Task]:
@@ -369,11 +401,11 @@ class ReplyPlan:
                 continue
             # 1. A completion for every cell, prompt and sample.
             here = tokens.rows(start, stop).on(model)
-            frame = completion_rows(model, here, rows, cells, self.decoding)
-            # 2. Beside it the score of the logits at the last prompt token.
+            frame = completion_rows(model, here, rows, cells, self.decoding, self.block)
+            # 2. Beside it the score of the logits at the last token before the answer.
             scores = score_grid(
                 model,
-                here,
+                self.read[system].rows(start, stop).on(model),
                 [cell.hooks for cell in cells],
                 self.scorer,
                 engine=self.budget.engine,
@@ -389,24 +421,30 @@ class ReplyPlan:
         return replace(
             self,
             tokens={name: some.rows(0, prompts) for name, some in self.tokens.items()},
+            read={name: some.rows(0, prompts) for name, some in self.read.items()},
             rows=self.rows.head(prompts),
             cells=some_of(self.cells, cells),
         )
 
     def memory(self, model: TransformerBridge) -> float:
         most = max(task.rows for task in self.tasks)
-        length = max(tokens.ids.shape[1] for tokens in self.tokens.values())
+        length = max(tokens.ids.shape[1] for tokens in self.read.values())
         generation = generation_memory(model, self.decoding, length, most)
         return max(self.budget.memory(model), generation)
 
 
 def _judged(judge: Judge, asked: Mapping[str, str], rows: pd.DataFrame) -> pd.DataFrame:
-    """With `label` and `phrase`; equal replies to a prompt are judged once."""
-    pairs = list(dict.fromkeys(zip(rows["prompt_id"], rows["text"], strict=True)))
+    """With `label` and `phrase`; equal replies to a prompt are judged once. Where a thought got
+    stuck and no reply came there is nothing to judge, and the label is `unclear`."""
+    silent = rows["thought_end"].isin(LOST) & (rows["text"] == "")
+    every = list(zip(rows["prompt_id"], rows["text"], strict=True))
+    pairs = list(dict.fromkeys(one for one, none in zip(every, silent, strict=True) if not none))
     found = judge_all(judge, [text for _, text in pairs], [asked[who] for who, _ in pairs])
     labels = {pair: one.label for pair, one in zip(pairs, found, strict=True)}
     return rows.assign(
-        label=[labels[pair] for pair in zip(rows["prompt_id"], rows["text"], strict=True)],
+        label=[
+            "unclear" if none else labels[pair] for pair, none in zip(every, silent, strict=True)
+        ],
         phrase=[int(substring(text)) for text in rows["text"]],
     )
 
@@ -428,7 +466,10 @@ REPLY_AXES += ["system"]
 
 REFUSED_LABELS = ("partial_refusal", "full_refusal")
 
-MEANS = ("score", "by_logit", "refused", "coherence", "unclear", "degenerate", "phrase", "unlike")
+MEANS = (
+    *("score", "by_logit", "refused", "coherence", "unclear", "degenerate", "phrase", "unlike"),
+    "thought_lost",
+)
 
 Matrix = NDArray[np.float64]
 
@@ -436,7 +477,8 @@ Matrix = NDArray[np.float64]
 def with_readings(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
     """The rows with what each reply comes to, as numbers: `refused` (NaN where unscored),
     `unclear`, `by_logit` (score over `threshold`), `degenerate` (empty, a loop, or never ended),
-    `unlike` (the judge disagrees with the phrase list) and `coherence`.
+    `unlike` (the judge disagrees with the phrase list), `coherence` and `thought_lost` (a thought
+    that went in a loop or never closed).
 
     Coherence is `quality.coherence`; n0 is the mean cost of the unsteered model's own replies under
     the same system message. Raises `DialError` where the unsteered model is missing.
@@ -451,6 +493,7 @@ def with_readings(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
         here = (rows["system"] == system).to_numpy()
         some = rows[here]
         parts[here] = coherence(some["repeated"], some["nll"], float(own[system]))
+    thoughts = rows["thought_end"] if "thought_end" in rows else pd.Series("none", rows.index)
     bad = (rows["stop"] != "end") | (rows["completion"] == '""') | (rows["repeated"] > LOOPS)
     return rows.assign(
         by_logit=(rows["score"] > threshold).astype(float).mask(rows["score"].isna()),
@@ -459,6 +502,7 @@ def with_readings(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
         degenerate=bad.astype(float),
         unlike=np.where(scored, refused != rows["phrase"], np.nan),
         coherence=parts,
+        thought_lost=thoughts.isin(LOST).astype(float),
         unscored=(~scored).astype(int),
     )
 
@@ -514,7 +558,8 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     table["p_holm"] = np.nan
     table.loc[known, "p_holm"] = holm(table.loc[known, "p_paired"])
     return table.assign(
-        p_control=fair_ranks(table, shift, ["layer", "site", "pos", "strength", "system"])
+        p_control=fair_ranks(table, shift, ["layer", "site", "pos", "strength", "system"]),
+        thought_lost=finite_means(value["thought_lost"]),
     )
 
 
@@ -738,13 +783,15 @@ def conduct_replies(
     """
     plan = ReplyPlan(
         tokens=talk.tokens,
+        read=talk.read,
         prompts=talk.prompts,
         judge=talk.judge,
         scorer=talk.study.scorer,
         rows=rows,
         cells=cells,
-        decoding=decoding_of(flags),
+        decoding=replace(decoding_of(flags), max_thought_tokens=flags.thought),
         budget=Budget(flags.batch_size, flags.engine, flags.memory_gb),
+        block=talk.block,
     )
     run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
 
@@ -757,6 +804,7 @@ def conduct_replies(
             "alpha_unit": flags.unit,
             "judge": found,
             "coherence": coherent_range(summary),
+            "thoughts": {end: int((replies["thought_end"] == end).sum()) for end in THOUGHT_ENDS},
             "slope": without_nan(test().to_dict("records")),
         }
 

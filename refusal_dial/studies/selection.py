@@ -29,10 +29,11 @@ from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subse
 from refusal_dial.directions.files import read_tensor
 from refusal_dial.directions.learning import Direction, Provenance, from_vector
 from refusal_dial.engine.score import Scorer, score_grid
+from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.hooks import ablate_everywhere, steer
 from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.loading import check_site, identity
-from refusal_dial.model.tokens import Tokens, last_logits, tokenize
+from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.run.folder import Run, read_verdict
 from refusal_dial.run.job import begin, carry_out, save_once
 from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of, some_of
@@ -92,15 +93,16 @@ def split(prompts: Sequence[Prompt], n_train: int, n_val: int, n_test: int, seed
 
 
 def template_positions(
-    model: TransformerBridge, *, system: str | None = None, chat: bool = True
+    model: TransformerBridge, *, system: str | None = None, chat: bool = True, thought: int = 0
 ) -> tuple[int, ...]:
-    """The positions of the tokens that the chat template puts after every prompt: -n, ..., -1.
+    """The positions of the tokens that the chat template puts after every prompt: -n, ..., -1; of a
+    model that thinks, those from the end of its thoughts on.
 
     Plain text has none, and then it is the last position alone.
     """
     if not chat:
         return (-1,)
-    rows = tokenize(model, PROBES, system=system)
+    rows = read_prompts(model, PROBES, system=system, thought=thought)
     n = 0
     while n + 1 < int(rows.mask.sum(1).min()) and len(set(rows.ids[:, -n - 1].tolist())) == 1:
         n += 1
@@ -627,7 +629,7 @@ def conduct_selection(experiment: str, study: Study, flags: SelectionFlags) -> S
         for name in ("HARMFUL", harmless)
     ]
     positions = flags.positions or template_positions(
-        study.model, system=flags.system, chat=not flags.plain
+        study.model, system=flags.system, chat=not flags.plain, thought=flags.thought
     )
     if flags.layout == "refusal_direction" and positions != tuple(range(-len(positions), 0)):
         raise DialError(f"--layout refusal_direction needs positions -n to -1, not {positions}")
