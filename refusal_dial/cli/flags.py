@@ -369,6 +369,11 @@ class ReplyFlags(SteeringFlags):
     alphas: tuple[float, ...] = flag((-1.5, -0.6, -0.3, 0.0, 0.3, 0.6, 1.5), ALPHAS_HELP, alphas_of)
     n_random: int = flag(2, "random directions a layer", at_least(0, parse_whole))
     judge: str = flag("builtin", "substring, builtin, or a model's folder or hub id")
+    harm_judge: str = flag(
+        "none",
+        "who scores harmful compliance: strongreject-rubric, strongreject, harmbench, wildguard or "
+        "llama-guard, each also as NAME=FOLDER_OR_HUB_ID; or none",
+    )
     max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, parse_whole))
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", at_least(0, parse_number))
     top_p: float = flag(

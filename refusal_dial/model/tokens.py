@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -209,7 +209,7 @@ def tokenize(
                 f"prompt {i + 1} of {len(rows)} has {len(row)} tokens and the model reads at most "
                 f"{n_ctx}: shorten it ({prompts[i][:40]!r}...)"
             )
-    return _padded(model, rows)
+    return padded(model, rows)
 
 
 def tokens_hash(*some: Tokens) -> str:
@@ -244,10 +244,11 @@ def followed(model: TransformerBridge, tokens: Tokens, new: Sequence[Sequence[in
                 f"reply {i + 1} has {len(ids)} tokens after {len(rows[-1]) - len(ids)}, and the "
                 f"model reads at most {int(model.cfg.n_ctx)}: shorten it"
             )
-    return _padded(model, rows)
+    return padded(model, rows)
 
 
-def _padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
+def padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
+    """Rows of token ids, padded on the left, where this model reads tokens."""
     width, pad = max(map(len, rows)), model.tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -264,6 +265,11 @@ def _encode(
     marks = {t: mark for mark, t in found.items()}
     above = None if system is None else marks.get(system, system)
     written = _render(tokenizer, marks.get(text, text), above, thinking) + after
+    return _ids_around(tokenizer, written, found)
+
+
+def _ids_around(tokenizer: Any, written: str, found: Mapping[str, str]) -> list[int]:
+    """The ids of what was written, each mark of `found` read as the text that it stands for."""
     ids: list[int] = []
     for part in re.split(f"({'|'.join(found)})", written) if found else [written]:
         if part in found:
@@ -271,6 +277,34 @@ def _encode(
         else:
             ids += tokenizer.encode(part, add_special_tokens=False)
     return ids
+
+
+def form_ids(tokenizer: Any, form: str, texts: Mapping[str, str], bos: bool) -> list[int]:
+    """The ids of a form with texts in its `{name}`s: control tokens are tokens where the form has
+    them, and text in a text. `bos`: after what the tokenizer puts before a text."""
+    found = {_mark(): text for text in texts.values() if spells_control(tokenizer, text)}
+    marks = {text: mark for mark, text in found.items()}
+    written = form.format(**{name: marks.get(text, text) for name, text in texts.items()})
+    if not found:
+        return list(tokenizer.encode(written, add_special_tokens=bos))
+    before = tokenizer.encode("", add_special_tokens=True) if bos else []
+    return [*before, *_ids_around(tokenizer, written, found)]
+
+
+def dialogue_ids(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> list[int]:
+    """The ids of (role, text) turns in the chat template, up to the next reply; control tokens in
+    their texts are text. Raises `DialError` for a template that fails, or leaves a text out."""
+    marks = {_mark(): text for _, text in turns}
+    found = dict(zip(marks, turns, strict=True))
+    asked = [{"role": role, "content": mark} for mark, (role, _) in found.items()]
+    written = _fill(tokenizer, asked, False)
+    for mark, (role, text) in found.items():
+        if mark not in written:
+            raise DialError(f"the model's chat template leaves the {role}'s turn out")
+        if not spells_control(tokenizer, text):
+            written = written.replace(mark, text)
+            del marks[mark]
+    return _ids_around(tokenizer, written, marks)
 
 
 CHARACTERS_A_TOKEN = 100
@@ -338,11 +372,28 @@ def _render(tokenizer: Any, text: str, system: str | None, thinking: bool) -> st
     turns = [{"role": "user", "content": text}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
+    written = _fill(tokenizer, turns, thinking)
+    around = len(written) - len(text) - len(system or "")
+    if around > TEMPLATE_CHARACTERS:
+        raise DialError(
+            f"the model's chat template writes {around} characters around a prompt: expected at "
+            f"most {TEMPLATE_CHARACTERS}; use another model, or read the prompts as plain text "
+            "with --plain (chat=False)"
+        )
+    return written
+
+
+def _fill(tokenizer: Any, turns: Sequence[Mapping[str, str]], thinking: bool) -> str:
+    """The turns as the template writes them, within its time."""
+    system = turns[0]["role"] == "system"
     try:
         with _template_ends_within(TEMPLATE_SECONDS):
             written = str(
                 tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                    list(turns),
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    enable_thinking=thinking,
                 )
             )
     except TimeoutError as error:
@@ -352,7 +403,7 @@ def _render(tokenizer: Any, text: str, system: str | None, thinking: bool) -> st
             "(chat=False)"
         ) from error
     except Exception as error:
-        if system is None:
+        if not system:
             raise DialError(f"the model's chat template failed: {one_line(error)}") from error
         raise DialError(
             f"the model's chat template takes no system message: {one_line(error)}"
@@ -361,13 +412,6 @@ def _render(tokenizer: Any, text: str, system: str | None, thinking: bool) -> st
         raise DialError(
             "the model's chat template writes half a surrogate, which is no text: use another "
             "model, or read the prompts as plain text with --plain (chat=False)"
-        )
-    around = len(written) - len(text) - len(system or "")
-    if around > TEMPLATE_CHARACTERS:
-        raise DialError(
-            f"the model's chat template writes {around} characters around a prompt: expected at "
-            f"most {TEMPLATE_CHARACTERS}; use another model, or read the prompts as plain text "
-            "with --plain (chat=False)"
         )
     return written
 

@@ -35,7 +35,8 @@ _WIDTH = 118
 
 def print_replies(summary: pd.DataFrame, unit: str) -> None:
     """A table per layer and group of prompts: by strength, the share refused by judge and by logit,
-    the paired difference, the random directions' range, and coherence."""
+    the paired difference, the random directions' range, and coherence; beside the share refused,
+    harmful compliance where a judge scored it."""
     base = summary[(summary["direction"] == "baseline") & (summary["system"] == "")]
     learned = summary[(summary["direction"] == "learned") & (summary["system"] == "")]
     for (layer, subset, split), part in learned.groupby(["layer", "subset", "split"], sort=False):
@@ -44,9 +45,9 @@ def print_replies(summary: pd.DataFrame, unit: str) -> None:
             f"{subset} {split} (n={own['n']}), layer {layer}: unsteered "
             f"{own['refusal_rate']:.2f} refused, coherence {own['coherence']:.2f}"
         )
-        table = _table(
-            title, (_alpha(unit), "refused", "by logit", "difference", "random", "p", "coherence")
-        )
+        harmed = _has_harm(part)
+        heads = [_alpha(unit), "refused", *(["harmful"] if harmed else [])]
+        table = _table(title, (*heads, "by logit", "difference", "random", "p", "coherence"))
         near = summary[(summary["direction"] == "random") & (summary["layer"] == layer)]
         near = near[(near["subset"] == subset) & (near["split"] == split)]
         for _, row in part.sort_values("strength").iterrows():
@@ -55,6 +56,7 @@ def print_replies(summary: pd.DataFrame, unit: str) -> None:
             table.add_row(
                 f"{row['alpha']:g}",
                 _with(row, "refusal_rate", "rate"),
+                *([_with(row, "harm", "harm")] if harmed else []),
                 f"{row['logit_rate']:.2f}",
                 _with(row, "difference", "diff", "+"),
                 band,
@@ -112,6 +114,7 @@ def print_conditions(rows: pd.DataFrame, summary: pd.DataFrame, unit: str) -> No
         for subset in subsets:
             row = part[part["subset"] == subset].iloc[0]
             shift = "" if condition == "base" else f"\n{_with(row, 'difference', 'diff', '+')}"
+            shift += f"\nharmful {_with(row, 'harm', 'harm')}" if _has_harm(part) else ""
             cells.append(_with(row, "refusal_rate", "rate") + shift)
         mean = (part["coherence"] * part["n"]).sum() / part["n"].sum()
         table.add_row(str(condition), *cells, f"{mean:.2f}")
@@ -176,8 +179,8 @@ def print_judge(record: Mapping[str, Any]) -> None:
         f"unscored {found['unscored']}, disagrees with the phrase list on "
         f"{'nothing scored' if apart is None else format(apart, '.1%')}"
     )
-    if said := _thoughts(record):
-        print(said)
+    for line in filter(None, (_harm_line(record), _thoughts(record))):
+        print(line)
     for one in record["coherence"]:
         holds = f"stays within {one['tolerance']:g} of unsteered to strength {one['holds_to']:g}"
         falls = "and does not fall beyond on this dial"
@@ -193,6 +196,21 @@ def _thoughts(record: Mapping[str, Any]) -> str:
         return ""
     known = ", ".join(f"{n} {name}" for name, n in ends.items())
     return f"thoughts: {known} (loop: over half of its trigrams repeat; endless: never closed)"
+
+
+def _has_harm(rows: pd.DataFrame) -> bool:
+    return "harm" in rows and bool(rows["harm"].notna().any())
+
+
+def _harm_line(record: Mapping[str, Any]) -> str:
+    """Who judged harm and what it left unscored; "" where nobody did."""
+    found = record.get("harm")
+    if not found:
+        return ""
+    return (
+        f"harmful compliance (0 to 1): {found['judge']}, version {found['version']}; unscored "
+        f"{found['unscored']} of {found['of']}"
+    )
 
 
 def _with(row: pd.Series[Any], name: str, stem: str, sign: str = "") -> str:
@@ -235,8 +253,8 @@ def _spread(rows: pd.DataFrame, name: str, stem: str) -> dict[str, object]:
 
 def reply_curves(summary: pd.DataFrame, title: str, strength: str = "strength") -> go.Figure:
     """Along the dial, a row per layer: refusal of every subset by judge (lines with intervals) and
-    by logit (dotted), the random directions as grey crosses; beside it, coherence. `strength` is
-    what the axis says (`theme.unit_label`)."""
+    by logit (dotted), harmful compliance where it was judged (dashed), the random directions as
+    grey crosses; beside it, coherence. `strength` is what the axis says (`theme.unit_label`)."""
     learned = _learned(summary)
     layers = list(learned["layer"].unique())
     titles = [f"layer {n}: {what}" for n in layers for what in ("refused", "coherence")]
@@ -282,6 +300,19 @@ def reply_curves(summary: pd.DataFrame, title: str, strength: str = "strength") 
                 col=1,
                 **same,
             )
+            if _has_harm(part):
+                figure.add_scatter(
+                    x=part["strength"],
+                    y=part["harm"],
+                    error_y=_spread(part, "harm", "harm"),
+                    mode="lines+markers",
+                    line={**line, "dash": "dash"},
+                    marker={"symbol": "diamond"},
+                    name=f"{subset}: harmful compliance",
+                    showlegend=r == 1,
+                    col=1,
+                    **same,
+                )
     figure.update_xaxes(title_text=strength)
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share refused", col=1)
@@ -496,9 +527,12 @@ def _conditions(summary: pd.DataFrame) -> list[str]:
 
 
 def _groups(summary: pd.DataFrame) -> list[str]:
-    """Every cell but the controls, the two readings side by side."""
+    """Every cell but the controls, the two readings side by side, and harmful compliance beside
+    refusal where it was judged."""
     known = summary[summary["direction"].isin(("baseline", "learned"))]
-    heads = ["prompts", "n", "layer", "strength", "system", "refused", "by logit", "difference"]
+    harmed = _has_harm(known)
+    heads = ["prompts", "n", "layer", "strength", "system", "refused"]
+    heads += [*(["harmful"] if harmed else []), "by logit", "difference"]
     heads += ["p (Holm)", "coherence", "unclear", "unscored"]
     body = [
         (
@@ -508,6 +542,7 @@ def _groups(summary: pd.DataFrame) -> list[str]:
             f"{row['strength']:g}",
             row["system"],
             f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]",
+            *([_with(row, "harm", "harm")] if harmed else []),
             f"{row['logit_rate']:.2f}",
             f"{row['difference']:+.2f} [{row['diff_lo']:+.2f}, {row['diff_hi']:+.2f}]",
             "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.4f}",
@@ -533,7 +568,7 @@ def _judge(verdict: Mapping[str, Any]) -> str:
         f"{found['unscored']}; "
         f"disagrees with the phrase list on {'-' if apart is None else format(apart, '.1%')}",
         *known,
-        *([f"- {plain_markdown(_thoughts(verdict))}"] if _thoughts(verdict) else []),
+        *(f"- {plain_markdown(one)}" for one in (_harm_line(verdict), _thoughts(verdict)) if one),
     ]
     for one in verdict["coherence"]:
         beyond, there = one.get("breaks_at"), one.get("coherence_there")

@@ -66,6 +66,7 @@ NUMBER_COLUMNS |= {
     "p_holm",
     "p_bh",
 }
+NUMBER_COLUMNS |= {"harm", "harm_lo", "harm_hi"}
 NUMBER_COLUMNS |= {"p_paired", "p_control", "p_slope", "p_slope_unit"}
 
 UNBOUNDED = {"reduction"}  # a share of what may be nothing
@@ -102,6 +103,9 @@ REPLY_COLUMNS = (
 THOUGHT_COLUMNS = ("thought", "thought_tokens", "thought_end")
 """What stood in the think block before a reply; runs of earlier versions lack them."""
 
+HARM_COLUMNS = ("harm", "harm_lo", "harm_hi")
+"""Harmful compliance; empty without a judge of it, and not in runs of earlier versions."""
+
 PATCHED = ("direction", "seed", "layer", "site", "subset", "split", "way", "role", "head")
 
 PATCH_ROWS = (*PATCHED, "neuron", "prompt_id", "score", "effect")
@@ -122,6 +126,7 @@ MEASURED_COLUMNS = {
     *REPLY_ROWS,
     *REPLY_COLUMNS,
     *THOUGHT_COLUMNS,
+    *HARM_COLUMNS,
     *PATCH_ROWS,
     *PATCHES,
     *FRONT,

@@ -179,33 +179,43 @@ def _asked(source: str, device: str, revision: str | None, batch_size: int) -> J
 
 def _answers(model: Any, asks: Sequence[str]) -> list[Judgement]:
     """One judgement an ask; an ask that does not fit the model's context stays unscored."""
-    import torch
-
     from refusal_dial.model.tokens import tokenize
 
     out = [Judgement(UNSCORED)] * len(asks)
-    fits: list[int] = []
+    rows: dict[int, list[int]] = {}
     for i, ask in enumerate(asks):
         try:
-            tokens = tokenize(model, [ask])
+            ids = tokenize(model, [ask]).ids[0].tolist()
         except DialError:
             continue
-        if len(tokens.ids[0]) + NEW_TOKENS <= int(model.cfg.n_ctx):
-            fits.append(i)
-    if not fits:
-        return out
-    tokens = tokenize(model, [asks[i] for i in fits])
+        if len(ids) + NEW_TOKENS <= int(model.cfg.n_ctx):
+            rows[i] = ids
+    if rows:
+        answers = spoken_by(model, list(rows.values()), NEW_TOKENS)
+        for i, answer in zip(rows, answers, strict=True):
+            out[i] = Judgement(parse_answer(answer))
+    return out
+
+
+def spoken_by(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    """A judge's greedy answers of at most so many tokens, to questions that are token ids."""
+    import torch
+
+    from refusal_dial.model.tokens import padded
+
+    tokens = padded(model, rows)
     with torch.no_grad():
         ids = model.original_model.generate(
             input_ids=tokens.ids,
             attention_mask=tokens.mask,
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=model.tokenizer.pad_token_id,
         )
-    for i, row in zip(fits, ids[:, tokens.ids.shape[1] :], strict=True):
-        out[i] = Judgement(parse_answer(model.tokenizer.decode(row, skip_special_tokens=True)))
-    return out
+    return [
+        str(model.tokenizer.decode(row, skip_special_tokens=True))
+        for row in ids[:, tokens.ids.shape[1] :]
+    ]
 
 
 def parse_answer(answer: str) -> Label:

@@ -64,6 +64,7 @@ from refusal_dial.run.plan import (
     some_of,
 )
 from refusal_dial.run.schema import THOUGHT_COLUMNS
+from refusal_dial.scoring.harm import HarmJudge, load_harm_judge
 from refusal_dial.scoring.judge_model import load_judge
 from refusal_dial.scoring.judges import (
     UNSCORED,
@@ -137,6 +138,7 @@ class Conversation:
     read: Mapping[str, Tokens]
     judge: Judge
     block: ThinkBlock | None
+    harm: HarmJudge | None
 
     @property
     def model(self) -> TransformerBridge:
@@ -144,7 +146,9 @@ class Conversation:
 
     @property
     def about(self) -> tuple[str, ...]:
-        return (*self.study.about, f"judge: {self.judge.name}, version {self.judge.version}")
+        harm = self.harm and f"harm judge: {self.harm.name}, version {self.harm.version}"
+        judge = f"judge: {self.judge.name}, version {self.judge.version}"
+        return (*self.study.about, judge, *([harm] if harm else []))
 
     def rows(self, split: Mapping[str, str] | None = None) -> pd.DataFrame:
         """The prompts' columns: `prompt_id, subset, split, category`. `split` says by id which part
@@ -168,7 +172,10 @@ def load_conversation(
     Raises `DialError` for a judge that cannot be used, or a chat template that takes no system
     message.
     """
-    judge = load_judge(flags.judge, flags.device)
+    judge, harm = (
+        load_judge(flags.judge, flags.device),
+        load_harm_judge(flags.harm_judge, flags.device),
+    )
     texts, chat, model = [prompt.text for prompt in prompts], not flags.plain, study.model
     systems = {"": flags.system} | ({} if instruction is None else {SYSTEM_NAME: instruction})
     tokens = {
@@ -180,7 +187,7 @@ def load_conversation(
         for name, system in systems.items()
     }
     block = think_block(model.tokenizer, flags.thought > 0) if chat else None
-    return Conversation(study, tuple(prompts), tokens, read, judge, block)
+    return Conversation(study, tuple(prompts), tokens, read, judge, block, harm)
 
 
 def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, Any]:
@@ -190,6 +197,9 @@ def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, An
     more = talk.read.values() if flags.thought else ()
     settings[TOKENS] = tokens_hash(talk.study.tokens, *talk.tokens.values(), *more)
     settings["judge"] = {"name": talk.judge.name, "version": talk.judge.version}
+    settings.pop("harm_judge")
+    if talk.harm is not None:
+        settings["harm_judge"] = {"name": talk.harm.name, "version": talk.harm.version}
     settings["replied_to"] = data_hash(talk.prompts)
     return settings
 
@@ -353,7 +363,7 @@ REPLY_ORDER += [
     "label",
     "phrase",
 ]
-REPLY_ORDER += ["nll", "repeated", "stop", "completion", *THOUGHT_COLUMNS]
+REPLY_ORDER += ["nll", "repeated", "stop", "completion", *THOUGHT_COLUMNS, "harm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,6 +385,7 @@ class ReplyPlan:
     decoding: Decoding
     budget: Budget
     block: ThinkBlock | None = None
+    harm: HarmJudge | None = None
 
     @property
     def tasks(self) -> list[Task]:
@@ -415,7 +426,8 @@ class ReplyPlan:
             frames.append(frame)
         # 3. The judge reads them.
         requests = {prompt.id: prompt.text for prompt in self.prompts[start:stop]}
-        return _judged(self.judge, requests, pd.concat(frames, ignore_index=True))[REPLY_ORDER]
+        replies = _judged(self.judge, requests, pd.concat(frames, ignore_index=True))
+        return replies.assign(harm=_harm(self.harm, requests, replies))[REPLY_ORDER]
 
     def shrink(self, prompts: int, cells: int) -> ReplyPlan:
         return replace(
@@ -449,6 +461,26 @@ def _judged(judge: Judge, asked: Mapping[str, str], rows: pd.DataFrame) -> pd.Da
     )
 
 
+def _harm_report(judge: HarmJudge | None, replies: pd.DataFrame) -> dict[str, Any] | None:
+    """Who judged harm, and how many replies it left unscored."""
+    if judge is None:
+        return None
+    lost = int(replies["harm"].isna().sum())
+    return {"judge": judge.name, "version": judge.version, "unscored": lost, "of": len(replies)}
+
+
+def _harm(judge: HarmJudge | None, asked: Mapping[str, str], rows: pd.DataFrame) -> list[float]:
+    """The harm of every reply, NaN without a judge or where it is unscored; equal replies to a
+    prompt are judged once. What was never said does no harm."""
+    if judge is None:
+        return [float("nan")] * len(rows)
+    every = list(zip(rows["prompt_id"], rows["text"], strict=True))
+    pairs = [pair for pair in dict.fromkeys(every) if pair[1].strip()]
+    found = judge.decide([text for _, text in pairs], [asked[who] for who, _ in pairs])
+    harm = dict(zip(pairs, found, strict=True))
+    return [harm.get(pair, 0.0) for pair in every]
+
+
 # --------------------------------------------------------------------------------------------------
 # Rows of judged replies become a table: rates by judge and by logit, coherence, differences.
 #
@@ -468,7 +500,7 @@ REFUSED_LABELS = ("partial_refusal", "full_refusal")
 
 MEANS = (
     *("score", "by_logit", "refused", "coherence", "unclear", "degenerate", "phrase", "unlike"),
-    "thought_lost",
+    *("thought_lost", "harm"),
 )
 
 Matrix = NDArray[np.float64]
@@ -493,6 +525,7 @@ def with_readings(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
         here = (rows["system"] == system).to_numpy()
         some = rows[here]
         parts[here] = coherence(some["repeated"], some["nll"], float(own[system]))
+    harm = rows["harm"] if "harm" in rows else pd.Series(np.nan, rows.index)
     thoughts = rows["thought_end"] if "thought_end" in rows else pd.Series("none", rows.index)
     bad = (rows["stop"] != "end") | (rows["completion"] == '""') | (rows["repeated"] > LOOPS)
     return rows.assign(
@@ -503,6 +536,7 @@ def with_readings(rows: pd.DataFrame, threshold: float = 0.0) -> pd.DataFrame:
         unlike=np.where(scored, refused != rows["phrase"], np.nan),
         coherence=parts,
         thought_lost=thoughts.isin(LOST).astype(float),
+        harm=harm.astype(float),
         unscored=(~scored).astype(int),
     )
 
@@ -560,6 +594,7 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     return table.assign(
         p_control=fair_ranks(table, shift, ["layer", "site", "pos", "strength", "system"]),
         thought_lost=finite_means(value["thought_lost"]),
+        **_mean(value["harm"], "harm", "harm", seed),
     )
 
 
@@ -792,6 +827,7 @@ def conduct_replies(
         decoding=replace(decoding_of(flags), max_thought_tokens=flags.thought),
         budget=Budget(flags.batch_size, flags.engine, flags.memory_gb),
         block=talk.block,
+        harm=talk.harm,
     )
     run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
 
@@ -804,6 +840,7 @@ def conduct_replies(
             "alpha_unit": flags.unit,
             "judge": found,
             "coherence": coherent_range(summary),
+            "harm": _harm_report(talk.harm, replies),
             "thoughts": {end: int((replies["thought_end"] == end).sum()) for end in THOUGHT_ENDS},
             "slope": without_nan(test().to_dict("records")),
         }
