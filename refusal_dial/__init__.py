@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from refusal_dial.data.prompts import load_prompts as load_prompts
     from refusal_dial.directions.learning import Direction as Direction
     from refusal_dial.hooks import ablate as ablate
+    from refusal_dial.hooks import ablate_subspace as ablate_subspace
+    from refusal_dial.hooks import affine as affine
     from refusal_dial.hooks import calibrate as calibrate
     from refusal_dial.hooks import clamp as clamp
     from refusal_dial.hooks import patch as patch
+    from refusal_dial.hooks import rotate as rotate
     from refusal_dial.hooks import steer as steer
     from refusal_dial.hooks import steer_if as steer_if
     from refusal_dial.model.activations import collect as collect
@@ -28,8 +31,11 @@ _HOMES = {
     "calibrate": "hooks",
     "Direction": "directions.learning",
     "ablate": "hooks",
+    "ablate_subspace": "hooks",
+    "affine": "hooks",
     "clamp": "hooks",
     "patch": "hooks",
+    "rotate": "hooks",
     "steer": "hooks",
     "steer_if": "hooks",
     "load_model": "model.loading",

@@ -1,8 +1,14 @@
-"""Hooks as values: `steer`, `ablate`, `clamp`, `patch` and `steer_if` return `(name, function)`.
+"""Hooks as values: `steer`, `ablate`, `clamp`, `rotate`, `patch` and `steer_if` return `(name,
+function)`.
 
     steer    h <- h + alpha r          ablate   h <- h - (h·r) r
     clamp    h <- h + (c - h·r) r      patch    h <- value
+    rotate   h <- h turned towards r by an angle, its norm kept
     steer_if h <- h + 1[h·d > threshold] alpha r
+
+Of several directions at once, a list of hooks, one an axis of an orthonormal basis R of their span:
+
+    ablate_subspace  h <- h - R R'h        affine  h <- h - R R'h + R R'mean
 
 Lists of hooks are joined by +. First the operations on rows of an activation, then the hooks that
 apply one at a site, a layer and positions, then the conditional one with its detector.
@@ -32,10 +38,10 @@ from refusal_dial.common import (
     hook_name,
     positions,
 )
-from refusal_dial.directions.learning import TOLERANCE, Direction
+from refusal_dial.directions.learning import TOLERANCE, Direction, basis
 
 # --------------------------------------------------------------------------------------------------
-# What an edit does to the rows it selects (add, project away, clamp, set), and what it takes.
+# What an edit does to the rows it selects (add, project away, clamp, turn, set), and what it takes.
 #
 #     new rows = operation(rows),  rows `batch pos width`
 #
@@ -105,6 +111,30 @@ class Clamp(Rowwise):
     def __call__(self, rows: Activations) -> Activations:
         r = _spread(self.unit, rows)
         return rows + (self.value - (rows * r).sum(-1, keepdim=True)) * r
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(Rowwise):
+    """`h <- cos(a) h + sin(a) |h| u`, u the unit vector of `r - (r·h) h / |h|^2`, and a as far as
+    `turn` (radians) but no further than r or -r. Computed in float32 at least. A row of zeros, or
+    one along r already, stays as it is."""
+
+    unit: Float[Tensor, "*batch width"]
+    turn: float
+
+    def __call__(self, rows: Activations) -> Activations:
+        if self.turn == 0:
+            return rows
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        r = _spread(self.unit, wide)
+        size = wide.norm(dim=-1, keepdim=True)
+        along = (wide * r).sum(-1, keepdim=True)
+        across = r * size - wide * along / size.clamp(min=1e-30)  # |across| = |h| sin(between)
+        left = across.norm(dim=-1, keepdim=True)
+        between = torch.atan2(left, along)
+        a = torch.clamp(torch.full_like(between, self.turn), between - math.pi, between)
+        turned = a.cos() * wide + a.sin() * size * across / left.clamp(min=1e-30)
+        return torch.where(left > size * 1e-6, turned, wide).to(rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +220,8 @@ def unit_of(
 
 
 # --------------------------------------------------------------------------------------------------
-# Hooks as values: `steer`, `ablate`, `clamp` and `patch` each return one `(name, function)` pair.
+# Hooks as values: `steer`, `ablate`, `clamp`, `rotate` and `patch` each return one pair,
+# and those of several directions a list of pairs.
 #
 # The function is an `Edit`: frozen data that says where (layer, site, positions, head or neuron)
 # and what (an operation on the selected rows), and that is itself callable as a TransformerLens
@@ -334,7 +365,8 @@ def steer(
     alpha is in the residual stream's own units: at |alpha| equal to the residual's norm the
     addition is as long as what it is added to. A tensor of alphas, or of directions, gives each
     batch row its own. Adding s times the raw mean difference, as CAA does (Rimsky et al. 2024), is
-    `alpha = s * direction.norm`.
+    `alpha = s * direction.norm`. Along several directions at once it is the unit vector of their
+    sum, or a list with a `steer` for each.
 
     Raises `DialError` for an alpha that is not finite, a vector that is not a unit vector, an
     unknown site, or a bad position.
@@ -378,6 +410,95 @@ def clamp(
     if number.ndim:
         raise DialError(f"value must be one number, not {format_value(value)}")
     return _hook(Clamp(unit_of(direction).float(), float(value)), layer, pos, site)
+
+
+def rotate(
+    direction: HasUnit | Float[Tensor, "*batch d_model"],
+    degrees: int | float,
+    *,
+    layer: SupportsIndex,
+    pos: Pos = ALL,
+    site: str = "resid_pre",
+) -> Hook:
+    """`h <- |h| (cos(b - a) r + sin(b - a) u)`, b the angle between h and r, a = `degrees`, u the
+    unit vector of what of h is orthogonal to r: h turned in the plane of h and r, its norm kept.
+
+    Above 0 towards r, below 0 away from it, and no further than r or -r: `rotate(r, 180)` is
+    `|h| r`. An addition lengthens what it is added to, a turn does not (compare Vu and Nguyen 2025,
+    arXiv 2510.26243, who turn in one fixed plane). Raises `DialError` for an angle that is not
+    finite, and as `steer` does.
+    """
+    angle = numbers_of(degrees, "degrees")
+    if angle.ndim:
+        raise DialError(f"degrees must be one number, not {format_value(degrees)}")
+    turn = math.radians(max(-180.0, min(180.0, float(angle))))
+    return _hook(Rotate(unit_of(direction).float(), turn), layer, pos, site)
+
+
+Directions = Sequence[HasUnit | Tensor] | Float[Tensor, "k d_model"]
+"""Several directions of one model, as a list or as the rows of a tensor."""
+
+
+def axes(directions: Directions) -> list[Float[Tensor, " d_model"]]:
+    """Orthonormal axes of what the directions span, in float32: fewer than the directions where
+    some lie in the span of others. One direction is its own axis.
+
+    Raises `DialError` for no list, an empty one, vectors that are no unit vectors, and unequal
+    widths.
+    """
+    if not isinstance(directions, Tensor | Sequence):
+        raise DialError(
+            f"expected a list of directions, not {format_value(directions)}: give [direction]"
+        )
+    units = [unit_of(one) for one in directions]
+    widths = sorted({tuple(one.shape) for one in units})
+    if len(widths) != 1 or len(widths[0]) != 1:
+        raise DialError(
+            f"expected directions of one width, at least one: {len(units)} of shapes "
+            f"{', '.join(map(str, widths)) or 'none'}"
+        )
+    if len(units) == 1:
+        return [units[0].float()]
+    return list(basis(torch.stack([one.double().cpu() for one in units])).T.float())
+
+
+def ablate_subspace(
+    directions: Directions, *, layer: SupportsIndex, pos: Pos = ALL, site: str = "resid_pre"
+) -> list[Hook]:
+    """`h <- h - R R'h`, R an orthonormal basis of what the directions span: nothing is left along
+    any of them. One `ablate` for each axis: projections along orthogonal axes do not see each
+    other, so their order does not matter. Idempotent; of one direction it is `ablate`."""
+    return [ablate(axis, layer=layer, pos=pos, site=site) for axis in axes(directions)]
+
+
+def affine(
+    directions: Directions,
+    mean: Float[Tensor, " d_model"],
+    *,
+    layer: SupportsIndex,
+    pos: Pos = ALL,
+    site: str = "resid_pre",
+) -> list[Hook]:
+    """`h <- h - R R'h + R R'mean`: the part of h in the directions' span becomes the part of
+    `mean`, the mean activation there of prompts that show no such behaviour (Marshall et al. 2024,
+    arXiv 2411.09003: affine concept editing; `+ [steer(...)]` adds their alpha).
+
+    Ablation sets that part to 0, a value that no prompt may have; this sets it to a usual one. One
+    `clamp` for each axis; of one direction it is `clamp(r, mean·r)`. Raises `DialError` for a mean
+    that is no finite vector of the directions' width.
+    """
+    found = axes(directions)
+    at = vectors(mean, "a mean").double().cpu()
+    if at.shape != found[0].shape or not bool(torch.isfinite(at).all()):
+        raise DialError(
+            f"mean must be a finite vector of width {len(found[0])}, not of shape {tuple(at.shape)}"
+            f"{'' if bool(torch.isfinite(at).all()) else ' with NaN or infinite values'}"
+        )
+    values = [float(axis.double().cpu() @ at) for axis in found]
+    return [
+        clamp(axis, value, layer=layer, pos=pos, site=site)
+        for axis, value in zip(found, values, strict=True)
+    ]
 
 
 def patch(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_dial.engine.changes import edited, restrict, stackable
-from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Set
+from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Rotate, Set
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -18,6 +18,7 @@ operations = st.sampled_from(
         lambda w: Add(torch.randn(4, w)),
         lambda w: Project(torch.nn.functional.normalize(torch.randn(w), dim=0)),
         lambda w: Clamp(torch.nn.functional.normalize(torch.randn(w), dim=0), 2.0),
+        lambda w: Rotate(torch.nn.functional.normalize(torch.randn(w), dim=0), -0.7),
         lambda w: Set(torch.randn(w)),
         lambda w: Set(torch.randn(4, w)),
         lambda w: Set(torch.randn(4, 3, w)),
@@ -46,6 +47,8 @@ def test_different_operations_are_not_alike() -> None:
         Project(v),
         Clamp(v, 1.0),
         Clamp(v, 2.0),
+        Rotate(v, 1.0),
+        Rotate(v, 2.0),
         Add(v.expand(2, 4)),
         lambda x: x,
     ]

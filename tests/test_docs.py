@@ -20,7 +20,7 @@ from refusal_dial.run.schema import run_schema
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-EXAMPLES = ("concepts", "extending", "migration", "judges")
+EXAMPLES = ("concepts", "extending", "migration", "judges", "dimensions")
 SCHEMA = json.loads((DOCS / "run.schema.json").read_text())
 
 

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.common import SITES, DialError, Hook, hook_name
 from refusal_dial.engine import replay
 from refusal_dial.engine.score import score_grid
-from refusal_dial.hooks import ablate, clamp, patch, steer
+from refusal_dial.hooks import ablate, ablate_subspace, affine, clamp, patch, rotate, steer
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import Tokens
 
@@ -51,7 +51,7 @@ def sites(model: TransformerBridge) -> list[str]:
 
 @st.composite
 def hooks(draw: st.DrawFn, model: TransformerBridge, tokens: Tokens) -> Hook:
-    """Any edit: steer, ablate, clamp or patch, at any site, layer, head, neuron and position."""
+    """Any edit: add, ablate, clamp, rotate or patch, at any site, layer, head, neuron, position."""
     batch, length = tokens.ids.shape
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     site = draw(st.sampled_from(sites(model)))
@@ -88,6 +88,7 @@ def hooks(draw: st.DrawFn, model: TransformerBridge, tokens: Tokens) -> Hook:
         lambda: patch(value, **where),
         lambda: ablate(unit if unit.ndim == 1 else unit[0], **where),
         lambda: clamp(unit if unit.ndim == 1 else unit[0], 1.5, **where),
+        lambda: rotate(unit, 40.0, **where),
     ]
     return draw(st.sampled_from(kinds))()
 
@@ -132,6 +133,22 @@ def test_the_engine_is_the_plain_forward_pass(
         law()
     messages = [record.message for record in caplog.records]
     assert all("hook of one's own" in message for message in messages), messages
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out"])
+def test_edits_of_subspaces_are_the_plain_forward_pass_under_all_their_hooks(site: str) -> None:
+    """At one place, and at every layer; two of a kind, so that they run stacked."""
+    model = bridge("Qwen2")
+    generator = torch.Generator().manual_seed(5)
+    units = torch.nn.functional.normalize(torch.randn(3, 32, generator=generator), dim=-1)
+    mean = torch.randn(32, generator=generator)
+    places: list[dict[str, Any]] = [{"layer": 1, "site": site, "pos": pos} for pos in (-1, "all")]
+    grid = [[], *(ablate_subspace(units[:k], **at) for at in places for k in (1, 2, 3))]
+    grid += [affine(units[:k], mean, **at) for at in places for k in (1, 3)]
+    grid += [[hook for n in range(3) for hook in ablate_subspace(units, layer=n, site=site)]]
+    grid += [[rotate(one, 30.0, **at)] for at in places for one in units]
+    agrees(model, TOKENS, grid)
+    assert len({round(float(logits[0, 7]), 5) for logits in logits_of(model, TOKENS, grid)}) > 12
 
 
 def real_grid(model: TransformerBridge) -> list[list[Hook]]:

@@ -12,7 +12,18 @@ from unchecked import unchecked
 from refusal_dial.common import DialError
 from refusal_dial.common import positions as indices
 from refusal_dial.directions.learning import Provenance, from_vector
-from refusal_dial.hooks import Edit, ablate, ablate_everywhere, clamp, patch, steer
+from refusal_dial.hooks import (
+    Edit,
+    ablate,
+    ablate_everywhere,
+    ablate_subspace,
+    affine,
+    axes,
+    clamp,
+    patch,
+    rotate,
+    steer,
+)
 from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.tokens import tokenize
 
@@ -95,6 +106,124 @@ def test_clamp_sets_the_component_and_clamp_to_zero_is_ablate():
     )
 
 
+def applied(hooks, h):
+    for _, edit in hooks:
+        h = edit(h)
+    return h
+
+
+def several(k: int = 3, seed: int = 7) -> torch.Tensor:
+    """Directions of one model: no two orthogonal."""
+    return torch.stack([unit(seed + i) for i in range(k)])
+
+
+@given(POSITIONS, st.integers(1, 4))
+def test_a_subspace_ablated_leaves_nothing_of_any_direction_and_the_rest_as_it_was(pos, k):
+    h, span = activation(), several(k)
+    once = applied(ablate_subspace(span, pos=pos, **LAYER), h)
+    torch.testing.assert_close(
+        applied(ablate_subspace(span, pos=pos, **LAYER), once), once, atol=1e-6, rtol=0
+    )
+    chosen = indices(pos, 6)
+    assert (once[:, chosen] @ span.T).abs().sum() < 1e-5
+    across = torch.linalg.svd(span).Vh[k:]  # orthogonal to all of them
+    torch.testing.assert_close(once @ across.T, h @ across.T, atol=1e-5, rtol=0)
+
+
+def test_a_subspace_of_one_direction_is_ablate_and_directions_that_repeat_are_one():
+    h, r = activation(), unit()
+    alone = ablate(r, **LAYER)[1](h)
+    assert torch.equal(applied(ablate_subspace([r], **LAYER), h), alone)
+    again = ablate_subspace([r, -r, from_vector(r, Provenance(3, "resid_pre", -1))], **LAYER)
+    assert len(again) == 1
+    torch.testing.assert_close(applied(again, h), alone, atol=1e-5, rtol=0)
+
+
+def test_a_subspace_is_the_same_whatever_spans_it():
+    h, span = activation(), several(3)
+    mixed = torch.nn.functional.normalize(torch.randn(3, 3).double() @ span, dim=-1)
+    torch.testing.assert_close(
+        applied(ablate_subspace(span, **LAYER), h),
+        applied(ablate_subspace(mixed, **LAYER), h),
+        atol=1e-4,
+        rtol=0,
+    )
+    gram = torch.stack(axes(span)) @ torch.stack(axes(span)).T
+    torch.testing.assert_close(gram, torch.eye(3), atol=1e-5, rtol=0)
+
+
+def test_steering_along_each_direction_is_steering_along_their_sum():
+    h, span = activation(), several(3)
+    each = applied([steer(r, a, **LAYER) for r, a in zip(span, (1.0, -2.0, 0.5), strict=True)], h)
+    total = from_vector(span[0] - 2 * span[1] + 0.5 * span[2], Provenance(3, "resid_pre", -1))
+    whole = steer(total, total.norm, **LAYER)[1](h)
+    torch.testing.assert_close(each, whole, atol=1e-5, rtol=0)
+
+
+@given(st.integers(1, 4))
+def test_affine_moves_the_part_in_the_span_to_the_means_and_leaves_the_rest(k):
+    h, span, mean = activation(), several(k), activation(seed=9)[0, 0]
+    hooks = affine(span, mean, **LAYER)
+    moved = applied(hooks, h)
+    torch.testing.assert_close(moved @ span.T, (mean @ span.T).expand(3, 6, k), atol=1e-5, rtol=0)
+    torch.testing.assert_close(applied(hooks, moved), moved, atol=1e-5, rtol=0)
+    across = torch.linalg.svd(span).Vh[k:]
+    torch.testing.assert_close(moved @ across.T, h @ across.T, atol=1e-5, rtol=0)
+
+
+def test_affine_of_one_direction_is_clamp_at_the_mean_and_at_no_mean_ablation():
+    h, r, mean = activation(), unit(), activation(seed=9)[0, 0]
+    torch.testing.assert_close(
+        applied(affine([r], mean, **LAYER), h),
+        clamp(r, float(mean @ r), **LAYER)[1](h),
+        atol=1e-6,
+        rtol=0,
+    )
+    torch.testing.assert_close(
+        applied(affine([r], torch.zeros(D), **LAYER), h), ablate(r, **LAYER)[1](h)
+    )
+
+
+@given(POSITIONS, st.floats(-180, 180))
+def test_a_turn_keeps_the_norm_and_moves_in_the_plane_of_the_row_and_the_direction(pos, degrees):
+    h, r = activation(), unit()
+    out = rotate(r, degrees, pos=pos, **LAYER)[1](h)
+    torch.testing.assert_close(out.norm(dim=-1), h.norm(dim=-1), atol=1e-5, rtol=1e-5)
+    across = h - (h @ r)[..., None] * r
+    kept = torch.cosine_similarity(out - (out @ r)[..., None] * r, across, dim=-1)
+    left = (out - (out @ r)[..., None] * r).norm(dim=-1)
+    assert bool((kept[left > 1e-3] > 1 - 1e-5).all())
+
+
+def test_a_turn_is_by_its_angle_and_stops_at_the_direction():
+    h, r = activation(), unit()
+    before = torch.rad2deg(torch.arccos(h @ r / h.norm(dim=-1)))
+    for degrees in (-200.0, -30.0, 0.0, 10.0, 170.0, 1e4):
+        after = rotate(r, degrees, **LAYER)[1](h)
+        angle = torch.rad2deg(torch.arccos((after @ r / h.norm(dim=-1)).clamp(-1, 1)))
+        expected = (before - degrees).clamp(0, 180)
+        torch.testing.assert_close(angle, expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        rotate(r, 180.0, **LAYER)[1](h), h.norm(dim=-1)[..., None] * r, atol=1e-5, rtol=0
+    )
+
+
+@given(st.floats(-20, 20))
+def test_a_turn_there_and_back_is_the_identity_and_no_turn_changes_no_bit(degrees):
+    h, r = activation(), unit()
+    there = rotate(r, degrees, **LAYER)[1](h)
+    torch.testing.assert_close(rotate(r, -degrees, **LAYER)[1](there), h, atol=1e-5, rtol=1e-5)
+    assert torch.equal(rotate(r, 0.0, **LAYER)[1](h), h)
+
+
+def test_a_row_without_a_plane_stays_as_it_is():
+    """Zeros have no direction, and what lies along r already turns no further."""
+    r = unit().float()
+    rows = torch.stack([torch.zeros(D), 3 * r])[:, None]
+    out = rotate(r, 50.0, **LAYER)[1](rows)
+    torch.testing.assert_close(out, rows)
+
+
 @given(POSITIONS)
 def test_patching_an_activation_with_itself_changes_no_bit(pos):
     h = activation()
@@ -147,6 +276,7 @@ def test_edits_keep_the_activation_dtype():
         steer(unit(), 3.0, **LAYER),
         ablate(unit(), **LAYER),
         clamp(unit(), 1.0, **LAYER),
+        rotate(unit(), 30.0, **LAYER),
         patch(torch.zeros(D), **LAYER),
     ):
         assert edit(h).dtype == torch.bfloat16
@@ -234,6 +364,14 @@ def test_gradients_flow_to_an_added_vector():
         (lambda: patch(unit(), head=1, **LAYER), "only it does"),
         (lambda: patch(unit(), neuron=1, **LAYER), "neuron= is for site 'mlp_post'"),
         (lambda: clamp(unit(), float("inf"), **LAYER), "must be finite, not inf"),
+        (lambda: rotate(unit(), float("nan"), **LAYER), "degrees must be finite, not nan"),
+        (lambda: rotate(unit() * 3, 1.0, **LAYER), "norm 3: divide it by its norm"),
+        (lambda: ablate_subspace([], **LAYER), "at least one: 0 of shapes none"),
+        (lambda: ablate_subspace([unit(), unit()[:4]], **LAYER), "norm"),
+        (lambda: ablate_subspace([unit(), torch.eye(4)[0]], **LAYER), "of one width"),
+        (lambda: ablate_subspace([unit() * 2], **LAYER), "norm 2: divide it by its norm"),
+        (lambda: affine([unit()], torch.ones(3), **LAYER), "of width 16, not of shape (3,)"),
+        (lambda: affine([unit()], torch.full((D,), torch.nan), **LAYER), "with NaN or infinite"),
         (lambda: patch(unit(), site="z", head=True, **LAYER), "head must be a whole number"),
         (lambda: steer(unit(), 1.0, pos=torch.tensor([-1.0]), **LAYER), "an integer tensor"),
         (lambda: steer(unit(), 1.0, pos=torch.tensor([True]), **LAYER), "an integer tensor"),
@@ -261,6 +399,12 @@ def test_errors_give_the_value_and_what_was_expected(make, message):
         ),
         (lambda h: h.clamp(unit(), "3", **LAYER), "value must be a number"),
         (lambda h: h.clamp(unit(), torch.ones(2), **LAYER), "value must be one number, not tensor"),
+        (lambda h: h.rotate(unit(), "3", **LAYER), "degrees must be a number"),
+        (
+            lambda h: h.rotate(unit(), torch.ones(2), **LAYER),
+            "degrees must be one number, not tensor",
+        ),
+        (lambda h: h.ablate_subspace(None, **LAYER), "expected a list of directions, not None"),
         (lambda h: h.steer(unit().numpy(), 1.0, **LAYER), "a torch tensor, not ndarray"),
         (lambda h: h.patch(unit().numpy(), **LAYER), "a patched value must be a torch tensor"),
         (lambda h: h.patch(torch.tensor(1.0), **LAYER), "a vector or several, not shape ()"),

@@ -15,6 +15,7 @@ from refusal_dial.hooks import (
     AddIf,
     Clamp,
     Project,
+    Rotate,
     Rowwise,
     Set,
     numbers_of,
@@ -45,6 +46,7 @@ def test_a_value_fits_where_it_becomes_the_rows_without_being_stretched(shape, b
         Set(torch.ones(1)),
         Project(torch.ones(1)),
         Clamp(torch.ones(1), 2.0),
+        Rotate(torch.ones(1), 0.5),
         AddIf(torch.ones(1), torch.ones(1), 0.0),
     ],
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refusal_dial.common import positions
 from refusal_dial.engine.recording import Recording, SitePlace
-from refusal_dial.hooks import Add, AddIf, Clamp, Edit, Operation, Project, Set
+from refusal_dial.hooks import Add, AddIf, Clamp, Edit, Operation, Project, Rotate, Set
 
 # --------------------------------------------------------------------------------------------------
 # Many edits at once: the same operation on many cells, or on some of a batch's rows.
@@ -30,7 +30,7 @@ from refusal_dial.hooks import Add, AddIf, Clamp, Edit, Operation, Project, Set
 # `operations`.
 
 
-KNOWN = (Add, AddIf, Project, Clamp, Set)
+KNOWN = (Add, AddIf, Project, Clamp, Rotate, Set)
 """Operations that treat each batch row by itself, with operands whose axes are known."""
 
 
