@@ -58,7 +58,7 @@ def test_kl_is_zero_without_hooks_and_grows_with_alpha():
     assert 0 < sizes[0].mean() < sizes[1].mean() < sizes[2].mean()
 
 
-@pytest.mark.parametrize("pos", [-1, -2, "all", "last_prompt", "generated", (-1, -2)])
+@pytest.mark.parametrize("pos", [-1, -2, "all", "prompt", "last_prompt", "generated", (-1, -2)])
 @pytest.mark.parametrize("logits", [likelihood.LOGITS, 1])
 def test_kl_is_that_of_uncached_steps_wherever_a_hook_acts(pos, logits, monkeypatch):
     monkeypatch.setattr(likelihood, "LOGITS", logits)

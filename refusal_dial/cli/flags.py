@@ -682,6 +682,31 @@ class CalibrationFlags(SteeringFlags):
 
 
 # --------------------------------------------------------------------------------------------------
+# The flags of the study of positions, with their defaults and their help.
+
+
+@dataclass(frozen=True)
+class PositionFlags(StudyFlags, InUnit):
+    """Which positions are steered, and what is measured there."""
+
+    layer: int = flag(20, "the layer to steer", at_least(0, parse_whole))
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    alphas: tuple[float, ...] = flag((-0.3, 0.3), ALPHAS_HELP, turning_of)
+    alpha_unit: str | None = ALPHA_UNIT
+    words: int = flag(
+        8, "tokens of the prompt's own text, counted back from its end", at_least(0, parse_whole)
+    )
+    n: int = flag(60, "prompts of each subset to measure on, at most", at_least(2, parse_whole))
+    n_random: int = flag(2, "random directions at each position", at_least(0, parse_whole))
+    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
+    )
+    n_replies: int = flag(24, "BENIGN prompts whose replies are read", at_least(2, parse_whole))
+    max_new_tokens: int = flag(24, "tokens of a reply, at most", at_least(1, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
 # The flags of the live dial, with their defaults and their help.
 
 

@@ -180,6 +180,8 @@ def _at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | Non
             return None
         if edit.pos == "last_prompt":
             pos: Pos = -1 - longest
+        elif edit.pos == "prompt" and isinstance(edit.pos, str):
+            pos = slice(None, -longest or None)
         elif edit.pos == "all" and isinstance(edit.pos, str):
             pos = edit.pos
         elif isinstance(edit.pos, int):

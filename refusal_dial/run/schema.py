@@ -36,7 +36,7 @@ TEXT_COLUMN_NAMES = {
     "system",
     "label",
 }
-TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason"}
+TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
 TEXT_COLUMN_NAMES |= {"thought", "thought_end"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
@@ -119,6 +119,14 @@ FRONT = (
     *("refused", "refused_n", "cost", "cost_n"),
 )
 """Those of the summary over two dials."""
+
+POSITIONS = (
+    *("direction", "seed", "pos", "role", "strength", "subset", "split", "measure", "n"),
+    *("score_mean", "score_lo", "score_hi", "refusal_rate", "rate_lo", "rate_hi"),
+    *("shift", "difference", "diff_lo", "diff_hi"),
+    *("rate_difference", "rate_diff_lo", "rate_diff_hi", "p_holm"),
+)
+"""Those of the summary of steering at every position."""
 
 MEASURED_COLUMNS = {
     *SUMMARY,
