@@ -71,6 +71,7 @@ def main(flags: Flags) -> None:
 
 def _turned(tab: Any, step: int, width: int, height: int) -> bytes:
     """The dial at a step of its alphas, from a little above it."""
+    tab.locator("html[data-ready]").wait_for()
     tab.get_by_label("flips only").check()
     tab.locator("#alpha").focus()
     tab.keyboard.press("Home")

@@ -195,7 +195,7 @@ def test_histograms_hold_every_scored_prompt_once_a_panel():
     rows.loc[rows["prompt_id"] == "EDGE-holdout-0", "score"] = np.nan
     figure = score_histograms(rows, "t")
     titles = [note.text for note in figure.layout.annotations]
-    assert titles == ["unsteered", "layer 20, alpha -2", "layer 20, alpha 2"]
+    assert titles == ["unsteered", "layer 20, alpha -0.2", "layer 20, alpha 0.2"]
     assert [bar.name for bar in figure.data[:2]] == ["EDGE (n=3)", "HARMFUL (n=4)"]
     for bar in figure.data:
         assert sum(bar.y) == pytest.approx(1)

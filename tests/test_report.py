@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -49,9 +51,9 @@ def html(reading):
 
 
 def data_of(html: str) -> dict:
-    inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    inside = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]+)</script>', html)
     assert inside is not None
-    return json.loads(inside[1])
+    return json.loads(gzip.decompress(base64.b64decode(inside[1])))
 
 
 def test_every_score_is_in_the_dial_at_its_alpha_and_prompt(reading, scores):
@@ -124,7 +126,7 @@ def test_a_missing_score_is_none_and_not_a_number(folder, reading, scores):
 
 
 def test_controls_beyond_what_a_page_holds_are_left_out_and_counted(reading, monkeypatch):
-    monkeypatch.setattr(dial, "MOST_DIAL_BYTES", 60)
+    monkeypatch.setattr(dial, "MOST_DIAL_SCORES", 60)
     (run,) = dials([reading])["runs"]
     kinds = [one["kind"] for one in run["series"]]
     assert kinds.count("learned") == 1
@@ -132,11 +134,11 @@ def test_controls_beyond_what_a_page_holds_are_left_out_and_counted(reading, mon
     assert run["left_out"] == 2
 
 
-def test_several_layers_share_the_scale_that_makes_them_comparable(reading, scores):
-    other = frames.scores(frames.dial, layers=(12,), alphas=(-3.0, 0.0, 3.0))
+def test_alphas_are_in_norms_where_every_run_knows_them(reading, scores):
+    other = scores.assign(alpha_relative=np.nan)
     both = [reading, type(reading)(**{**vars(reading), "scores": other})]
-    assert dials([reading])["unit"] == "alpha"
-    assert dials(both)["unit"] == "alpha_relative"
+    assert dials([reading])["unit"] == "alpha_relative"
+    assert dials(both)["unit"] == "alpha"
 
 
 def test_a_run_of_another_shape_has_its_tables_and_how_it_was_made(reading, scores):
@@ -157,7 +159,7 @@ def test_the_verdict_says_what_the_summary_holds(reading):
     low, high = edge.iloc[0], edge.iloc[-1]
     assert first.about == "EDGE holdout, layer 20, n = 4"
     assert f"{low['refusal_rate']:.2f} [{low['rate_lo']:.2f}, {low['rate_hi']:.2f}]" in first.effect
-    assert f"at alpha 2 (p = {high['p_corrected']:.3g} among random directions)" in first.effect
+    assert f"at alpha 0.2 (p = {high['p_corrected']:.3g} among random directions)" in first.effect
     assert first.controls.startswith("the mean of 3 random directions stays within")
 
 
@@ -191,7 +193,7 @@ def test_the_page_asks_for_nothing_and_holds_texts_as_data(html):
     assert texts[: len(report_case.HOSTILE)] == report_case.HOSTILE
     outside = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert "window.hit" not in outside
-    assert html.count("window.hit") == html.count("\\u003cscript\\u003ewindow.hit") + 1
+    assert "window.hit" not in html
     assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=", outside)
     assert "default-src 'none'" in html
 

@@ -14,7 +14,8 @@ import report_case
 
 from refusal_dial.report.page import report_page
 from refusal_dial.report.reading import read_run
-from refusal_dial.report.theme import found_browser
+from refusal_dial.report.steering import alpha_curves
+from refusal_dial.report.theme import found_browser, write_figures
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -39,7 +40,9 @@ def paths(tmp_path_factory, scores):
     pages = {"one": [one], "two": [one, two], "completions": [completed]}
     for name, folders in pages.items():
         (here / f"{name}.html").write_text(report_page([read_run(folder) for folder in folders]))
-    return {name: here / f"{name}.html" for name in pages}
+    curves = alpha_curves(read_run(one).summary, "Refusal along the dial<br><sup>made</sup>")
+    (figure,) = write_figures({"curves": curves}, here)
+    return {name: here / f"{name}.html" for name in pages} | {"curves": figure}
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +63,16 @@ def visit(browser, paths):
     """Opens a page; afterwards nothing was fetched, nothing failed, and no text ran."""
     opened = []
 
-    def open_page(name: str, width: int = 1280, scheme: str = "light"):
+    def open_page(name: str, width: int = 1280, scheme: str = "light", height: int = 900):
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
         )
         tab, faults = context.new_page(), []
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.on("console", lambda line: line.type == "error" and faults.append(line.text))
         tab.on("request", lambda r: re.match("file:|data:|blob:", r.url) or faults.append(r.url))
         tab.goto(paths[name].as_uri())
+        tab.locator("html[data-ready]").wait_for()
         opened.append((context, tab, faults))
         return tab
 
@@ -111,7 +115,9 @@ def text_of(number):
 def test_the_slider_shows_every_prompt_at_that_alpha_with_its_flip(visit, scores, alpha):
     tab = visit("one")
     turn(tab, alpha)
-    assert tab.locator("#alpha-value").inner_text().replace("−", "-").lstrip("+") == f"{alpha:g}"
+    assert (
+        tab.locator("#alpha-value").inner_text().replace("−", "-").lstrip("+") == f"{alpha / 10:g}"
+    )
     flips = 0
     for who in scores["prompt_id"].unique():
         here = row(tab, who)
@@ -235,9 +241,45 @@ def test_figures_out_of_view_are_on_paper_too(visit):
     tab.wait_for_function("typeof window.Plotly !== 'undefined'")
     boxes = tab.locator("#figures .figure").count()
     assert tab.locator(drawn).count() == boxes == 3
+    ends = "[...document.querySelectorAll('.main-svg')].map((one) => one.clientWidth)"
+    assert max(tab.evaluate(ends)) <= 660
     tab = visit("one")
     tab.pdf(path=str(SHOTS / "printed.pdf"), print_background=True)
     assert tab.locator(drawn).count() == boxes
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1300, 800), (400, 700)])
+def test_a_figure_of_its_own_fills_its_window(visit, size, scheme):
+    tab = visit("curves", width=size[0], scheme=scheme, height=size[1])
+    tab.locator(".main-svg").first.wait_for()
+    wide, high = tab.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    )
+    drawn = tab.locator(".main-svg").first.bounding_box()
+    assert wide == size[0] == drawn["width"]
+    assert high >= size[1] - 16
+    assert tab.locator("h1").inner_text() == "Refusal along the dial"
+    stacked = tab.evaluate("document.querySelector('.plot')._fullLayout.xaxis.domain[1] === 1")
+    assert stacked == (size[0] == 400)
+    tab.screenshot(path=str(SHOTS / f"figure_{size[0]}_{scheme}.png"), full_page=True)
+    tab.set_viewport_size({"width": size[0] - 50, "height": size[1]})
+    tab.wait_for_timeout(500)
+    assert tab.locator(".main-svg").first.bounding_box()["width"] == size[0] - 50
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 400])
+def test_nothing_of_a_report_is_wider_than_the_window(visit, width, scheme):
+    tab = visit("completions", width=width, scheme=scheme)
+    figures = tab.locator("#figures .figure")
+    for i in range(figures.count()):
+        figures.nth(i).scroll_into_view_if_needed()
+        figures.nth(i).locator(".main-svg").first.wait_for()
+        box = figures.nth(i).locator(".main-svg").first.bounding_box()
+        assert box["x"] + box["width"] <= width
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tab.screenshot(path=str(SHOTS / f"report_{width}_{scheme}.png"), full_page=True)
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(visit):

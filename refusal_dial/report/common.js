@@ -2,7 +2,7 @@
 // What the other scripts share: the data, a way to make elements, numbers as text, light and dark.
 // Texts become nodes, never markup: nothing on this page sets HTML from a string.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
+const DATA = JSON.parse(await unpacked("data"));
 const byId = (id) => document.getElementById(id);
 
 function el(tag, attributes = {}, ...children) {

@@ -24,12 +24,13 @@ DIAL_STEPS = ("strength", "alpha_relative", "alpha")
 
 DIAL_UNITS = {
     "strength": "strength (the run's own unit)",
-    "alpha_relative": "alpha / mean residual norm",
+    "alpha_relative": "alpha (mean residual norms)",
     "alpha": "alpha (residual-stream units)",
 }
 
-MOST_DIAL_BYTES = 400_000
-"""Scores in a page, at most: about 4 MB. Controls beyond that are left out, and it says so."""
+MOST_DIAL_SCORES = 120_000
+"""Scores in a page, at most: about half a megabyte of it, packed. Controls beyond that are left
+out, and the page says so."""
 
 
 def dials(readings: Sequence[RunReading]) -> dict[str, Any]:
@@ -44,17 +45,13 @@ def dials(readings: Sequence[RunReading]) -> dict[str, Any]:
 
 
 def _unit(frames: Sequence[pd.DataFrame]) -> str:
-    """Alpha where all series have the same alphas, else what makes layers and models comparable."""
+    """Strength where the runs have one, else mean residual norms, which make layers and models
+    comparable; the residual stream's own units where a run does not know the norms."""
     steered = [frame[frame["layer"].notna()] for frame in frames]
-    if frames and all(_told(frame, "strength") for frame in steered):
-        return "strength"
-    grids = {
-        tuple(sorted(part["alpha"].unique()))
-        for frame in steered
-        for _, part in frame.groupby("layer")
-    }
-    related = all(_told(frame, "alpha_relative") for frame in steered)
-    return "alpha_relative" if len(grids) > 1 and related else "alpha"
+    for unit in ("strength", "alpha_relative"):
+        if frames and all(_told(frame, unit) for frame in steered):
+            return unit
+    return "alpha"
 
 
 def _told(frame: pd.DataFrame, name: str) -> bool:
@@ -77,7 +74,7 @@ def _dial(reading: RunReading, unit: str) -> dict[str, Any]:
         named = dict(zip(DIAL_PLACE, map(_plain, key), strict=True))
         if named["direction"] == "baseline":
             base.append({"system": named["system"], **_side(part, len(ids), words, labels)})
-        elif named["direction"] != "learned" and (1 + len(series)) * len(part) > MOST_DIAL_BYTES:
+        elif named["direction"] != "learned" and (1 + len(series)) * len(part) > MOST_DIAL_SCORES:
             left_out += 1
         else:
             kind = named.pop("direction")

@@ -6,12 +6,10 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from refusal_dial.common import DialError
 from refusal_dial.report.continuation import alpha_sweep, distributions
@@ -29,7 +27,16 @@ from refusal_dial.report.steering import (
     slope_sentences,
     trade_off_curves,
 )
-from refusal_dial.report.theme import SCORE_AXIS, template, title_of, unit_label
+from refusal_dial.report.theme import (
+    SCORE_AXIS,
+    in_norms,
+    packed,
+    packed_plotly,
+    page_part,
+    template,
+    title_of,
+    unit_label,
+)
 from refusal_dial.run.folder import versions_used
 from refusal_dial.stats.comparison import fairest_p
 from refusal_dial.stats.summary import GROUP
@@ -62,7 +69,7 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
     """What a run came to, the most telling first: prompts that were not learned from before others,
     EDGE before HARMFUL, and before them all whether it turns refusal, by the primary test. At most
     six of each; the tables have the rest."""
-    summary = reading.summary
+    summary = reading.summary if "strength" in reading.summary else in_norms(reading.summary)
     if reading.kind == "patching":
         return _patched(summary)
     if reading.kind == "other":
@@ -129,7 +136,7 @@ def _end(row: Any, value: str, stem: str, unit: str, tested: bool) -> str:
     if not kind:
         p = next((row[name] for name in P_COLUMNS if name in row and not pd.isna(row[name])), p)
     text = "" if pd.isna(p) or not tested else f" (p = {p:.3g}{among})"
-    at = f"{row[unit]:g}".replace("-", "−")
+    at = f"{row[unit]:.3g}".replace("-", "−")
     return f"{_with_interval(row, value, stem)} at {unit} {at}{text}"
 
 
@@ -328,12 +335,15 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
 # --------------------------------------------------------------------------------------------------
 # The page: everything about one or more runs in one HTML file that asks nothing of the network.
 #
-# Styles, scripts and plotly are inlined once; plotly is not run before a figure comes into view.
-# Data is JSON without a `<`, so no text can end the script that holds it; in the markup it is
-# escaped by the template. The same runs give the same bytes.
+# Styles, scripts and plotly (packed) are inlined once; plotly is not run before a figure comes into
+# view. Data is packed too, so no text in it can end the script that holds it; in the markup texts
+# are escaped by the template. The same runs give the same bytes.
 
 
-SCRIPTS = ("common.js", "dial.js", "dial_rows.js", "tables.js", "figures.js")
+SCRIPTS = (
+    *("unpacked.js", "common.js", "dial.js", "dial_rows.js", "tables.js"),
+    *("fitted.js", "figures.js"),
+)
 
 
 def report_page(readings: Sequence[RunReading]) -> str:
@@ -354,15 +364,15 @@ def report_page(readings: Sequence[RunReading]) -> str:
     }
     experiments = dict.fromkeys(str(one.config["experiment"]) for one in readings)
     # The texts of runs are escaped by the template. What is marked safe there is ours: styles,
-    # scripts, plotly, and JSON in which no text can end the script that holds it.
+    # scripts, and plotly and the data in letters and digits only.
     return template("report.html", sentence=_sentence).render(
         title=", ".join(map(_titled, experiments)),
         runs=list(map(_run, readings)),
         has_dial=bool(found["runs"]),
-        style=_own("page.css"),
-        data=_json(data),
-        plotly=get_plotlyjs().replace("</script", "<\\/script") if figures else "",
-        script="\n".join(map(_own, SCRIPTS)),
+        style=page_part("page.css"),
+        data=packed(json.dumps(data, separators=(",", ":"), allow_nan=False)),
+        plotly=packed_plotly() if figures else "",
+        script="\n".join(map(page_part, SCRIPTS)),
     )
 
 
@@ -383,18 +393,6 @@ def _run(reading: RunReading) -> dict[str, Any]:
 
 def _titled(experiment: str) -> str:
     return experiment[:1].upper() + experiment[1:].replace("_", " ")
-
-
-def _own(name: str) -> str:
-    return files("refusal_dial.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _json(data: Any) -> str:
-    """JSON that is inert inside a script element, whatever the texts in it."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
 
 
 def _about(reading: RunReading) -> str:

@@ -478,12 +478,12 @@ def score_histograms(scores: pd.DataFrame, title: str, threshold: float | None =
     """How the scores of each subset are spread: unsteered, and under the learned direction at the
     lowest and the highest alpha of each layer, from the rows themselves. A dotted line marks the
     threshold; all panels share bins and axes. Raises `DialError` where no row has a score."""
-    scores = scores[scores["score"].notna()]
+    scores = in_norms(scores[scores["score"].notna()])
     panels = {"unsteered": scores[scores["direction"] == "baseline"]}
     learned = scores[scores["direction"] == "learned"]
     for layer, part in learned.groupby("layer", sort=False):
         for alpha in sorted({part["alpha"].min(), part["alpha"].max()}):
-            panels[f"layer {layer}, alpha {alpha:g}"] = part[part["alpha"] == alpha]
+            panels[f"layer {layer}, alpha {alpha:.3g}"] = part[part["alpha"] == alpha]
     panels = {name: rows for name, rows in panels.items() if len(rows)}
     if not panels:
         raise DialError("no row of this run has a score: there is nothing to draw")

@@ -1,0 +1,99 @@
+// A figure fitted to its box: its title as text that wraps, panels one below the other where they do
+// not fit side by side, and colours that can be read on a dark page. Plotly is packed text until then.
+
+const LIGHTER = {
+  "#0072B2": "#56B4E9", "#767676": "#9A9DA0", "#D55E00": "#F08A4B", "#009E73": "#3CC79A",
+  "#8F5FBF": "#B99AE0", "#000000": "#E9E9E7", "#E8E8E5": "#33373B",
+};
+const SETTINGS = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+const NARROW = 0.66; // of the width that a figure was made for: below it panels are stacked
+const PANEL = 270; // pixels of height of a stacked panel
+
+let plotlyText = null;
+const plotlyReady = unpacked("plotly").then((text) => (plotlyText = text));
+
+// Plotly, or nothing while it is still being unpacked.
+function plotly() {
+  if (!window.Plotly && plotlyText) {
+    const script = document.createElement("script");
+    script.textContent = plotlyText;
+    document.head.append(script);
+    plotlyText = null;
+  }
+  return window.Plotly;
+}
+
+function traces(figure, dark) {
+  if (!dark) return figure.data;
+  return JSON.parse(JSON.stringify(figure.data).replace(/#[0-9A-F]{6}/g, (colour) => LIGHTER[colour] || colour));
+}
+
+const axesOf = (layout, letter) => Object.keys(layout).filter((name) => new RegExp(`^${letter}axis\\d*$`).test(name));
+
+function coloured(layout, colours) {
+  Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
+  layout.font = { ...layout.font, color: colours.ink };
+  for (const name of [...axesOf(layout, "x"), ...axesOf(layout, "y")]) {
+    layout[name] = { ...layout[name], linecolor: colours.line, tickcolor: colours.line, color: colours.ink };
+  }
+  for (const shape of layout.shapes || []) {
+    if (shape.line?.color === "#000000") shape.line.color = colours.ink;
+  }
+  for (const note of layout.annotations || []) note.font = { ...note.font, color: colours.ink };
+  return layout;
+}
+
+// The question, and what it is about: plotly's own titles do not wrap.
+function titleOf(figure) {
+  const plain = (text) => text.replace(/<[^>]*>/g, "").replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+  const [question, about = ""] = (figure.layout.title?.text || "").split("<br><sup>");
+  return [plain(question), plain(about)];
+}
+
+const named = (data) => new Set(data.filter((one) => one.name && one.showlegend !== false).map((one) => one.legendgroup || one.name)).size;
+
+// The panels of a figure, row by row: each x axis with the y axis it stands on.
+function panelsOf(layout) {
+  const found = axesOf(layout, "x").map((x) => ({ x, y: `yaxis${(layout[x].anchor || "y").slice(1)}` }));
+  const known = found.filter(({ x, y }) => layout[x].domain && layout[y]?.domain);
+  return known.sort((a, b) => layout[b.y].domain[1] - layout[a.y].domain[1] || layout[a.x].domain[0] - layout[b.x].domain[0]);
+}
+
+// One panel a row; its title goes with it, and it says what its axes are.
+function stacked(layout) {
+  const panels = panelsOf(layout), gap = 0.3 / panels.length, high = (1 - gap * (panels.length - 1)) / panels.length;
+  const label = (axes) => axes.map((name) => layout[name].title?.text).find(Boolean);
+  const below = label(axesOf(layout, "x")), beside = label(axesOf(layout, "y"));
+  const moves = panels.map(({ x, y }, i) => {
+    const [left, right] = layout[x].domain, top = layout[y].domain[1], to = 1 - i * (high + gap);
+    const notes = (layout.annotations || []).filter((note) => note.xref === "paper" &&
+      Math.abs(note.x - (left + right) / 2) < 1e-6 && Math.abs(note.y - top) < 1e-6);
+    return () => {
+      layout[x] = { ...layout[x], domain: [0, 1], showticklabels: true, title: { ...layout[x].title, text: layout[x].title?.text || below } };
+      layout[y] = { ...layout[y], domain: [Math.max(0, to - high), to], showticklabels: true, title: { ...layout[y].title, text: layout[y].title?.text || beside } };
+      for (const note of notes) Object.assign(note, { x: 0.5, y: to, font: { ...note.font, size: 12 } });
+    };
+  });
+  moves.forEach((move) => move());
+  return panels.length;
+}
+
+// The layout in `width` pixels; `height` where the box has one of its own.
+function fitted(figure, width, colours, height = null) {
+  const layout = coloured(structuredClone(figure.layout), colours);
+  delete layout.title;
+  const narrow = width < NARROW * figure.layout.width;
+  const heads = (layout.annotations || []).some((note) => /<br>/.test(note.text || ""));
+  const many = named(figure.data), above = heads ? 56 : 36;
+  let below = 84, high = figure.layout.height - (figure.layout.margin?.t || 0) + above;
+  if (narrow) {
+    const panels = panelsOf(layout).length > 1 ? stacked(layout) : 1;
+    below = 64 + 30 * many;
+    if (panels > 1) high = above + below + PANEL * panels;
+    else high = Math.min(high, Math.max(340, high)) + below - 84;
+    layout.margin = { ...layout.margin, l: 56, r: 16 };
+  }
+  layout.margin = { ...layout.margin, t: above, b: below };
+  if (width < 560) layout.font = { ...layout.font, size: 12 };
+  return { ...layout, width, height: Math.max(high, height || 0) };
+}
