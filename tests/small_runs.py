@@ -61,6 +61,8 @@ TYPED = {
     "attribution_patching": f"{PATCH} --roles all --refine 5",
     "steer_positions": "{study} --layer 1 --alphas -1,1 --n-random 1 --words 2 --n 6 --n-replies 3"
     " --max-new-tokens 3 --batch-size 8",
+    "capability": "{study} --layer 1 --alphas=-1,1 --n-random 1 --n-items 3 --n-texts 2 --n 4"
+    " --n-replies 3 --max-new-tokens 2 --batch-size 4",
     "select_direction": "{study} --n-train 4 --n-val 3 --n-test 3 --max-kl 1e9 --min-induce -1e9"
     " --positions=-2,-1 --batch-size 2",
     "verify_direction": "{direction} {study} --layer 2 --reference contrast --n-random 2"

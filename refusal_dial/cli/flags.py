@@ -394,6 +394,41 @@ class DirectionFlags(ReplyFlags):
     any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
+OUR_TASK_NAMES = ("arithmetic", "grammar", "facts")
+
+
+def _tasks(value: Any) -> tuple[str, ...]:
+    names = tuple(str(part).strip() for part in parse_list(value))
+    if not all(names) or len(set(names)) < len(names) or not names:
+        raise DialError(
+            f"expected different tasks such as {','.join(OUR_TASK_NAMES)} or FILE.jsonl, not "
+            f"{format_value(value)}"
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class CapabilityFlags(SteeringFlags):
+    """A direction, and what the model is to be able to do under it."""
+
+    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
+    alphas: tuple[float, ...] = flag((-0.6, -0.3, 0.0, 0.3, 0.6), ALPHAS_HELP, turning_of)
+    n_random: int = flag(2, "random directions a layer", at_least(0, parse_whole))
+    direction: str | None = flag(
+        None, "a direction file of any format, or a run folder; default: learned on half of EDGE"
+    )
+    any_model: bool = flag(False, "use a direction that was learned on another model")
+    tasks: tuple[str, ...] = flag(
+        OUR_TASK_NAMES, f"a list of {', '.join(OUR_TASK_NAMES)}, or .jsonl files", _tasks
+    )
+    n_items: int = flag(60, "items of each task, at most", at_least(2, parse_whole))
+    texts: str = flag("embedded", "plain text to read: 'embedded', a .jsonl of openings, rtp")
+    n_texts: int = flag(20, "texts of each kind, at most", at_least(2, parse_whole))
+    n: int = flag(40, "prompts of each subset whose refusal is read", at_least(2, parse_whole))
+    n_replies: int = flag(16, "BENIGN prompts whose replies are read", at_least(2, parse_whole))
+    max_new_tokens: int = flag(24, "tokens of a reply, at most", at_least(1, parse_whole))
+
+
 @dataclass(frozen=True)
 class ContrastFlags(ReplyFlags):
     """Contrast pairs, layers and strengths."""

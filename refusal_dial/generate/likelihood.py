@@ -10,7 +10,7 @@ a measure of fluency: it does not know whether a completion is true or helpful.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -21,9 +21,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, Hook, Pos
+from refusal_dial.common import DialError, Hook, Pos, positions
 from refusal_dial.engine.changes import KNOWN, restrict
-from refusal_dial.generate.decode import end_tokens, follow
+from refusal_dial.generate.decode import (
+    CachedBatch,
+    end_tokens,
+    follow,
+    is_known,
+    prefill,
+    row_hooks,
+    runner_of,
+)
 from refusal_dial.hooks import Edit
 from refusal_dial.model.tokens import Tokens, log_total
 
@@ -169,6 +177,127 @@ def kl_per_token(
             for step, (one, other) in enumerate(pairs):
                 total[i] += _kl(one[:, None].cpu(), other[:, None].cpu(), length - step)
     return total / (length + 1)
+
+
+@torch.no_grad()
+def reply_logp(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    replies: Sequence[Sequence[Sequence[int]]],
+) -> Float64[Tensor, "cell reply"]:
+    """`sum_k log p(token_k | prompt, tokens before)` in nats of every reply under every cell's
+    hooks; `replies[i]` are those to prompt i, and come one after the other. NaN where a logit is no
+    number.
+
+    A prompt is read once for all its replies, and what stands before its last token once for all
+    cells where they leave it alone; the replies to it follow in one pass over its keys and values.
+    """
+    out = torch.zeros(len(grid), sum(map(len, replies)), dtype=torch.float64)
+    first = 0
+    for start, stop in _reply_batches(replies, len(grid), int(model.cfg.d_vocab)):
+        some = [list(ids) for mine in replies[start:stop] for ids in mine]
+        owner = [i for i, mine in enumerate(replies[start:stop]) for _ in mine]
+        batch = torch.arange(start, stop)
+        rows = tokens.rows(start, stop)
+        span = slice(first, first + len(some))
+        first += len(some)
+        if all(is_known(hook) for cell in grid for hook in cell):
+            part = CachedBatch(rows, batch, grid)
+            out[:, span] = _replies_at_once(model, part, some, torch.tensor(owner))
+            continue
+        repeated_rows = rows.chosen(owner)
+        for i, cell in enumerate(grid):
+            for step, logits in enumerate(follow(model, repeated_rows, cell, some)):
+                for j, ids in enumerate(some):
+                    if step < len(ids):
+                        row = logits[j : j + 1].double()
+                        out[i, first - len(some) + j] += float(row.log_softmax(-1)[0, ids[step]])
+    return out
+
+
+ROWS_AT_ONCE = 512
+
+
+def _reply_batches(
+    replies: Sequence[Sequence[Sequence[int]]], cells: int, vocabulary: int
+) -> Iterator[tuple[int, int]]:
+    """Prompts (start, stop) whose replies under all cells hold `LOGITS` logits and `ROWS_AT_ONCE`
+    rows, or one prompt."""
+    start = 0
+    while start < len(replies):
+        stop = start + 1
+        while stop < len(replies):
+            mine = [ids for one in replies[start : stop + 1] for ids in one]
+            rows = cells * len(mine)
+            if rows > ROWS_AT_ONCE or rows * max(map(len, mine)) * vocabulary > LOGITS:
+                break
+            stop += 1
+        yield start, stop
+        start = stop
+
+
+def _replies_at_once(
+    model: TransformerBridge,
+    part: CachedBatch,
+    replies: Sequence[Sequence[int]],
+    owner: Int[Tensor, " reply"],
+) -> Float64[Tensor, "cell reply"]:
+    """The same for one batch; `owner` says to which of its prompts each reply belongs."""
+    grid, n, device = part.grid, len(part.prompts), part.tokens.ids.device
+    runner = runner_of(model, grid)
+    # 1. Every prompt under every cell, up to its last token.
+    row = torch.arange(n * len(grid))
+    prompts, cells = row // len(grid), row % len(grid)
+    mask, state, logits = prefill(model, runner, part, prompts, cells)
+    # 2. A row a cell and reply, and the first token of each.
+    longest = max(map(len, replies))
+    cell = torch.arange(len(grid)).repeat_interleave(len(replies))
+    mine = owner.repeat(len(grid))
+    of = mine * len(grid) + cell
+    ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in replies])
+    ids = ids.repeat(len(grid), 1).to(device)
+    length = torch.tensor([len(one) for one in replies]).repeat(len(grid))
+    index = of.to(device)
+    every = [logits[index][:, None]]
+    # 3. The others after it, as decoding would see them.
+    if longest > 1:
+        state.batch_select_indices(index)
+        new = (torch.arange(longest - 1) < length[:, None] - 1).to(mask)
+        after = torch.cat([mask[index], new], 1)
+        hooks = row_hooks(as_decoded(grid), cell, part.prompts[mine])
+        where = (after.cumsum(-1) - 1).clamp(min=0)[:, 1 - longest :]
+        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+            found = runner(
+                input_ids=ids[:, :-1],
+                attention_mask=after,
+                position_ids=where,
+                past_key_values=state,
+                use_cache=True,
+                logits_to_keep=longest - 1,
+            ).logits
+        every.append(found[:, 1 - longest :])
+    total = torch.zeros(len(ids), dtype=torch.float64)
+    for k in range(longest):
+        step = every[0][:, 0] if k == 0 else every[1][:, k - 1]
+        each = step.gather(-1, ids[:, k : k + 1])[:, 0].double() - log_total(step)
+        total += torch.where(k < length, each.cpu(), torch.zeros_like(total))
+    return total.reshape(len(grid), len(replies))
+
+
+def as_decoded(grid: Sequence[Sequence[Hook]]) -> list[list[Hook]]:
+    """The hooks as decoding steps see them, for several new tokens in one pass: what edits the new
+    token edits every one, and what edits the prompt alone nothing."""
+    return [
+        [
+            (name, replace(edit, pos="all"))
+            for name, edit in cell
+            if isinstance(edit, Edit)
+            and not isinstance(edit.pos, Tensor)
+            and positions(edit.pos, 1)
+        ]
+        for cell in grid
+    ]
 
 
 def _at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | None:

@@ -37,7 +37,7 @@ TEXT_COLUMN_NAMES = {
     "label",
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
-TEXT_COLUMN_NAMES |= {"thought", "thought_end"}
+TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
