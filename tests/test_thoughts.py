@@ -21,7 +21,14 @@ from refusal_dial.generate.thoughts import divide, read_prompts, spoken
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import last_logits, think_block, tokenize
 from refusal_dial.run.folder import read_config, read_table, read_verdict
-from refusal_dial.studies.pairs import Pair, align, align_around, match, role_order
+from refusal_dial.studies.pairs import (
+    Pair,
+    align,
+    align_around,
+    match,
+    role_order,
+    template_lengths,
+)
 from refusal_dial.studies.selection import template_positions
 
 THINKS = {"\n": "<think>", "<think>": "h", "h": "m", "m": "</think>", "</think>": "I", "I": "t"}
@@ -190,6 +197,13 @@ def test_positions_of_the_block_have_a_role(thinker, thought):
     assert read["phrase-1"] + read["after+1"] == "b "
     assert list(pair.roles) == sorted(pair.roles, key=role_order)
     assert template_positions(thinker, thought=thought)[-1] == -1
+
+
+def test_an_empty_block_is_of_the_template(thinker):
+    closing = template_lengths(thinker)[1]
+    (row,) = tokenize(thinker, ["Hi"]).ids.tolist()
+    written = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert thinker.tokenizer.decode(row[-closing:]) == written
 
 
 @given(*(st.lists(st.integers(0, 3), max_size=6) for _ in range(6)), st.integers(0, 2))

@@ -77,15 +77,18 @@ class Pairs:
 
 
 def template_lengths(
-    model: TransformerBridge, system: str | None = None, chat: bool = True, thought: int = 0
+    model: TransformerBridge, system: str | None = None, chat: bool = True
 ) -> tuple[int, int]:
-    """How many tokens of every prompt the template writes: (at its beginning, at its end, before a
-    think block).
+    """How many tokens of every prompt the template writes: (at its beginning, at its end, an empty
+    think block included).
 
     Found by tokenizing texts that have nothing in common; a BOS counts as template.
     """
-    tokens = read_prompts(model, _PROBES, system=system, chat=chat, thought=thought)
-    rows = [row[:stop] for row, (stop, _) in _with_blocks(model, tokens, chat, thought)]
+    return _shared_ends(unpadded(read_prompts(model, _PROBES, system=system, chat=chat)))
+
+
+def _shared_ends(rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """How many tokens all rows have in common, at their beginning and at their end."""
     return (
         min(common_prefix(rows[0], row) for row in rows[1:]),
         min(common_prefix(rows[0][::-1], row[::-1]) for row in rows[1:]),
@@ -106,7 +109,9 @@ def match(
     `system`, `chat` and `thought` are those that `tokens` were made with.
     Raises `DialError` where no prompt carries a `pair_id`.
     """
-    opening, closing = template_lengths(model, system, chat, thought)
+    probes = read_prompts(model, _PROBES, system=system, chat=chat, thought=thought)
+    heads = [row[:stop] for row, (stop, _) in _with_blocks(model, probes, chat, thought)]
+    opening, closing = _shared_ends(heads)
     rows = _with_blocks(model, tokens, chat, thought)
     place = {prompt.id: i for i, prompt in enumerate(prompts)}
     found, index = [], []
