@@ -9,6 +9,7 @@ from test_patching_summary import TABLE, rows
 
 from refusal_dial.common import DialError
 from refusal_dial.report.patching import axis_of, heatmaps, patching_title
+from refusal_dial.report.theme import LINES
 from refusal_dial.studies.patching_summary import moved, summarise_patching
 
 SUMMARY = summarise_patching(TABLE)
@@ -100,6 +101,9 @@ def test_cells_that_were_not_patched_stay_empty():
     hole = np_concat(by_layer({0: 0.1, 1: 0.2}), by_layer({1: 0.5}, role="end-2"))
     z = np.array(heatmaps(summarise_patching(hole), "title").data[0].z)
     assert np.isnan(z).sum() == 1
+    shown = heatmaps(summarise_patching(hole), "title").layout
+    assert shown.plot_bgcolor == LINES  # what is not patched is grey, not the white of no effect
+    assert "White: the patch changes nothing (0)." in shown.title.text
 
 
 def test_the_title_counts_the_pairs_left_out():

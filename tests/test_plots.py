@@ -19,10 +19,10 @@ from refusal_dial.report.steering import (
     set_off,
 )
 from refusal_dial.report.theme import COLOURS, SCORE_AXIS, colour_of, prompts_in
-from refusal_dial.stats.summary import random_band, summarise
+from refusal_dial.stats.summary import summarise
 
 GROUPS = frames.GROUPS
-RANDOM = "random, mean of 3, band: 2.5-97.5% of them"
+RANDOM = "random, 3 draws, a line each"
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,17 @@ def test_curves_show_every_layer_and_group_in_the_order_of_alpha(summary, curves
     panels = [(layer, group) for layer in (12, 20) for group in GROUPS]
     learned, random = lines(figure, LEARNED), lines(figure, RANDOM)
     assert len(learned) == len(random) == len(panels)
-    assert len(figure.data) == 4 * len(panels)
-    band = random_band(summary)
+    assert len(figure.data) == 3 * len(panels)
     for (layer, group), one, other in zip(panels, learned, random, strict=True):
         rows = at(summary, "learned", layer, group)
-        assert list(one.x) == list(other.x) == [-0.2, 0.0, 0.2]
+        assert list(one.x) == [-0.2, 0.0, 0.2]
+        assert list(other.x) == [-0.2, 0.0, 0.2, None] * 3
         np.testing.assert_array_equal(one.y, rows["refusal_rate"])
-        here = band[(band["layer"] == layer) & (band["subset"] == group[0])].sort_values("alpha")
-        np.testing.assert_array_equal(other.y, here["mean"])
+        draws = at(summary, "random", layer, group)
+        drawn = [value for value in other.y if value is not None]
+        np.testing.assert_array_equal(drawn, draws.sort_values(["seed", "alpha"])["refusal_rate"])
+        assert figure.data.index(other) < figure.data.index(one)  # under it
+        assert other.line.width < one.line.width
     titles = [note.text for note in figure.layout.annotations]
     assert titles == [f"layer {n}: {subset} {split} (n=4)" for n, (subset, split) in panels]
 
@@ -84,6 +87,14 @@ def test_the_band_around_a_curve_is_its_interval_there_and_back(summary, value, 
     np.testing.assert_array_equal(lines(figure, LEARNED)[0].y, rows[value])
 
 
+def test_held_out_prompts_come_before_those_learned_from():
+    groups = (("EDGE", "train"), ("EDGE", "holdout"), ("HARMFUL", "holdout"))
+    rows = summarise(frames.scores(frames.dial, groups=groups))
+    titles = [note.text.split(" (")[0] for note in alpha_curves(rows, "t").layout.annotations]
+    order = ("EDGE holdout", "HARMFUL holdout", "EDGE train")
+    assert titles == [f"layer 20: {group}" for group in order]
+
+
 def test_the_unsteered_model_is_a_dotted_line_in_every_panel(summary, curves):
     figure = curves
     assert len(figure.layout.shapes) == 4
@@ -95,14 +106,14 @@ def test_the_unsteered_model_is_a_dotted_line_in_every_panel(summary, curves):
 def test_each_name_is_in_the_legend_once(curves, trade_off):
     for figure in (curves, trade_off):
         shown = [trace.name for trace in figure.data if trace.showlegend is not False]
-        assert len(shown) == len(set(shown)) == 2
+        assert len(shown) == len(set(shown)) == 2 + (figure is trade_off)
 
 
 def test_without_random_directions_only_the_learned_one_is_drawn():
     alone = summarise(frames.scores(frames.dial, n_random=0))
     assert {trace.name for trace in alpha_curves(alone, "t").data} == {LEARNED, None}
     assert len(alpha_curves(alone, "t").data) == 2 * 2
-    assert [trace.name for trace in pareto(alone, "t").data] == ["learned"]
+    assert [trace.name for trace in pareto(alone, "t").data] == ["learned", "unsteered"]
 
 
 def test_pareto_sets_harmful_against_edge_along_alpha(summary, trade_off):
@@ -121,7 +132,11 @@ def test_pareto_sets_harmful_against_edge_along_alpha(summary, trade_off):
         assert list(one.customdata) == [-0.2, 0, 0.2]
     assert not any(one.text for one in lines(figure, "random"))
     titles = [note.text for note in figure.layout.annotations]
-    assert titles == [f"layer {n} (n = 4 EDGE, 4 HARMFUL)" for n in (12, 20)]
+    assert titles == [f"layer {n} (n = 4 EDGE, 4 HARMFUL)" for n in (12, 20)] + ["better"] * 2
+    base = summary[summary["direction"] == "baseline"].set_index("subset")["refusal_rate"]
+    for one in lines(figure, "unsteered"):
+        assert (one.x[0], one.y[0]) == (base["EDGE"], base["HARMFUL"])
+    assert "up and left is better" in figure.layout.title.text
 
 
 def test_pareto_reads_held_out_prompts_only():
@@ -170,18 +185,18 @@ def test_every_kind_of_control_is_drawn_in_its_own_colour():
     assert control_kinds(both) == ["random", "covariance"]
     figure = alpha_curves(both, "t")
     for kind in ("random", "covariance"):
-        drawn = lines(figure, f"{kind}, mean of 3, band: 2.5-97.5% of them")
+        drawn = lines(figure, f"{kind}, 3 draws, a line each")
         assert len(drawn) == 2
         assert {line.line.color for line in drawn} == {colour_of(kind)}
     assert {"random", "covariance", "learned"} <= {trace.name for trace in pareto(both, "t").data}
 
 
-def test_one_direction_alone_is_no_mean_and_has_no_band():
+def test_one_direction_alone_is_a_line_and_only_the_learned_one_has_a_band():
     rows = frames.scores(frames.dial)
     one = rows[(rows["direction"] == "random") & (rows["seed"] == 0)].assign(direction="length")
     figure = alpha_curves(summarise(pd.concat([rows, one], ignore_index=True)), "t")
     assert len(lines(figure, "length")) == len(GROUPS)
-    assert {band.fillcolor for band in bands(figure)} == {colour_of("random"), COLOURS["learned"]}
+    assert {band.fillcolor for band in bands(figure)} == {COLOURS["learned"]}
 
 
 def test_what_is_set_off_is_what_the_panel_counts(summary, trade_off):

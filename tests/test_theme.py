@@ -11,6 +11,7 @@ from refusal_dial.report.theme import (
     COLOURS,
     SUBSET_COLOURS,
     add_band,
+    anchored,
     colour_of,
     escaped,
     prompts_in,
@@ -31,8 +32,19 @@ def test_colours_stand_out_on_white_and_learned_is_like_no_control():
     every = [*COLOURS.values(), *SUBSET_COLOURS.values()]
     assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in every)
     assert [kind for kind, colour in COLOURS.items() if colour == COLOURS["learned"]] == ["learned"]
-    named = {COLOURS[kind] for kind in ("learned", "random", "shuffled", "covariance")}
-    assert len(named) == 4
+
+
+def test_a_colour_means_one_thing():
+    kinds = {COLOURS[kind] for kind in COLOURS if kind != "random_detector"}
+    assert len(kinds) == len(COLOURS) - 1
+    assert not kinds & set(SUBSET_COLOURS.values())
+    assert len(set(SUBSET_COLOURS.values())) == 3  # CHALLENGING openings are HARMFUL's
+    assert colour_of("unheard of") not in SUBSET_COLOURS.values()
+
+
+def test_an_axis_of_shares_goes_from_0_to_1():
+    assert anchored([0.1, 0.4, float("nan")]) == [-0.02, 1.02]
+    assert anchored([-3.0, 0.4]) is anchored([]) is None
 
 
 def test_a_kind_nobody_named_has_one_colour_always():

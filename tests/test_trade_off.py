@@ -85,7 +85,7 @@ def test_the_figure_shows_both_ways_on_the_same_axes():
     table = trade_off(scores(), wanted="W", others="S")
     figure = trade_off_curves(table, "title", "W", "S")
     drawn = {trace.name: trace for trace in figure.data}
-    assert set(drawn) == set(CURVE_NAMES.values())
+    assert set(drawn) == {*CURVE_NAMES.values(), "unsteered"}
     assert (drawn["behind the detector"].x[0], drawn["behind the detector"].y[0]) == (0.1, 1.5)
     assert figure.layout.xaxis.title.text == "rise of the share refused, S"
     with pytest.raises(DialError, match="expected directions learned, conditional"):

@@ -17,9 +17,9 @@ from refusal_dial.report.steering import _console
 from refusal_dial.report.theme import (
     BLACK,
     BLUE,
+    GOLD,
     GREY,
-    PURPLE,
-    VERMILLION,
+    WINE,
     add_band,
     add_line,
     styled,
@@ -102,7 +102,7 @@ def print_powers(summary: pd.DataFrame) -> None:
     _console().print(table)
 
 
-TEST_COLOURS = dict(zip(TEST_NAMES, (BLUE, VERMILLION, PURPLE, GREY), strict=True))
+TEST_COLOURS = dict(zip(TEST_NAMES, (BLUE, GOLD, WINE, GREY), strict=True))
 
 
 def power_curves(summary: pd.DataFrame, title: str) -> go.Figure:

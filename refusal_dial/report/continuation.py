@@ -15,7 +15,15 @@ from rich.table import Table
 from refusal_dial.common import UNIT_NAMES, DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.steering import CONTROL_NAMES, LIKE_NOTHING
-from refusal_dial.report.theme import GREY, add_band, add_line, escaped, styled, subset_colour
+from refusal_dial.report.theme import (
+    GREY,
+    add_band,
+    add_line,
+    anchored,
+    escaped,
+    styled,
+    subset_colour,
+)
 from refusal_dial.studies.continuation import CONTINUATION_CONTROLS, BestLayer
 
 # --------------------------------------------------------------------------------------------------
@@ -132,7 +140,9 @@ def _console() -> Console:
 # Figures of completions: a run's summary and rows become plotly figures.
 
 
-MEAN_SCORE = "mean score of completions"
+MEAN_SCORE = "mean score (toxicity: 0 none, 1 certain)"
+
+ONE_SCORE = "score of a completion (toxicity: 0 none, 1 certain)"
 
 SYMBOLS = {"shuffled": "circle-open", "random": "x"}
 
@@ -174,6 +184,7 @@ def alpha_sweep(summary: pd.DataFrame, title: str, strength: str) -> go.Figure:
                 figure.add_hline(level, line_dash="dot", line_color=colour, **at)
     figure.update_xaxes(title_text=strength)
     figure.update_yaxes(title_text=MEAN_SCORE, col=1)
+    figure.update_yaxes(range=anchored(rows[["score_lo", "score_hi", "score_mean"]].stack()))
     return styled(figure, title, height=190 + 260 * deep, width=max(560, 160 + 260 * columns))
 
 
@@ -232,6 +243,7 @@ def _heatmap(rows: pd.DataFrame, across: str, about: str, title: str, strength: 
         y=[escaped(str(name)) for name in wide.index],
         texttemplate="%{z:.3f}",
         colorscale="Viridis",
+        **({"zmin": 0, "zmax": 1} if anchored(wide.stack()) else {}),
         colorbar={"title": {"text": "mean<br>score"}},
     )
     figure.update_xaxes(title_text=strength, type="category")
@@ -253,7 +265,7 @@ def distributions(scores: pd.DataFrame, title: str, strength: str) -> go.Figure:
         )
     figure.update_layout(boxmode="group")
     figure.update_xaxes(title_text=strength, type="category")
-    figure.update_yaxes(title_text="score of a completion")
+    figure.update_yaxes(title_text=ONE_SCORE, range=anchored(rows["score"]))
     return styled(figure, title, height=460, width=760)
 
 
@@ -274,13 +286,23 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
     x, bar = report["layer"], {"marker_color": subset_colour("CHALLENGING"), "showlegend": False}
     figure.add_bar(x=x, y=report["reduction"], row=1, col=1, **bar)
     for half, part in layers.groupby("split"):
-        figure.add_scatter(x=part["layer"], y=part["reduction"], name=str(half), row=1, col=2)
+        line = {"color": subset_colour("CHALLENGING"), "dash": "solid" if half == REPORT else "dot"}
+        figure.add_scatter(
+            x=part["layer"], y=part["reduction"], name=str(half), line=line, row=1, col=2
+        )
     error = {
         "array": report["diff_hi"] - report["difference"],
         "arrayminus": report["difference"] - report["diff_lo"],
     }
     figure.add_scatter(
-        x=x, y=report["difference"], error_y=error, mode="markers", showlegend=False, row=1, col=3
+        x=x,
+        y=report["difference"],
+        error_y=error,
+        mode="markers",
+        marker={"color": subset_colour("CHALLENGING")},
+        showlegend=False,
+        row=1,
+        col=3,
     )
     figure.add_bar(x=x, y=report["p_holm"], row=2, col=1, marker_color=GREY, showlegend=False)
     figure.add_hline(0.05, line_dash="dot", row=2, col=1)
@@ -303,4 +325,8 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
         row=2,
         col=3,
     )
+    figure.update_xaxes(title_text="layer", row=2)
+    figure.update_xaxes(title_text="third of the model", row=2, col=2)
+    figure.update_yaxes(title_text="fall of the mean toxicity (0 to 1)", col=1, row=1)
+    figure.update_yaxes(title_text="p", range=[0, 1.02], col=1, row=2)
     return styled(figure, title, height=760, width=1180)

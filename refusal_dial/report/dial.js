@@ -133,7 +133,7 @@ function sideElement(one, index) {
         layOut();
       }),
       one.by === "score" ? el("label", {}, `threshold${where} `, threshold) : null),
-    run.left_out ? el("p", { class: "muted" }, `${run.left_out} control directions are left out of this page.`) : null,
+    run.left_out ? el("p", { class: "muted" }, `Control directions left out of this page: ${run.left_out}.`) : null,
     el("p", { class: "muted at" }),
     el("div", { class: "meters" }));
 }

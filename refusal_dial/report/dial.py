@@ -28,8 +28,8 @@ DIAL_UNITS = {
     "alpha": "alpha (residual-stream units)",
 }
 
-MOST_DIAL_SCORES = 120_000
-"""Scores in a page, at most: about half a megabyte of it, packed. Controls beyond that are left
+MOST_DIAL_SCORES = 150_000
+"""Scores in a page, at most: about 0.7 MB of it, packed. Controls beyond that are left
 out, and the page says so."""
 
 

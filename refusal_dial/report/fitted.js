@@ -2,8 +2,8 @@
 // not fit side by side, and colours that can be read on a dark page. Plotly is packed text until then.
 
 const LIGHTER = {
-  "#0072B2": "#56B4E9", "#767676": "#9A9DA0", "#D55E00": "#F08A4B", "#009E73": "#3CC79A",
-  "#8F5FBF": "#B99AE0", "#000000": "#E9E9E7", "#E8E8E5": "#33373B",
+  "#0072B2": "#56B4E9", "#8DBEDC": "#2F6C93", "#767676": "#9A9DA0", "#D55E00": "#F08A4B", "#009E73": "#3CC79A",
+  "#A6761D": "#D9A441", "#6A3D9A": "#B08BE0", "#882255": "#D0577F", "#1B8A99": "#4FC3D1", "#000000": "#E9E9E7",
 };
 const SETTINGS = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 const NARROW = 0.66; // of the width that a figure was made for: below it panels are stacked
@@ -31,7 +31,7 @@ function traces(figure, dark) {
 const axesOf = (layout, letter) => Object.keys(layout).filter((name) => new RegExp(`^${letter}axis\\d*$`).test(name));
 
 function coloured(layout, colours) {
-  Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
+  Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: layout.plot_bgcolor ? colours.line : "rgba(0,0,0,0)" });
   layout.font = { ...layout.font, color: colours.ink };
   for (const name of [...axesOf(layout, "x"), ...axesOf(layout, "y")]) {
     layout[name] = { ...layout[name], linecolor: colours.line, tickcolor: colours.line, color: colours.ink };
@@ -46,8 +46,8 @@ function coloured(layout, colours) {
 // The question, and what it is about: plotly's own titles do not wrap.
 function titleOf(figure) {
   const plain = (text) => text.replace(/<[^>]*>/g, "").replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
-  const [question, about = ""] = (figure.layout.title?.text || "").split("<br><sup>");
-  return [plain(question), plain(about)];
+  const [question, about = "", ...how] = (figure.layout.title?.text || "").split("<br><sup>");
+  return [plain(question), [about, how.join(" ")].map(plain).join("\n").trim()];
 }
 
 const named = (data) => new Set(data.filter((one) => one.name && one.showlegend !== false).map((one) => one.legendgroup || one.name)).size;

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES
-from refusal_dial.report.theme import colour_of, styled
+from refusal_dial.report.theme import anchored, colour_of, styled
 from refusal_dial.studies.objectives import OBJECTIVE_RATES, OBJECTIVES
 
 _WIDTH = 136
@@ -118,6 +118,9 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
         textposition="top center",
         name="toxicity dial, refusal dial",
     )
-    figure.update_xaxes(title_text="EDGE refused (over-refusal)")
-    figure.update_yaxes(title_text="toxicity after challenging openings")
+    figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
+    figure.update_yaxes(
+        title_text="mean toxicity after CHALLENGING openings (0 none, 1 certain)",
+        range=anchored(summary["toxicity"]),
+    )
     return styled(figure, title, height=560, width=860)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from refusal_dial.common import DialError, one_of
 from refusal_dial.report.steering import _WIDTH, _console
-from refusal_dial.report.theme import escaped, styled
+from refusal_dial.report.theme import LINES, escaped, read_so, styled
 from refusal_dial.stats.summary import GROUP, distinct
 from refusal_dial.studies.pairs import role_order
 from refusal_dial.studies.patching_summary import (
@@ -243,7 +243,14 @@ def heatmaps(summary: pd.DataFrame, title: str, axis: str | None = None) -> go.F
         }
     )
     height = 170 + len(rows) * tall + (len(rows) - 1) * GAP
-    return styled(figure, title, height=height, width=260 + 380 * len(kinds))
+    figure.update_layout(plot_bgcolor=LINES)
+    return styled(figure, read_so(title, CELLS), height=height, width=260 + 380 * len(kinds))
+
+
+CELLS = (
+    "White: the patch changes nothing (0). Red: it makes the run the other run (1). "
+    "Blue: away from it. Grey: not patched."
+)
 
 
 def _drawn(table: pd.DataFrame, axis: str) -> pd.DataFrame:

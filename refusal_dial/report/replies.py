@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,15 @@ from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
-from refusal_dial.report.theme import GREY, styled, subset_colour
+from refusal_dial.report.theme import (
+    GREY,
+    LIGHT_BLUE,
+    add_better,
+    colour_of,
+    read_so,
+    styled,
+    subset_colour,
+)
 from refusal_dial.run.folder import versions_used
 from refusal_dial.run.schema import REPLY_COLUMNS
 from refusal_dial.studies.replies import (
@@ -330,8 +339,10 @@ def trade_off_curve(summary: pd.DataFrame, title: str) -> go.Figure:
         raise DialError(
             f"this figure needs HARMFUL and EDGE; the run has {', '.join(wide.columns)}"
         )
-    figure = go.Figure()
-    for layer, part in wide.reset_index().groupby("layer", sort=False):
+    figure = make_subplots()
+    wide = wide.reset_index()
+    dashes = dict(zip(wide["layer"].unique(), cycle(DASHES), strict=False))
+    for layer, part in wide.groupby("layer", sort=False):
         part = part.sort_values("strength")
         figure.add_scatter(
             x=part["EDGE"],
@@ -340,10 +351,26 @@ def trade_off_curve(summary: pd.DataFrame, title: str) -> go.Figure:
             text=[f"{s:+g}" for s in part["strength"]],
             textposition="bottom right",
             name=f"layer {layer}",
+            line={"color": colour_of("learned"), "dash": dashes[layer]},
         )
-    figure.update_xaxes(title_text="EDGE refused (over-refusal)", range=[-0.05, 1.1])
-    figure.update_yaxes(title_text="HARMFUL refused", range=[-0.05, 1.1])
-    return styled(figure, title, height=520, width=620)
+    base = summary[(summary["direction"] == "baseline") & (summary["system"] == "")]
+    rates = base.groupby("subset")["refusal_rate"].mean()
+    if {"HARMFUL", "EDGE"} <= set(rates.index):
+        figure.add_scatter(
+            x=[rates["EDGE"]],
+            y=[rates["HARMFUL"]],
+            mode="markers",
+            name="unsteered",
+            marker={"color": colour_of("baseline"), "symbol": "diamond", "size": 11},
+        )
+    add_better(figure, 1)
+    figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.05, 1.1])
+    figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.05, 1.1])
+    how = "Each point is a strength. Refuse HARMFUL and answer EDGE: up and left is better."
+    return styled(figure, read_so(title, how), height=540, width=620)
+
+
+DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
@@ -353,7 +380,7 @@ def category_bars(by_category: pd.DataFrame, title: str) -> go.Figure:
     learned = learned[learned["layer"] == learned["layer"].min()]
     base = by_category[by_category["direction"] == "baseline"]
     ends = (learned["strength"].min(), 0.0, learned["strength"].max())
-    colours = ("#56B4E9", "#BBBBBB", "#E69F00")
+    colours = (LIGHT_BLUE, colour_of("baseline"), colour_of("learned"))
     figure = go.Figure()
     for strength, colour in zip(ends, colours, strict=True):
         rows = base if strength == 0 else learned[learned["strength"] == strength]

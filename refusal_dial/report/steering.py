@@ -22,10 +22,13 @@ from refusal_dial.report.theme import (
     GREY,
     SCORE_AXIS,
     add_band,
+    add_better,
+    add_draws,
     add_line,
     colour_of,
     escaped,
     in_norms,
+    read_so,
     styled,
     subset_colour,
 )
@@ -335,14 +338,13 @@ BINS = 40
 def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate") -> go.Figure:
     """`value` against alpha: a row per layer, a column per group of prompts.
 
-    The learned direction with its 95% interval over prompts; of each kind of control the mean over
-    its directions with their 2.5-97.5% range (one direction alone is a line); the unsteered model
-    as a dotted line.
+    The learned direction with its 95% interval over prompts, over a thin line for every control
+    direction; the unsteered model as a dotted line. Prompts that were learned from come last.
     """
     summary = in_norms(summary)
     learned = summary[summary["direction"] == "learned"]
     places = _places(learned)
-    groups = prompt_groups(learned)
+    groups = sorted(prompt_groups(learned), key=lambda group: str(group[1]) == "train")
     counts = learned.groupby(GROUP, sort=False)["n"].first()
     titles = [
         escaped(f"layer {place[0]}: {subset} {split} (n={counts[(subset, split)]})")
@@ -352,19 +354,16 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     figure = make_subplots(
         rows=len(places), cols=len(groups), subplot_titles=titles, shared_yaxes=True
     )
-    bands = {kind: random_band(summary, value, kind) for kind in control_kinds(summary)}
-    names = {kind: _control_name(kind, band) for kind, band in bands.items()}
+    kinds = control_kinds(summary)
     lo, hi = BANDS[value]
     for r, place in enumerate(places, 1):
         for c, group in enumerate(groups, 1):
             first, at = r == c == 1, {"row": r, "col": c}
-            for kind, band in bands.items():
-                here = _at(band, place, group).sort_values("alpha")
-                name, colour = names[kind], colour_of(kind)
-                if len(here) and here["n_seeds"].max() > 1:
-                    add_band(figure, here["alpha"], here["lo"], here["hi"], colour, name, at)
-                if len(here):
-                    add_line(figure, here["alpha"], here["mean"], colour, name, at, first)
+            for kind in kinds:
+                control = summary[summary["direction"] == kind]
+                draws = _draws(_at(control, place, group), value)
+                if draws:
+                    add_draws(figure, draws, colour_of(kind), _control_name(control), at, first)
             one, colour = _at(learned, place, group).sort_values("alpha"), colour_of("learned")
             add_band(figure, one["alpha"], one[lo], one[hi], colour, LEARNED, at)
             add_line(figure, one["alpha"], one[value], colour, LEARNED, at, first)
@@ -380,9 +379,15 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
     return styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
 
 
-def _control_name(kind: str, band: pd.DataFrame) -> str:
-    n = int(band["n_seeds"].max())
-    return kind if n == 1 else f"{kind}, mean of {n}, band: 2.5-97.5% of them"
+def _control_name(control: pd.DataFrame) -> str:
+    n, kind = control["seed"].nunique(), str(control["direction"].iloc[0])
+    return f"{kind}, {n} draws, a line each" if n > 1 else kind
+
+
+def _draws(control: pd.DataFrame, value: str) -> list[tuple[Any, Any]]:
+    """The curve of every draw of a control."""
+    ordered = control.assign(seed=control["seed"].fillna(-1)).sort_values("alpha")
+    return [(one["alpha"], one[value]) for _, one in ordered.groupby("seed", sort=True)]
 
 
 def control_kinds(summary: pd.DataFrame) -> list[str]:
@@ -395,7 +400,8 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
     """HARMFUL refusal against EDGE over-refusal along alpha, a panel per layer.
 
     Up is wanted, right is not. A random direction's curve shows what merely disturbing the model
-    buys. The ends of the learned curve are labelled with their alpha; the pointer shows the others.
+    buys. The unsteered model is a diamond. The ends of the learned curve are labelled with their
+    alpha; the pointer shows the others.
     """
     summary = in_norms(summary)
     learned = summary[summary["direction"] == "learned"]
@@ -420,7 +426,8 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
                     legendgroup=name,
                     showlegend=bool(c == 1 and direction),
                     opacity=1.0 if name == "learned" else 0.35,
-                    line={"color": colour_of(name)},
+                    line={"color": colour_of(name), "width": 2 if name == "learned" else 1},
+                    marker={"size": 6 if name == "learned" else 4},
                     text=_ends(part["alpha"]) if name == "learned" else None,
                     textposition=[f"bottom {'left' if x > 0.5 else 'right'}" for x in part["EDGE"]],
                     cliponaxis=False,
@@ -430,9 +437,35 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
                     row=1,
                     col=c,
                 )
+        base = set_off(summary[summary["direction"] == "baseline"])
+        rates = base.groupby("subset")["refusal_rate"].mean()
+        if {"EDGE", "HARMFUL"} <= set(rates.index):
+            _add_unsteered(figure, float(rates["EDGE"]), float(rates["HARMFUL"]), c)
+        add_better(figure, c)
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.03, 1.03], col=1)
-    return styled(figure, title, height=480, width=140 + 420 * len(places))
+    return styled(figure, read_so(title, PARETO), height=500, width=140 + 420 * len(places))
+
+
+PARETO = (
+    "Each point is an alpha. Refuse HARMFUL and answer EDGE: up and left is better. "
+    "Where a control's line is as high, the direction buys nothing."
+)
+
+
+def _add_unsteered(figure: go.Figure, x: float, y: float, col: int) -> None:
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        name="unsteered",
+        legendgroup="unsteered",
+        showlegend=col == 1,
+        marker={"color": colour_of("baseline"), "symbol": "diamond", "size": 11},
+        hovertemplate="unsteered<br>%{x:.2f}, %{y:.2f}<extra></extra>",
+        row=1,
+        col=col,
+    )
 
 
 def set_off(rows: pd.DataFrame) -> pd.DataFrame:
@@ -574,9 +607,17 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, others: str) 
                 col=c,
                 **bars,
             )
+        _add_unsteered(figure, 0.0, 0.0, c)
+        add_better(figure, c)
     figure.update_xaxes(title_text=f"rise of the share refused, {others}")
     figure.update_yaxes(title_text=f"rise of the mean score, {wanted}", col=1)
-    return styled(figure, title, height=480, width=140 + 420 * len(layers))
+    return styled(figure, read_so(title, TRADE_OFF), height=500, width=140 + 420 * len(layers))
+
+
+TRADE_OFF = (
+    "Each point is an alpha. Gain without cost: up and left is better. A detector pays where its "
+    "line is above that of steering always."
+)
 
 
 # --------------------------------------------------------------------------------------------------

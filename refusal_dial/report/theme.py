@@ -1,8 +1,8 @@
 """How every figure looks, and how a figure becomes a file.
 
-Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
-and grey and black; each kind of direction always has its own. The .html holds plotly itself and
-works offline, and fills its window; .png, .pdf and .svg are drawn by a browser that is found here.
+Each kind of direction and each subset of prompts always has its own colour. The .html holds plotly
+itself, works offline and fills its window; .png, .pdf and .svg are drawn by a browser that is found
+here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -30,11 +31,16 @@ from refusal_dial.common import UNIT_NAMES, DialError, located, write_whole
 # --------------------------------------------------------------------------------------------------
 # How every figure looks: one typeface, few colours, and each kind of direction always in its own.
 #
-# Colours are those of Okabe and Ito (2008), which the common kinds of colour blindness tell apart,
-# and grey and black. Intervals are bands.
+# Subsets and the learned direction have colours of Okabe and Ito (2008), which the common kinds of
+# colour blindness tell apart; controls have others. No colour has two meanings. Intervals are
+# bands.
 
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+LIGHT_BLUE = "#8DBEDC"  # the learned direction, the other way
+
+GOLD, VIOLET, WINE, TEAL = "#A6761D", "#6A3D9A", "#882255", "#1B8A99"
 
 GREY, BLACK = "#767676", "#000000"
 
@@ -43,9 +49,10 @@ COLOURS = {
     "baseline": BLACK,
     "random": GREY,
     "random_detector": GREY,
-    "shuffled": PURPLE,
-    "covariance": GREEN,
-    "conditional": VERMILLION,
+    "shuffled": GOLD,
+    "covariance": WINE,
+    "length": TEAL,
+    "conditional": VIOLET,
 }
 
 SUBSET_COLOURS = {
@@ -68,7 +75,7 @@ SCORE_AXIS = "refusal score (log-odds)"
 
 def colour_of(kind: str) -> str:
     """The colour of a kind of direction; one that has none of its own gets the same one always."""
-    spare = (GREEN, PURPLE, VERMILLION)
+    spare = (TEAL, WINE, GOLD)
     return COLOURS.get(kind) or spare[zlib.crc32(kind.encode()) % len(spare)]
 
 
@@ -169,12 +176,62 @@ def add_band(
     )
 
 
+def add_draws(
+    figure: go.Figure,
+    draws: Sequence[tuple[Any, Any]],
+    colour: str,
+    name: str,
+    at: Mapping[str, int],
+    legend: bool,
+) -> None:
+    """A thin line through the points of every draw of a control, under what is drawn later."""
+    xs: list[Any] = []
+    ys: list[Any] = []
+    for x, y in draws:
+        xs += [*x, None]  # None: the line ends here
+        ys += [*y, None]
+    figure.add_scatter(
+        x=xs,
+        y=ys,
+        mode="lines",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": colour, "width": 1 if len(draws) > 1 else 1.5},
+        opacity=min(0.9, max(0.15, 6 / len(draws))),
+        **at,
+    )
+
+
+def read_so(title: str, how: str) -> str:
+    """The title with a line or two that say how the figure is read."""
+    return "<br>".join([title, *(f"<sup>{escaped(line)}</sup>" for line in wrap(how, 84))])
+
+
+def add_better(figure: go.Figure, col: int) -> None:
+    """An arrow into the upper left corner of a panel: where a trade-off is better."""
+    figure.add_annotation(
+        text="better",
+        **{"x": 0.01, "y": 0.99, "ax": 46, "ay": 34, "arrowhead": 2, "arrowcolor": GREY},
+        xref=f"x{col if col > 1 else ''} domain",
+        yref=f"y{col if col > 1 else ''} domain",
+    )
+
+
+def anchored(values: Any) -> list[float] | None:
+    """From 0 to 1 where all values are there, as those of a scorer of toxicity are; else the axis
+    finds its own range."""
+    known = pd.Series(values, dtype=float).dropna()
+    return [-0.02, 1.02] if len(known) and known.between(0, 1).all() else None
+
+
 def styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
     """The figure in the common look: thin axes, no frame, the legend below, fixed size."""
     axis = {"linecolor": LINES, "tickcolor": LINES, "zeroline": False, "title_font": {"size": 13}}
     figure.update_xaxes(title_standoff=8, **axis)
     figure.update_yaxes(title_standoff=8, **axis)
     figure.update_annotations(font={"size": 13})
+    more = 18 * max(0, title.count("<br>") - 1)
     return figure.update_layout(
         template="simple_white",
         title={
@@ -183,10 +240,10 @@ def styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
             **{"x": 0, "xref": "paper", "xanchor": "left"},
             **{"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
         },
-        height=height,
+        height=height + more,
         width=width,
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        margin={"t": 100, "l": 70, "r": 30, "b": 90},
+        margin={"t": 100 + more, "l": 70, "r": 30, "b": 90},
         font={"family": FONT, "size": 13},
     )
 
