@@ -1,4 +1,5 @@
-"""Every command and every Python block of the README, executed.
+"""Every command and every Python block of the README, and the commands of the pages on experiments
+and benchmarks, executed.
 
 Commands run in this process, in the README's order, so that a plot finds the run which a command
 before it left. Where the README's own model and sizes would take minutes the same command is given
@@ -14,7 +15,8 @@ import runpy
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
+import tomllib
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -29,6 +31,7 @@ from refusal_dial.report.theme import found_browser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("experiments", "benchmarks")]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
 ELSEWHERE = {
@@ -64,7 +67,7 @@ def commands() -> list[str]:
     """Every `python ...` of the README in its order: lines of blocks, those of `make` among them,
     and code in tables and sentences."""
     found: list[str] = []
-    fenced, whole = False, README.replace("\\\n", " ")
+    fenced, whole = False, "\n".join([README, *PAGES]).replace("\\\n", " ")
     for part in re.split(r"^(```\w*\n)", whole, flags=re.M):
         if part.startswith("```"):
             fenced = not fenced
@@ -72,7 +75,7 @@ def commands() -> list[str]:
         for code in part.splitlines() if fenced else re.findall(r"`([^`]+)`", part):
             if code.startswith("python "):
                 found.append(code)
-            elif fenced and (made := re.match(r"make (demo|bench)\b", code)):
+            elif fenced and (made := re.match(r"(?:make|refusal-dial) (demo|bench)\b", code)):
                 found += of_make(made[1])
     return list(dict.fromkeys(" ".join(one.split()) for one in found))
 
@@ -169,13 +172,40 @@ def test_the_python_of_the_readme_runs(places, monkeypatch, capsys):
             exec(compile(block, "README.md", "exec"), names)  # noqa: S102
     assert len(names["grid"]) == 3
     replies = capsys.readouterr().out.splitlines()
-    assert len(replies) == 3
     assert replies[1] == "Sure, let us look at the meaning of perjury in a contract."  # unsteered
+    assert len(replies) == 3
+
+
+def test_eight_lines_and_their_three_replies_stand_on_the_first_screen():
+    (block,) = [block for language, block in BLOCKS if language == "python"]
+    assert len(block.splitlines()) == 8
+    shown = re.findall(r"^\| ([−0+]) \| (.*) \|$", README, re.M)
+    assert [sign for sign, _ in shown] == ["−", "0", "+"]
+    assert shown[1][1] == "Sure, let us look at the meaning of perjury in a contract."
+    assert shown[2][1].startswith("I can't assist with that.")
+
+
+def test_what_is_said_of_every_experiments_flags_is_true():
+    said = PAGES[0].split("- Where the question")[0]
+    every, but = said.split("- Every experiment but `validate_judge.py`")
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        flags = {f"--{one.name}" for one in fields(get_type_hints(load(path.stem).main)["flags"])}
+        named = re.findall(r"`(--[a-z-]+)`", every + (but if path.stem != "validate_judge" else ""))
+        assert {one.replace("-", "_") for one in named} - {"__help"} <= {
+            one.replace("-", "_") for one in flags
+        }, path.name
+
+
+def test_badges_say_what_the_project_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert f"Python: {' | '.join(versions)}" in (ROOT / "docs/figures/badge_python.svg").read_text()
+    assert (ROOT / "LICENSE").read_text().startswith("MIT")
 
 
 def test_every_make_target_is_there():
-    fenced = "\n".join(block for _, block in BLOCKS)
-    named = {*re.findall(r"^make (\w+)", fenced, re.M), *re.findall(r"`make (\w+)`", README)}
+    fenced, text = "\n".join(block for _, block in BLOCKS), "\n".join([README, *PAGES])
+    named = {*re.findall(r"^make (\w+)", fenced, re.M), *re.findall(r"`make (\w+)`", text)}
     assert {"demo", "test", "check", "bench"} <= named
     for target in named:
         assert re.search(rf"^{target}:", MAKEFILE, re.M), target
@@ -186,6 +216,8 @@ def test_every_link_leads_somewhere(link):
     assert (ROOT / link).exists()
 
 
-def test_the_picture_is_small_enough_for_a_page():
-    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert 0 < (ROOT / picture).stat().st_size < 150_000
+def test_pictures_are_here_and_small_enough_for_a_page():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert 0 < (ROOT / picture).stat().st_size < 150_000
