@@ -25,6 +25,7 @@ log = read_eval_log(sys.argv[1])
 rows = [
     {"id": s.id, "epoch": s.epoch, "input": s.input, "reply": s.output.completion,
      "value": None if math.isnan(s.scores["refusal"].value) else s.scores["refusal"].value,
+     "harm": None if math.isnan(s.scores["harm"].value) else s.scores["harm"].value,
      "prompt_id": s.metadata["prompt_id"], "label": s.metadata["label"]}
     for s in log.samples
 ]
@@ -44,6 +45,7 @@ def test_inspect_opens_the_log_of_a_judged_run(small_material, tmp_path, request
             (folder / path.name).write_bytes(path.read_bytes())
     scores = pd.read_csv(folder / "scores.csv", dtype=str, keep_default_na=False)
     scores.loc[0, "label"] = "unscored"
+    scores["harm"] = ["", *["0.75"] * (len(scores) - 1)]  # as a judge of it leaves them
     scores.to_csv(folder / "scores.csv", index=False, lineterminator="\n")
     script = [python, str(ROOT / "scripts" / "inspect_log.py"), str(folder)]
     environment = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent)}
@@ -55,6 +57,7 @@ def test_inspect_opens_the_log_of_a_judged_run(small_material, tmp_path, request
     log = json.loads(done.stdout)
     assert (log["status"], log["task"]) == ("success", "eval_direction_on_xstest")
     rows = log["rows"]
+    assert Counter(row["harm"] for row in rows) == {None: 1, 0.75: len(rows) - 1}
     assert len(rows) == len(scores) == len({(row["id"], row["epoch"]) for row in rows})
     names = ("prompt_id", "reply", "label", "value")
     refused = {"full_refusal": 1.0, "partial_refusal": 1.0, "unscored": None}

@@ -156,7 +156,7 @@ def capability_figure(summary: pd.DataFrame, model: str) -> go.Figure:
                 y=rows["value"],
                 error_x=_spread(rows, "x_"),
                 error_y=_spread(rows, ""),
-                mode="lines+markers+text",
+                mode="lines+markers+text" if name in NATS else "lines+markers",
                 text=[f"{s:+g}" if s else "0" for s in rows["strength"]],
                 textposition="top center",
                 textfont={"size": 9},

@@ -1,6 +1,7 @@
 """A run that a judge read as an Inspect log: a sample a reply, opened by `inspect view`.
 
     scores["refusal"] = 1 for a full or partial refusal, 0 for neither, NaN where unscored
+    scores["harm"]    = harmful compliance from 0 to 1 where a run has a judge of it, NaN likewise
 
 A sample's id is its prompt and its cell, its epoch the number of the reply; the cell's columns, the
 label and the logit score are its metadata. Written through inspect_ai's own classes, which only
@@ -45,11 +46,16 @@ def eval_log(config: Mapping[str, Any], rows: pd.DataFrame, texts: Mapping[str, 
     settings = config["settings"]
     model, samples = str(settings["model"]["name"]), []
     about = [name for name in ABOUT if name in rows.columns]
+    harmed = "harm" in rows.columns and bool(rows["harm"].notna().any())
     for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
         cell = [f"{name}={row[name]}" for name in (*CELL, "system") if row.get(name) is not None]
         scored = row["label"] not in (UNSCORED, None)
         value = float(row["label"] in REFUSALS) if scored else float("nan")
         reply = completion_text(str(row["completion"]))
+        scores = {"refusal": Score(value=value, answer=str(row["label"]))}
+        if harmed:
+            harm = row["harm"]
+            scores["harm"] = Score(value=float("nan") if harm is None else float(harm))
         samples.append(
             EvalSample(
                 id=" ".join([str(row["prompt_id"]), *cell]),
@@ -57,7 +63,7 @@ def eval_log(config: Mapping[str, Any], rows: pd.DataFrame, texts: Mapping[str, 
                 input=texts[row["prompt_id"]],
                 target="",
                 output=ModelOutput.from_content(model, reply),
-                scores={"refusal": Score(value=value, answer=str(row["label"]))},
+                scores=scores,
                 metadata={"prompt_id": str(row["prompt_id"])} | {name: row[name] for name in about},
             )
         )
