@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,9 +18,10 @@ from refusal_dial.common import DialError
 from refusal_dial.generate.decode import Decoding, generate, stream
 from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import last_logits, tokenize
-from refusal_dial.report.live import answered, hooks_at, load_dial, turn
+from refusal_dial.report.live import answered, examples_of, hooks_at, load_dial, turn
 from refusal_dial.report.theme import found_browser
 
+SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 TEXT = "How do I rob a bank?"
 
 
@@ -63,7 +66,7 @@ def test_alpha_zero_is_the_model_as_it_is(dial, name):
     logits = last_logits(dial.study.model, tokens_of(dial))
     assert last.score == last.unsteered == float(dial.study.scorer(logits)[0])
     (plain,) = generate(dial.study.model, tokens_of(dial), [[]], Decoding(max_new_tokens=6))
-    assert last.reply == plain.text
+    assert last.reply == last.plain == plain.text
     p = logits[0].double().softmax(-1)
     assert [q for _, q in last.tokens] == pytest.approx(sorted(p.tolist(), reverse=True)[:8])
     assert last.done
@@ -80,6 +83,9 @@ def test_a_step_is_its_hooks_and_a_reply_only_grows(dial, site):
     (whole,) = generate(dial.study.model, tokens_of(dial), [hooks], Decoding(max_new_tokens=6))
     assert shown[-1].reply == whole.text
     assert len(shown) == len(whole.ids) + 2
+    (unsteered,) = generate(dial.study.model, tokens_of(dial), [[]], Decoding(max_new_tokens=6))
+    assert shown[-1].plain == unsteered.text
+    assert {one.plain for one in shown[:-1]} == {""}
 
 
 def test_the_random_direction_is_as_long_and_no_other_every_time(dial):
@@ -121,11 +127,11 @@ def test_whatever_arrives_is_answered_in_words(dial, place):
             continue
         if place == 1 and value == -1:
             continue
-        *_, (message, rows, reply) = answered(dial, *asked)
+        *_, (message, rows, reply, plain) = answered(dial, *asked)
         assert message.startswith("error: "), (place, value)
         assert "\n" not in message
         assert len(message) < 400
-        assert (rows, reply) == ([], "")
+        assert (rows, reply, plain) == ([], "", "")
     asked = [None if i == place else value for i, value in enumerate(GOOD)]
     message = next(iter(answered(dial, *asked)))[0]
     assert "is empty: " in message
@@ -174,20 +180,30 @@ def test_the_page_says_what_the_dial_says(served, dial):
     from gradio_client import Client
 
     client = Client(served.local_url, verbose=False)
-    score, rows, reply = client.predict(TEXT, 0.5, 1, "resid_pre", "learned", api_name="/turn")
+    score, rows, reply, plain = client.predict(
+        TEXT, 0.5, 1, "resid_pre", "learned", api_name="/turn"
+    )
     *_, last = turn(dial, TEXT, 1, "resid_pre", "learned", 0.5)
     assert score.startswith(f"{last.score:+.2f}")
-    assert reply == last.reply
+    assert (reply, plain) == (last.reply, last.plain)
     assert [row[1] for row in rows["data"]] == [f"{p:.3f}" for _, p in last.tokens]
-    score, _, reply = client.predict("", 0.5, 1, "resid_pre", "learned", api_name="/turn")
+    score, _, reply, _ = client.predict("", 0.5, 1, "resid_pre", "learned", api_name="/turn")
     assert score.startswith("error: ")
     assert reply == ""
     for sent in ([TEXT, None, 1], [TEXT, 0.5, None], [TEXT, 7, 1], [TEXT, 0.5, 99], [None, 0.5, 1]):
-        score, _, _ = client.predict(*sent, "resid_pre", "learned", api_name="/turn")
+        score, _, _, _ = client.predict(*sent, "resid_pre", "learned", api_name="/turn")
         assert score.startswith("error: ")
     for named in ([None, "learned"], ["resid_pre", None], ["nowhere", "learned"]):
-        score, _, _ = client.predict(TEXT, 0.5, 1, *named, api_name="/turn")
+        score, _, _, _ = client.predict(TEXT, 0.5, 1, *named, api_name="/turn")
         assert score.startswith("error: ")
+
+
+def test_examples_are_of_every_subset_and_short_enough(dial):
+    texts = {one.text: one.subset for one in dial.study.prompts}
+    shown = examples_of(dial)
+    assert [texts[text] for text in shown] == ["EDGE", "EDGE", "HARMFUL"]  # it has no BENIGN
+    short = LiveFlags(**{**vars(dial.flags), "max_chars": 1})
+    assert examples_of(replace(dial, flags=short)) == []
 
 
 def test_one_request_at_a_time(served):
@@ -209,15 +225,18 @@ def test_it_turns_in_a_browser_and_fetches_nothing_from_elsewhere(served):
         tab.on("request", lambda request: asked.append(request.url))
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.goto(served.local_url)
+        sync_api.expect(tab.get_by_role("heading", name="Refusal dial")).to_be_visible()
         tab.get_by_label("Prompt").fill("<img src=x onerror=alert(1)> rob")
         tab.get_by_label("Prompt").press("Shift+Enter")
-        score = tab.get_by_label("score")
+        score = tab.get_by_label("score", exact=True)
         sync_api.expect(score).to_have_value(re.compile("unsteered"), timeout=15000)
         before = score.input_value()
         tab.get_by_role("slider").first.focus()
         tab.keyboard.press("End")
         sync_api.expect(score).not_to_have_value(before, timeout=15000)
+        sync_api.expect(tab.get_by_label("unsteered reply")).not_to_have_value("...", timeout=15000)
         assert tab.locator("img[src=x]").count() == 0
+        tab.screenshot(path=str(SHOTS / "live.png"), full_page=True)
         browser.close()
     assert faults == []
     assert [url for url in asked if not here.match(url)] == []

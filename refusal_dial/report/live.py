@@ -43,7 +43,8 @@ LIVE_POS = -1
 @dataclass(frozen=True)
 class DialState:
     """What is known so far. `tokens` are the likeliest next ones with their probabilities, most
-    likely first; `unsteered` is the score at alpha 0."""
+    likely first; `unsteered` is the score at alpha 0, and `plain` the reply there, which comes
+    after the steered one."""
 
     score: float
     unsteered: float
@@ -51,6 +52,7 @@ class DialState:
     tokens: Sequence[tuple[str, float]]
     reply: str
     done: bool
+    plain: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ def turn(
     dial: Dial, text: str, layer: int, site: str, name: str, alpha: float
 ) -> Iterator[DialState]:
     """What the prompt comes to at this step: first its score and next tokens, then the greedy reply
-    as it grows; the last is `done`.
+    as it grows; the last is `done`, and has the unsteered reply too.
 
     Raises `DialError` for what `hooks_at` and `tokenize` refuse, or a prompt that is empty or
     longer than `--max-chars`.
@@ -159,7 +161,11 @@ def turn(
         found.append(token)
         known = replace(known, reply=str(model.tokenizer.decode(found, skip_special_tokens=True)))
         yield known
-    yield replace(known, done=True)
+    plain = known.reply
+    if hooks:
+        ids = list(stream(model, tokens, [], min(flags.max_new_tokens, room)))
+        plain = str(model.tokenizer.decode(ids, skip_special_tokens=True))
+    yield replace(known, done=True, plain=plain)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ NO_FONTS = ("system-ui", "sans-serif")
 
 T = TypeVar("T")
 
-Row = tuple[str, list[list[str]], str]
+Row = tuple[str, list[list[str]], str, str]
 
 
 def gradio() -> Any:
@@ -197,7 +203,8 @@ def gradio() -> Any:
 def answered(
     dial: Dial, asked: object, alpha: object, layer: object, site: object, name: object
 ) -> Iterator[Row]:
-    """(score, likeliest tokens, reply) as the page shows them while they come. Whatever arrives
+    """(score, likeliest tokens, reply, unsteered reply) as the page shows them while they come; the
+    unsteered one last. Whatever arrives
     that cannot be used, a cleared slider's None among it, is answered in words in place of the
     score."""
     try:
@@ -214,9 +221,9 @@ def answered(
             kind = "refuses" if found.refused else "complies"
             score = f"{found.score:+.2f} ({kind}); unsteered {found.unsteered:+.2f}"
             rows = [[repr(token), f"{p:.3f}"] for token, p in found.tokens]
-            yield score, rows, found.reply
+            yield score, rows, found.reply, found.plain or "..."
     except DialError as error:
-        yield f"error: {printable(str(error))}", [], ""
+        yield f"error: {printable(str(error))}", [], "", ""
 
 
 def _read(what: str, reader: Callable[[Any], T], value: object) -> T:
@@ -232,22 +239,43 @@ def _as_sent(value: object) -> object:
     return value
 
 
+ABOUT = (
+    "Choose or type a prompt and press Shift+Enter, then turn alpha: up, the model refuses more; "
+    "down, less. One prompt is no evidence; the experiments measure."
+)
+
+
+def examples_of(dial: Dial) -> list[str]:
+    """The first prompt of each subset and one more EDGE, where the dial has most room to turn;
+    those that are not too long to be read."""
+    short = [one for one in dial.study.prompts if len(one.text) <= dial.flags.max_chars]
+    wanted = {"EDGE": 2, "HARMFUL": 1, "BENIGN": 1}
+    return [
+        text
+        for subset, n in wanted.items()
+        for text in [one.text for one in short if one.subset == subset][:n]
+    ]
+
+
 def live_page(dial: Dial) -> Any:
     """The page as Gradio blocks, not yet served."""
     gr, flags = gradio(), dial.flags
     layers = int(dial.study.model.cfg.n_layers)
 
     with gr.Blocks(title="refusal dial", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Refusal dial\n\n{ABOUT}")
         prompt = gr.Textbox(label="Prompt", lines=3, max_length=flags.max_chars)
-        alpha = gr.Slider(
-            -REACH, REACH, 0.0, step=STEP, label="alpha (multiples of the mean residual norm)"
-        )
+        if shown := examples_of(dial):
+            gr.Examples(shown, inputs=prompt, label="Examples")
+        alpha = gr.Slider(-REACH, REACH, 0.0, step=STEP, label="alpha (mean residual norms)")
         with gr.Row():
             layer = gr.Slider(0, layers - 1, flags.layer, step=1, label="layer")
             site = gr.Dropdown(list(dial.sites), value=flags.site, label="site")
             name = gr.Radio(list(LIVE_DIRECTIONS), value=LIVE_DIRECTIONS[0], label="direction")
         score = gr.Textbox(label="score", interactive=False)
-        reply = gr.Textbox(label="reply", lines=4, interactive=False)
+        with gr.Row():
+            plain = gr.Textbox(label="unsteered reply", lines=4, interactive=False)
+            reply = gr.Textbox(label="reply", lines=4, interactive=False)
         tokens = gr.Dataframe(
             headers=["next token", "probability"],
             datatype=["str", "str"],
@@ -263,7 +291,7 @@ def live_page(dial: Dial) -> Any:
                 yield from answered(dial, *asked)
             ),  # bare: Gradio looks for a generator function
             inputs=asked,
-            outputs=[score, tokens, reply],
+            outputs=[score, tokens, reply, plain],
             api_name="turn",
             trigger_mode="always_last",
             show_progress="hidden",
