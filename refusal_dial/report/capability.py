@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, DialError
-from refusal_dial.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILLION, escaped, styled
+from refusal_dial.report.theme import BLUE, GREY, escaped, styled
 from refusal_dial.studies.capability import KL, LOSS, REFUSED, SCORE
 
 CAPABILITY_TABLE = (
@@ -24,6 +24,9 @@ CAPABILITY_TABLE = (
 )
 
 NATS = {LOSS: "loss on plain text (nats a token)", KL: "KL of harmless replies (nats a token)"}
+
+LINES_OF_TASKS = (("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "x"))
+"""All are the learned direction's, and have its colour."""
 
 _WIDTH = 136
 
@@ -128,15 +131,14 @@ def capability_figure(summary: pd.DataFrame, model: str) -> go.Figure:
     tasks = [name for name in dict.fromkeys(summary["measure"]) if name not in known]
     titles = ["tasks: share right", *NATS.values()]
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
-    colours = (BLUE, VERMILLION, GREEN, PURPLE)
-    panels = [(name, colours[i % len(colours)], 1) for i, name in enumerate(tasks)]
-    panels += [(LOSS, BLUE, 2), (KL, BLUE, 3)]
+    panels = [(name, LINES_OF_TASKS[i % len(LINES_OF_TASKS)], 1) for i, name in enumerate(tasks)]
+    panels += [(LOSS, LINES_OF_TASKS[0], 2), (KL, LINES_OF_TASKS[0], 3)]
     key = ["direction", "seed", "strength"]
     for kind in ("random", "learned"):
         mine = summary[(summary["direction"] == kind) & (summary["layer"] == layer)]
         at = mine[(mine["measure"] == SCORE) & (mine["prompts"] == subset)]
         at = at[[*key, "value", "lo", "hi"]].rename(columns=lambda c: c if c in key else f"x_{c}")
-        for name, colour, col in panels:
+        for name, (dash, symbol), col in panels:
             rows = mine[mine["measure"] == name].merge(at, on=key).sort_values("strength")
             if kind == "random":
                 figure.add_scatter(
@@ -160,7 +162,8 @@ def capability_figure(summary: pd.DataFrame, model: str) -> go.Figure:
                 text=[f"{s:+g}" if s else "0" for s in rows["strength"]],
                 textposition="top center",
                 textfont={"size": 9},
-                line={"color": colour, "width": 1},
+                line={"color": BLUE, "width": 1, "dash": dash},
+                marker={"symbol": symbol},
                 name=escaped(f"{name} (n={rows['n'].iloc[0]})"),
                 row=1,
                 col=col,
