@@ -3,7 +3,7 @@
 The hub client retries for half a minute before it gives up. This asks for a connection first, so
 that a machine without a network gets its answer at once. It also says which commit of a model is
 meant, and where the hub's cache keeps it: transformers (from 5) loads one commit and does not say
-which. It loads no model and no data set.
+which. It loads no model and no data set. It uploads files when asked to.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlparse
+
+from refusal_dial.common import DialError, one_line
 
 TIMEOUT_S = 3.0
 
@@ -70,3 +73,32 @@ def commit_of(folder: Path) -> tuple[str, str] | None:
     inside = folder.relative_to(cache).as_posix()
     found = re.fullmatch(r"models--([^/]+)/snapshots/([0-9a-f]{40})", inside)
     return (found[1].replace("--", "/"), found[2]) if found else None
+
+
+def push_to_hub(
+    repo: str, files: Mapping[str, bytes], private: bool = True, endpoint: str | None = None
+) -> str:
+    """Upload files, by name, to a model repository as one commit; its address. The repository is
+    made where there is none, private unless asked otherwise; one that is there keeps its other
+    files. Who uploads is whoever is logged in to the hub (`hf auth login`). `endpoint` is another
+    hub's address.
+
+    Raises `DialError` where the hub cannot be reached or refuses.
+    """
+    import httpx
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if endpoint is None and not hub_reachable():
+        raise DialError("the hub cannot be reached: nothing was uploaded")
+    api = HfApi(endpoint=endpoint)
+    adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=x) for name, x in files.items()]
+    try:
+        made = api.create_repo(repo, private=private, exist_ok=True)
+        api.create_commit(made.repo_id, adds, commit_message="Upload a direction")
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        raise DialError(
+            f"the hub did not take it ({one_line(error, 160)}): expected owner/name, and to be "
+            "logged in (hf auth login)"
+        ) from error
+    return str(made)
