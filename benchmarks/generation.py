@@ -2,7 +2,7 @@
 
     python benchmarks/generation.py [--prompts 8] [--alphas 17] [--layers 20] [--new 32]
         [--rounds 3] [--threads 2]
-        [--model embedded|FOLDER] [--dtype float32]
+        [--model embedded|FOLDER] [--device cpu] [--dtype float32]
 
 On one model, in turns, in one process; ratios are medians over rounds. `grid`: every layer
 and alpha in one call of ours against one call of ours a cell, and against TransformerLens's way,
@@ -28,7 +28,7 @@ from refusal_dial.generate.decode import Decoding, generate
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
-    found = run()
+    found = run()  # ends on the processor: tokens are read there
     return time.perf_counter() - start, found
 
 
@@ -40,24 +40,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", default="", help="a layer (the middle one), or all")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model, "cpu", args.dtype)
+    model = load_model(args.model, args.device, args.dtype)
     texts = [p.text for p in load_prompts("embedded") if p.subset == "EDGE"][: args.prompts]
-    tokens = tokenize(model, texts)
+    tokens = tokenize(model, texts).on(model)
     unit = torch.nn.functional.normalize(torch.randn(int(model.cfg.d_model)), dim=0)
+    unit = unit.to(model.cfg.device)
     alphas = torch.linspace(-8, 8, args.alphas).tolist()
     middle = int(args.layers) if args.layers.isdigit() else int(model.cfg.n_layers) // 2
     every = range(int(model.cfg.n_layers)) if args.layers == "all" else [middle]
     grid = [[steer(unit, alpha, layer=n, pos=-1)] for n in every for alpha in alphas]
     decoding = Decoding(args.new, rows=len(grid) * len(texts))
-    bare = weights_of(args.model, args.dtype)
+    bare = weights_of(args.model, args.device, args.dtype)
 
     def theirs(where: Any) -> torch.Tensor:
         return where.generate(
             tokens.ids, attention_mask=tokens.mask, max_new_tokens=args.new, do_sample=False
-        )
+        ).cpu()
 
     def in_hooks() -> list[torch.Tensor]:
         found = []

@@ -109,7 +109,9 @@ def main() -> None:
         if "alphas" in work.name and f"x {len(bridge.blocks)}" not in work.name
     ]
     for name, peer in PEERS.items():
-        plain = weights_of(args.model, args.dtype)  # peers leave things of their own in a model
+        plain = weights_of(
+            args.model, "cpu", args.dtype
+        )  # peers leave things of their own in a model
         for work in asked:
             try:
                 said = beside(bridge, work, peer(plain, work), args.rounds)

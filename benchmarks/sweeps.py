@@ -1,6 +1,6 @@
 """Sweeps, ours beside plain TransformerLens hooks and its patching functions, in one run.
 
-    python benchmarks/sweeps.py [--model shape|embedded|both|FOLDER] [--device cpu]
+    python benchmarks/sweeps.py [--model shape|shape-7b|embedded|both|FOLDER] [--device cpu]
         [--dtype float32] [--batch 8] [--threads 2] [--rounds 2] [--only "17 alphas"] [--json FILE]
 
 Ours runs every cell. Peers run one forward pass a cell, every cell alike, so a few cells spread
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", default="both", help="shape, embedded, both, or a model")
+    parser.add_argument("--model", default="both", help="a shape, embedded, both, or a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=8)
@@ -212,7 +212,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in ("embedded", "shape") if args.model == "both" else (args.model,):
         model = model_of(name, args.device, args.dtype)
-        rows, weights = [], weights_of(name, args.dtype).to(args.device)
+        rows, weights = [], weights_of(name, args.device, args.dtype)
         for work in works(model, args.batch):
             if args.only in work.name:
                 rows.append(measure(model, work, args.rounds, weights))

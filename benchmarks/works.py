@@ -49,30 +49,46 @@ class Work:
 scorer = LogitDiff((40, 41), (50, 51))
 
 
-def qwen_weights(device: str) -> Qwen2ForCausalLM:
-    """Random weights in the shape of Qwen2.5-0.5B."""
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-    )
+SHAPES = {
+    "shape": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "shape-7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+}
+"""The sizes of Qwen2.5-0.5B and Qwen2.5-7B."""
+
+
+def qwen_weights(name: str, device: str, dtype: str) -> Qwen2ForCausalLM:
+    """Random weights in one of these shapes."""
+    config = Qwen2Config(vocab_size=151936, max_position_embeddings=4096, **SHAPES[name])
     torch.manual_seed(0)
-    with torch.device(device):
-        return Qwen2ForCausalLM(config)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device):
+            return Qwen2ForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
-def qwen_shape(device: str, dtype: str) -> TransformerBridge:
+def qwen_shape(name: str, device: str, dtype: str) -> TransformerBridge:
     """They, as TransformerLens's model."""
-    model = qwen_weights(device)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     bridge = TransformerBridge.boot_transformers(
-        "random/qwen2.5-0.5b-shape",
-        hf_model=model.to(getattr(torch, dtype)).eval(),
+        f"random/qwen2.5-{name}",
+        hf_model=qwen_weights(name, device, dtype),
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="a", eos_token="b"),
         device=device,
     )
@@ -81,16 +97,17 @@ def qwen_shape(device: str, dtype: str) -> TransformerBridge:
 
 
 def model_of(name: str, device: str, dtype: str) -> TransformerBridge:
-    """`shape`, or whatever `load_model` takes."""
-    return qwen_shape(device, dtype) if name == "shape" else load_model(name, device, dtype)
+    """A shape, or whatever `load_model` takes."""
+    known = name in SHAPES
+    return qwen_shape(name, device, dtype) if known else load_model(name, device, dtype)
 
 
-def weights_of(name: str, dtype: str) -> nn.Module:
+def weights_of(name: str, device: str, dtype: str) -> nn.Module:
     """The weights as Hugging Face loads them, with its own SDPA attention."""
+    if name in SHAPES:
+        return qwen_weights(name, device, dtype)
     number = getattr(torch, dtype)
-    if name == "shape":
-        return qwen_weights("cpu").to(number).eval()
-    return AutoModelForCausalLM.from_pretrained(source_of(name), dtype=number).eval()
+    return AutoModelForCausalLM.from_pretrained(source_of(name), dtype=number).to(device).eval()
 
 
 def random_tokens(model: TransformerBridge, batch: int, seed: int) -> Tokens:

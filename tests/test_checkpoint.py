@@ -36,6 +36,7 @@ def folder(qwen_folder, tmp_path):
 # --- which model it is
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_byte_of_any_deciding_file_changes_the_revision(data, tmp_path_factory):
     """Blocks small enough that a file has several: none of them is left out, nor their order."""

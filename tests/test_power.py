@@ -41,6 +41,7 @@ def test_isotropic_random_directions_are_beaten_by_labels_that_mean_nothing():
     assert share(50, 0.0, "random") > 0.15
 
 
+@pytest.mark.slow
 def test_a_larger_effect_is_found_more_often_and_the_slope_finds_more_than_twenty_draws():
     found = [share(20, rho, "slope") for rho in (0.0, 0.3, 0.8)]
     assert found[0] < found[1] < found[2]

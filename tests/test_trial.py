@@ -12,6 +12,7 @@ from grids import TOKENS, add_one, logprob, messages, mixed_grid, plain
 from torch import Tensor
 
 from refusal_dial.common import hook_name
+from refusal_dial.engine import score
 from refusal_dial.engine.score import score_grid
 
 
@@ -44,6 +45,29 @@ def test_an_architecture_that_mixes_positions_runs_plain(
     expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
     assert "the replay differs from a forward pass by" in messages(caplog)[0]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_half_precision_is_allowed_what_one_rounding_of_the_input_does(
+    fault: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep model answers rounding by more than a fixed share (here: by more than none), and a
+    replay of another model by far more than rounding."""
+    model, grid = fresh("Qwen2"), mixed_grid()
+    model.original_model.to(torch.bfloat16)
+    monkeypatch.setattr(score, "HALF_TOLERANCE", 0.0)
+    kind = type(model.blocks[0].original_component)
+    straight = kind.forward
+
+    def crooked(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
+
+    if fault:
+        monkeypatch.setattr(kind, "forward", crooked)
+    with caplog.at_level(logging.INFO, "refusal_dial"):
+        score_grid(model, TOKENS, grid, logprob)
+    refused = [one for one in messages(caplog) if "the replay differs" in one]
+    assert len(refused) == fault
 
 
 def test_the_verdict_is_taken_anew_when_a_weight_changes() -> None:

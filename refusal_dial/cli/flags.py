@@ -124,10 +124,17 @@ EXECUTORS = ("local", "ray")
 
 SWITCH = ("off", "on")
 
-MACHINES = ("dry_run", "executor", "ray_address", "workers", "cpus_per_worker", "gpus_per_worker")
+MACHINES = (
+    *("dry_run", "preview", "executor", "ray_address", "workers"),
+    *("cpus_per_worker", "gpus_per_worker"),
+)
 """Flags that say where rows are computed, or whether; they do not depend on them."""
 
 DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
+
+PREVIEW: Any = flag(
+    False, "print what one gradient estimates, and its error on a sample; nothing is written"
+)
 
 
 def _alphas_or_auto(value: Any) -> tuple[float, ...]:
@@ -203,6 +210,7 @@ class StudyFlags(OpenFlags):
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
     dry_run: bool = DRY_RUN
+    preview: bool = PREVIEW
     config: str | None = CONFIG_FLAG
 
 
@@ -356,6 +364,34 @@ class SelectionFlags(StudyFlags):
         own = RULE_LIMITS[self.rule]
         own = own if self.max_kl is None else replace(own, kl=self.max_kl)
         return own if self.min_induce is None else replace(own, induce=self.min_induce)
+
+
+# --------------------------------------------------------------------------------------------------
+# The flags of the map of the dial, with their defaults and their help.
+
+
+@dataclass(frozen=True)
+class MapFlags(StudyFlags, InUnit):
+    """Which places, how many permuted labels, and how the slope is checked against the dial."""
+
+    layer: tuple[int, ...] = flag((), "a layer, a list such as 20,21,23, or all", layers_of)
+    site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
+    positions: tuple[int, ...] = flag(
+        (),
+        "positions such as -5,-4,-1; default: what the template adds after the prompt",
+        _positions,
+    )
+    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
+    )
+    n_permutations: int = flag(10_000, "times the labels are permuted", at_least(19, parse_whole))
+    n_check: int = flag(
+        200, "directions a layer that are turned for real", at_least(3, parse_whole)
+    )
+    n_prompts: int = flag(16, "held-out prompts that they are turned on", at_least(1, parse_whole))
+    alphas: tuple[float, ...] = flag((0.1, 0.3, 0.6), ALPHAS_HELP, alphas_of)
+    alpha_unit: str | None = ALPHA_UNIT
 
 
 # --------------------------------------------------------------------------------------------------
@@ -518,6 +554,7 @@ class ContinuationFlags(InUnit):
     )
     out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
     dry_run: bool = DRY_RUN
+    preview: bool = PREVIEW
     config: str | None = CONFIG_FLAG
 
 

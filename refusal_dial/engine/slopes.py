@@ -8,7 +8,9 @@ The slope is local. It is exact as alpha goes to 0 and blind to saturation: besi
 measured curve, and where that leaves the line. Gradients in half precision are coarse, so the
 parameters of such a model are taken in float32 for the pass, and put back as they were.
 
-Nanda 2023 (attribution patching) is the same tangent at a patched activation.
+The same tangent estimates any edit, a patch too (attribution patching, Nanda 2023):
+
+    s_i(edit) ≈ s_i + (edit(h_i) - h_i) · g_i
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import Hook, hook_name, progress
-from refusal_dial.engine.score import Scorer
+from refusal_dial.common import DialError, Hook, hook_name, progress
+from refusal_dial.engine.changes import restrict
+from refusal_dial.engine.score import Scorer, check_grid
+from refusal_dial.hooks import Edit
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
 
@@ -51,37 +55,98 @@ def gradients(
 
     Raises `DialError` for a layer or site that the model has not.
     """
-    check_layers(model, {layer for _, layer in keys})
-    for site in dict.fromkeys(site for site, _ in keys):
-        check_site(model, site)
+    _check_keys(model, keys)
     held: dict[Key, list[Tensor]] = {key: [] for key in keys}
-    with _in_float32(model), torch.enable_grad():
-        for start in range(0, len(where), batch_size):
-            some = tokens.rows(start, start + batch_size)
-            added: dict[Key, Tensor] = {}
-            at = where[start : start + batch_size]
-            hooks = [_zeros_added(key, at, added) for key in keys]
-            with model.hooks(fwd_hooks=hooks):
-                logits = model(
-                    some.ids, attention_mask=some.mask, logits_to_keep=1, use_cache=False
-                )
-            score = scorer(logits[:, -1]).sum()
-            found = torch.autograd.grad(score, [added[key] for key in keys], allow_unused=True)
-            for key, one in zip(keys, found, strict=True):
-                zeros = torch.zeros_like(added[key]) if one is None else one
-                held[key].append(zeros.detach().float().cpu())
+    for start in range(0, len(where), batch_size):
+        some = tokens.rows(start, start + batch_size)
+        _, found = _backward(model, some, scorer, keys, where[start : start + batch_size])
+        for key, (_, gradient) in found.items():
+            held[key].append(gradient.float().cpu())
     return {key: torch.cat(parts) for key, parts in held.items()}
 
 
-def _zeros_added(key: Key, where: Int[Tensor, "batch k"], added: dict[Key, Tensor]) -> Hook:
-    """The hook that adds zeros at these positions, and keeps them to be differentiated."""
+def first_order(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    scorer: Scorer,
+    batch_size: int = PROMPTS_A_PASS,
+) -> Float64[Tensor, "cell batch"]:
+    """`s_i + sum over the cell's edits of (edit(h_i) - h_i) · g_i`: what `score_grid` would find
+    for these cells if the score were linear, from one backward pass.
+
+    Exact as edits become small, and blind to saturation and to what one edit does to another.
+    Raises `DialError` as `score_grid` does, and for a hook that is no edit of this package.
+    """
+    check_grid(model, tokens, grid)
+    for _, edit in (hook for cell in grid for hook in cell):
+        if not isinstance(edit, Edit):
+            raise DialError(f"first-order: expected steer, ablate, clamp or patch, not {edit}")
+    edits = [[edit for _, edit in cell if isinstance(edit, Edit)] for cell in grid]
+    keys = list(dict.fromkeys((edit.site, edit.layer) for cell in edits for edit in cell))
+    parts: list[Tensor] = []
+    for start in progress(range(0, len(tokens), batch_size), "gradients"):
+        rows = torch.arange(start, min(start + batch_size, len(tokens)))
+        some = Tokens(tokens.ids[rows], tokens.mask[rows])
+        every = torch.arange(-some.ids.shape[1], 0).expand(len(rows), -1)
+        score, found = _backward(model, some, scorer, keys, every)
+        estimates = score.double().cpu().repeat(len(grid), 1)
+        for estimate, cell in zip(estimates, edits, strict=True):
+            for edit in cell:
+                activation, gradient = found[edit.site, edit.layer]
+                step = restrict(edit, rows)(activation) - activation
+                estimate += (step.double() * gradient.double()).flatten(1).sum(1).cpu()
+        parts.append(estimates)
+    return torch.cat(parts, dim=1)
+
+
+def _check_keys(model: TransformerBridge, keys: Sequence[Key]) -> None:
+    check_layers(model, {layer for _, layer in keys})
+    for site in dict.fromkeys(site for site, _ in keys):
+        check_site(model, site)
+
+
+def _backward(
+    model: TransformerBridge,
+    tokens: Tokens,
+    scorer: Scorer,
+    keys: Sequence[Key],
+    where: Int[Tensor, "batch k"],
+) -> tuple[Float64[Tensor, " batch"], dict[Key, tuple[Tensor, Tensor]]]:
+    """The scores, and at each key the activations at these positions and their gradients."""
+    added: dict[Key, Tensor] = {}
+    seen: dict[Key, Tensor] = {}
+    with _in_float32(model), torch.enable_grad():
+        hooks = [_zeros_added(key, where, added, seen) for key in keys]
+        with model.hooks(fwd_hooks=hooks):
+            logits = model(
+                tokens.ids, attention_mask=tokens.mask, logits_to_keep=1, use_cache=False
+            )
+        score = scorer(logits[:, -1])
+        found: Sequence[Tensor | None] = ()
+        if keys:
+            found = torch.autograd.grad(score.sum(), [added[k] for k in keys], allow_unused=True)
+    return score.detach(), {
+        key: (seen[key], torch.zeros_like(added[key]) if one is None else one.detach())
+        for key, one in zip(keys, found, strict=True)
+    }
+
+
+def _zeros_added(
+    key: Key,
+    where: Int[Tensor, "batch k"],
+    added: dict[Key, Tensor],
+    seen: dict[Key, Tensor],
+) -> Hook:
+    """The hook that adds zeros at these positions, and keeps them to be differentiated, with the
+    activations there."""
     site, layer = key
 
     def add(activation: Tensor, hook: Any) -> Tensor:
         at = where.to(activation.device)
         rows = torch.arange(len(at), device=activation.device)[:, None]
-        zeros = torch.zeros_like(activation[rows, at]).requires_grad_(True)
-        added[key] = zeros
+        seen[key] = activation[rows, at].detach()
+        added[key] = zeros = torch.zeros_like(seen[key]).requires_grad_(True)
         return activation.index_put((rows.expand_as(at), at), zeros, accumulate=True)
 
     return hook_name(site, layer), add

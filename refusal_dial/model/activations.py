@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, check_pos, hook_name, log, progress
 from refusal_dial.model.tokens import Tokens, last_logits
-from refusal_dial.model.unhooked import TOLERANCES, UnfitError, Unhooked
+from refusal_dial.model.unhooked import HALF_TOLERANCE, UnfitError, Unhooked
 
 Take = Callable[[Tensor, Tensor], Tensor]
 """(activation `batch pos width`, mask `batch pos`) to what is kept of it, a row a prompt."""
@@ -130,7 +130,7 @@ def fast_reader(
 
     That is in half precision, where the eager attention that hook points need is several times as
     slow as SDPA. Two of the prompts go both ways first: logits and activations may differ by what
-    rounding explains (`TOLERANCES`). None where it does not fit, or hooks are attached.
+    rounding explains (`HALF_TOLERANCE`). None where it does not fit, or hooks are attached.
     """
     weight = next(model.original_model.parameters())
     attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
@@ -148,9 +148,10 @@ def fast_reader(
     except UnfitError as error:
         log.info("activations by the bridge's own forward pass: %s", error)
         return None
-    most = TOLERANCES.get(weight.dtype, 0.05)
     for key, value in ways[0].items():
-        if not float((ways[1][key] - value).abs().max()) <= most * float(value.abs().max()):
+        if not float((ways[1][key] - value).abs().max()) <= HALF_TOLERANCE * float(
+            value.abs().max()
+        ):
             log.info("activations by the bridge's own forward pass: SDPA differs at %s", site)
             return None
     return alone

@@ -44,7 +44,10 @@ HARMLESS = ("position_ids", "cache_position", "is_causal", "use_cache", "output_
 """Keywords an attention may be given that say nothing its mask does not."""
 
 TOLERANCES = {torch.float32: 3e-4, torch.float64: 1e-6}
-"""The largest difference from the bridge, as a share of the largest; 0.05 in half precision."""
+"""The largest difference from the bridge, as a share of the largest."""
+
+HALF_TOLERANCE = 0.05
+"""The same in half precision."""
 
 MANAGED = "its modules are managed by another library (offload or a device map)"
 

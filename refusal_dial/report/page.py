@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from refusal_dial.common import DialError
 from refusal_dial.report.continuation import alpha_sweep, distributions
 from refusal_dial.report.dial import dials
+from refusal_dial.report.direction_map import map_figure, map_sentence
 from refusal_dial.report.patching import heatmaps, patching_title
 from refusal_dial.report.reading import RunReading
 from refusal_dial.report.replies import reply_curves, trade_off_curve
@@ -72,6 +73,9 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
     summary = reading.summary if "strength" in reading.summary else in_norms(reading.summary)
     if reading.kind == "patching":
         return _patched(summary)
+    if reading.kind == "map":
+        parts = summary.groupby("labels", sort=False)
+        return [VerdictLine(*map_sentence(part), "") for _, part in parts]
     if reading.kind == "other":
         return [
             VerdictLine(
@@ -298,6 +302,9 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
     if reading.kind == "patching":
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}
+    if reading.kind == "map":
+        asked = title_of(reading.config, "Where a direction turns refusal")
+        return {"map": lambda: map_figure(summary, asked)}
     if reading.kind == "continuations":
         asked, alpha = title("Score of completions"), unit_label("alpha", settings)
         every = title("Every completion's score")

@@ -18,6 +18,7 @@ from refusal_dial.run.folder import find_run, read_config, read_table, read_verd
 from refusal_dial.run.schema import (
     COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
+    MAP_COLUMNS,
     PAIRS,
     PATCH_ROWS,
     PATCHES,
@@ -112,6 +113,7 @@ RUN_KINDS = {
     "patching": (PATCH_ROWS, PATCHES),
     "replies": (REPLY_ROWS, REPLY_COLUMNS),
     "continuations": (COMPLETION_ROWS, CONTINUATION_COLUMNS),
+    "map": (SCORES, MAP_COLUMNS),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
@@ -139,8 +141,11 @@ class RunReading:
 
     @property
     def kind(self) -> str:
-        """What was measured: `patching`, judged `replies`, `continuations`, `scores`, or something
-        `other`, whose rows have no baseline or whose summary has no groups of prompts."""
+        """What was measured: `patching`, judged `replies`, `continuations`, `scores`, a `map` of
+        slopes, or something `other`, whose rows have no baseline or whose summary has no groups of
+        prompts."""
+        if "labels" in self.summary:
+            return "map"
         if not {"subset", "split"} & set(self.summary):
             return "other"
         columns = {*self.scores, *self.summary}

@@ -1,8 +1,8 @@
 """A job: one sweep carried out into one run, with a progress bar, resumed where it stopped.
 
 The only place where computing and writing meet. It knows the order of things (open, append,
-summarise, finish, say what came out) and no statistics, hooks or models of its own. A dry run ends
-where the rows would begin: nothing is written then.
+summarise, finish, say what came out) and no statistics, hooks or models of its own. A dry run and a
+preview end where the rows would begin: nothing is written then.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from refusal_dial.run.folder import (
 from refusal_dial.run.forecast import Forecast, estimate_time, print_forecast, weights
 from refusal_dial.run.machines import Machines, check_machines, compute
 from refusal_dial.run.plan import Plan
+from refusal_dial.run.preview import preview, print_preview
 from refusal_dial.stats.comparison import (
     check_dropped_share,
     dropped_reasons,
@@ -70,6 +71,8 @@ class RunFlags(Machines, Protocol):
     @property
     def dry_run(self) -> bool: ...
     @property
+    def preview(self) -> bool: ...
+    @property
     def max_missing(self) -> float: ...
 
 
@@ -82,7 +85,7 @@ def begin(
     """The run to be carried out, with the directions it learned in files of these names. In a dry
     run nothing is written, nor where the machines cannot carry it out."""
     run = planned_run(experiment, settings, flags.out)
-    if flags.dry_run:
+    if flags.dry_run or flags.preview:
         return run
     if not run.finished:
         check_machines(flags)
@@ -150,12 +153,16 @@ def carry_out(
 
     Raises `DialError` before the task with which more than the share `max_missing` of all rows
     would have no score. The rows before it stay, and a rerun computes it again. In a dry run prints
-    the forecast and raises `DryRun`.
+    the forecast, in a preview the estimate, and raises `DryRun`.
     """
     if flags.dry_run:
         forecast = _forecast(run, study.model, plan)
         print_forecast(forecast)
         raise DryRun(forecast)
+    if flags.preview:
+        estimate = preview(study.model, plan)
+        print_preview(estimate)
+        raise DryRun(estimate)
     if run.finished:
         log.info("this run is finished already; nothing is computed again: %s", run.folder)
         return run, read_table(run.folder, "summary")

@@ -24,6 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cells import Cell
 from refusal_dial.engine.recording import Sizes, budget
 from refusal_dial.engine.score import Scorer, score_grid
+from refusal_dial.engine.slopes import first_order
 from refusal_dial.generate.decode import Decoding
 from refusal_dial.model.tokens import Tokens
 
@@ -206,6 +207,17 @@ class SweepPlan:
 
     def memory(self, model: TransformerBridge) -> float:
         return self.budget.memory(model)
+
+    def estimate(self, model: TransformerBridge) -> pd.DataFrame:
+        """The rows as the gradient has them (see `run.preview`), with `base`."""
+        frames = []
+        for some in batches(len(self.rows), self.budget.batch_size):
+            tokens = self.tokens.rows(some.start, some.stop).on(model)
+            grid = [(), *(cell.hooks for cell in self.cells)]
+            scores = first_order(model, tokens, grid, self.scorer).numpy()
+            frame = _tidy(self.cells, self.rows.iloc[some.start : some.stop], scores[1:])
+            frames.append(frame.assign(base=np.tile(scores[0], len(self.cells))))
+        return pd.concat(frames, ignore_index=True)
 
 
 def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: NDArray[np.float64]) -> pd.DataFrame:

@@ -37,7 +37,7 @@ TEXT_COLUMN_NAMES = {
     "label",
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
-TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts"}
+TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts", "labels"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
@@ -127,6 +127,12 @@ POSITIONS = (
     *("rate_difference", "rate_diff_lo", "rate_diff_hi", "p_holm"),
 )
 """Those of the summary of steering at every position."""
+
+MAP_COLUMNS = (
+    *("labels", "layer", "site", "pos", "token", "residual_norm", "slope", "z", "p"),
+    *("p_two_sided", "p_corrected", "slope_unit", "z_unit", "p_unit", "n", "reason"),
+)
+"""Those of the summary of a map of slopes, which has no cells."""
 
 MEASURED_COLUMNS = {
     *SUMMARY,

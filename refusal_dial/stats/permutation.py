@@ -191,7 +191,7 @@ def covariance_slopes(
 def _statistics(projections: Floats, grams: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """(slope at own length, at unit length), "permutation place"."""
     slope = weights @ projections.T
-    squared = np.einsum("ni,pij,nj->np", weights, grams, weights, optimize=True)
+    squared = np.stack([((weights @ gram) * weights).sum(1) for gram in grams], axis=1)
     length = np.sqrt(np.maximum(squared, 0))
     unit = np.divide(slope, length, out=np.zeros_like(slope), where=length > 0)
     return slope, unit

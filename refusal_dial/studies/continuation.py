@@ -594,6 +594,8 @@ def _only(run: Run, name: str) -> None:
 def _write(
     run: Run, name: str, about: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]
 ) -> None:
+    if not run.folder.is_dir():
+        return  # a dry run or a preview failed, and nothing was begun
     config = read_config(run.folder)
     try:
         found = dict(read())

@@ -13,10 +13,9 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +24,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from refusal_dial.cli.flags import PatchingFlags
 from refusal_dial.common import DialError, Hook, hook_name, log, progress
 from refusal_dial.data.prompts import pairs as by_pair
+from refusal_dial.engine import slopes
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.hooks import patch
 from refusal_dial.model.activations import collect_rows
@@ -459,6 +458,13 @@ class PatchPlan:
     def memory(self, model: TransformerBridge) -> float:
         return self.patching.budget.memory(model)
 
+    def estimate(self, model: TransformerBridge) -> pd.DataFrame:
+        """The patches as the gradient has them (see `run.preview`), with `base`."""
+        patching = replace(self.patching, pairs=self.patching.pairs.on(model))
+        rows = pd.concat(list(attributed(model, patching, self.scorer)), ignore_index=True)
+        base = rows["corrupted"].where(rows["way"] == "denoise", rows["clean"])
+        return rows.assign(direction="patch", base=base)
+
 
 def patched(model: TransformerBridge, patching: Patching, scorer: Scorer) -> pd.DataFrame:
     """The rows of a `PatchPlan`."""
@@ -625,17 +631,9 @@ def _hooks(
 #
 # The tangent to activation patching at the run's own activation (Nanda 2023): exact where the score
 # is linear in the activation or the difference is small, and blind to saturation elsewhere, which
-# is why `patching` checks it. Gradients are read by TransformerLens's
-# `cache_activation_and_gradient`; its `attribution_patch` scores heads and MLP outputs of pairs of
-# equal length, one pair at a time, and agrees with this there.
-
-
-EMBEDDING_HOOK = (
-    "hook_embed"  # without it the backward pass may end above the heads, whose hooks are views
-)
-
-PROMPTS_A_PASS = 16
-"""Prompts a backward pass: it holds every site at every position."""
+# is why `patching` checks it. Gradients are those of `engine.slopes`. TransformerLens's
+# `attribution_patch` scores heads and MLP outputs of pairs of equal length, one pair at a time, and
+# agrees with this there.
 
 
 def attributed(
@@ -681,54 +679,12 @@ def gradients(
     `patching` on hook_resid_mid).
     """
     keys = list(dict.fromkeys((place.site, place.layer) for place in places))
-    names = {
-        key: hook_name("attn_out" if key[0] == "resid_mid" else key[0], key[1]) for key in keys
-    }
-    held: dict[tuple[str, int], list[Tensor]] = {key: [] for key in keys}
+    names = {key: ("attn_out" if key[0] == "resid_mid" else key[0], key[1]) for key in keys}
     where = torch.where(side.where < 0, side.where, -1)
-    for start in range(0, len(where), PROMPTS_A_PASS):
-        part = slice(start, start + PROMPTS_A_PASS)
-        tokens = Tokens(side.tokens.ids[part], side.tokens.mask[part])
-        with _tracked(model):
-            cache = cache_activation_and_gradient(
-                _Masked(model, tokens.mask),
-                tokens.ids,
-                lambda logits: scorer(logits[:, -1]).sum(),
-                names_filter=[EMBEDDING_HOOK, *set(names.values())],
-            )
-        at = where[part].to(tokens.ids.device)
-        batch = torch.arange(len(at), device=at.device)[:, None]
-        for key, rows in held.items():
-            rows.append(cast(Tensor, cache.gradients[names[key]])[batch, at])
-    return RunActivations(side, {key: torch.cat(rows) for key, rows in held.items()})
-
-
-class _Masked:
-    """What TransformerLens's function asks of a model, with the mask of padded prompts."""
-
-    def __init__(self, model: TransformerBridge, mask: Tensor) -> None:
-        self.model, self.mask = model, mask
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        return self.model(ids, attention_mask=self.mask, logits_to_keep=1, use_cache=False)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-
-@contextmanager
-def _tracked(model: TransformerBridge) -> Iterator[None]:
-    """Gradients on, from the embeddings up: a loaded model's parameters are frozen."""
-    weights = list(model.original_model.get_input_embeddings().parameters())
-    before = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight, was in zip(weights, before, strict=True):
-            weight.requires_grad_(was)
+    asked = list(dict.fromkeys(names.values()))
+    found = slopes.gradients(model, side.tokens, scorer, asked, where)
+    device = side.tokens.ids.device
+    return RunActivations(side, {key: found[names[key]].to(device) for key in keys})
 
 
 def strongest(guesses: pd.DataFrame, places: Sequence[Place], n: int) -> list[Place]:

@@ -1,0 +1,236 @@
+"""A map of the dial: at which layers and positions does a direction turn the score, and how far
+does its slope tell what the dial does?
+
+    slope(place) = v(place) · mean over held-out prompts of d score / d h(place)
+
+`v(place)` is the mean activation there of one group of prompts minus that of another. One backward
+pass gives the slope at every place; 10,000 permutations of the labels, the same at every place,
+give its p (`stats.permutation`). Two sets of labels, each a map of its own:
+
+    scores     the EDGE prompts scored highest against those scored lowest
+    contrast   HARMFUL against BENIGN prompts, whose labels the score had no part in
+
+The slope is local. So 200 directions at some layers are turned for real, by alphas of the size that
+people use, and the map says how well slope times alpha predicts what was measured there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from torch import Tensor
+
+from refusal_dial.cells import BASELINE, Cell, SteeringPlace, alphas_in, cells_at, numbered
+from refusal_dial.cli.flags import MapFlags
+from refusal_dial.common import DialError, without_nan
+from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
+from refusal_dial.directions.controls import covariance_directions
+from refusal_dial.directions.learning import Provenance, from_vector
+from refusal_dial.engine.slopes import Key, mean_gradients
+from refusal_dial.model.activations import collect, collect_positions
+from refusal_dial.model.loading import check_layers
+from refusal_dial.run.folder import Run
+from refusal_dial.run.job import begin, carry_out
+from refusal_dial.run.plan import Budget, SweepPlan, some_of, spread_over
+from refusal_dial.stats.permutation import contrast_weights, slope_test
+from refusal_dial.studies.base import Study, prompt_rows, study_settings
+from refusal_dial.studies.selection import template_positions
+
+LABELS = {
+    "scores": "EDGE prompts scored highest against lowest",
+    "contrast": "HARMFUL against BENIGN prompts",
+}
+
+CHECKED_LAYERS = 5
+
+SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
+SCORE_ORDER += ["score", "alpha_relative"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The prompts to learn from, which of them are high and low, and what they are called."""
+
+    labels: str
+    prompts: tuple[Prompt, ...]
+    high: tuple[int, ...]
+    low: tuple[int, ...]
+
+
+def groups_of(study: Study, flags: MapFlags) -> tuple[list[Groups], list[Prompt]]:
+    """(the two sets of labels, the EDGE prompts that are held out). A set that these prompts do not
+    have (no HARMFUL, no BENIGN) is left out."""
+    train, held_out = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
+    scores = [float(score) for score in study.scores[study.rows(train)]]
+    k = max(1, len(train) // 3) if flags.k is None else flags.k
+    high, low = extremes(scores, k)
+    found = [Groups("scores", tuple(train), tuple(high), tuple(low))]
+    harmful, benign = (
+        [prompt for prompt in study.prompts if prompt.subset == name]
+        for name in ("HARMFUL", "BENIGN")
+    )
+    if harmful and benign:
+        n = len(harmful)
+        ends = tuple(range(n)), tuple(range(n, n + len(benign)))
+        found.append(Groups("contrast", (*harmful, *benign), *ends))
+    return found, held_out
+
+
+def map_places(
+    study: Study,
+    groups: Groups,
+    gradient: Mapping[Key, Float64[Tensor, "pos d_model"]],
+    positions: Sequence[int],
+    flags: MapFlags,
+) -> pd.DataFrame:
+    """A row per position and layer: `labels, layer, site, pos, token, residual_norm`, and the
+    columns of `slope_test`, corrected over all places of the map. `slope_unit` is that of a
+    direction as long as the mean residual norm there."""
+    # 1. What the prompts to learn from have at every place.
+    tokens = study.tokens.chosen(study.rows(groups.prompts)).on(study.model)
+    layers = [layer for _, layer in gradient]
+    seen, _ = collect_positions(
+        study.model, tokens, layers, positions, site=flags.site, batch_size=flags.batch_size
+    )
+    # 2. Each prompt's part in the slope there, and how alike prompts are.
+    projections, grams, norms = [], [], []
+    for p in range(len(positions)):
+        for i, key in enumerate(gradient):
+            rows = seen[p, i].double()
+            projections.append((rows @ gradient[key][p]).numpy())
+            grams.append((rows @ rows.T).numpy())
+            norms.append(float(rows.norm(dim=-1).mean()))
+    # 3. The labels, permuted alike at every place.
+    weights = contrast_weights(len(groups.prompts), groups.high, groups.low)
+    table = slope_test(
+        np.stack(projections), np.stack(grams), weights, flags.n_permutations, flags.seed
+    )
+    names = {
+        "labels": groups.labels,
+        "layer": layers * len(positions),
+        "site": flags.site,
+        "pos": np.repeat(positions, len(layers)),
+        "token": np.repeat(_tokens_at(study, positions), len(layers)),
+        "residual_norm": norms,
+    }
+    about = pd.DataFrame(names)
+    return pd.concat([about, table.assign(slope_unit=table["slope_unit"] * norms)], axis=1)
+
+
+def _tokens_at(study: Study, positions: Sequence[int]) -> list[str]:
+    """The token at each position, where every prompt has the same; else nothing."""
+    found = []
+    for pos in positions:
+        ids = set(study.tokens.ids[:, pos].tolist())
+        found.append(repr(study.model.tokenizer.decode([ids.pop()])) if len(ids) == 1 else "")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# How far the slope tells what the dial does.
+
+
+def check_cells(
+    study: Study, layers: Sequence[int], prompts: Sequence[Prompt], flags: MapFlags
+) -> list[Cell]:
+    """The baseline; then at the last position of each layer `--n-check` directions drawn with the
+    covariance of these prompts' activations, at every alpha."""
+    tokens = study.tokens.chosen(study.rows(prompts)).on(study.model)
+    seen, _ = collect(
+        study.model, tokens, layers, site=flags.site, pos=-1, batch_size=flags.batch_size
+    )
+    cells = [BASELINE]
+    for rows, layer in zip(seen, layers, strict=True):
+        place = SteeringPlace(layer, flags.site, -1, float(rows.norm(dim=-1).mean()))
+        like = from_vector(rows[0], Provenance(layer, flags.site, -1, seed=flags.seed))
+        drawn = covariance_directions(like, rows, flags.n_check, flags.seed)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, drawn[0])
+        cells += cells_at(numbered("covariance", drawn), alphas, place)
+    return cells
+
+
+def agreement(measured: pd.DataFrame, estimated: pd.DataFrame) -> pd.DataFrame:
+    """A row per layer and alpha, over its directions: the `correlation` of the predicted and the
+    measured change of the mean score, and `error`, the prediction's root mean square error as a
+    share of the measured change's own. `estimated` are the rows of `measured` as the gradient has
+    them (`SweepPlan.estimate`)."""
+    place = ["layer", "alpha_relative", "seed"]
+    base = float(measured.loc[measured["direction"] == "baseline", "score"].mean())
+    means = pd.DataFrame(
+        {
+            "measured": measured.groupby(place)["score"].mean() - base,
+            "predicted": estimated.groupby(place)["score"].mean() - float(estimated["base"].mean()),
+        }
+    )
+    rows = []
+    for (layer, alpha), part in means.groupby(place[:2], sort=True):
+        off = float(np.sqrt(((part["predicted"] - part["measured"]) ** 2).mean()))
+        size = float(np.sqrt((part["measured"] ** 2).mean()))
+        rows.append(
+            {
+                "layer": layer,
+                "alpha_relative": alpha,
+                "n": len(part),
+                "correlation": float(part["predicted"].corr(part["measured"])),
+                "error": off / size if size else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run.
+
+
+def conduct_map(study: Study, flags: MapFlags) -> tuple[Run, pd.DataFrame]:
+    """The map as summary.csv, the directions that were turned for real as scores.csv, and their
+    agreement in summary.json. Raises `DialError` for prompts shorter than the positions."""
+    model = study.model
+    layers = check_layers(model, flags.layer or range(int(model.cfg.n_layers)))
+    positions = flags.positions or template_positions(
+        model, system=flags.system, chat=not flags.plain
+    )
+    if positions[-1] != -1:
+        raise DialError(
+            f"--positions: expected -1 among them, where directions are turned for real; not "
+            f"{', '.join(map(str, positions))}"
+        )
+    shortest = int(study.tokens.mask.sum(1).min())
+    if shortest < -positions[0]:
+        raise DialError(
+            f"--positions: expected positions that every prompt has, from -{shortest} on, not "
+            f"{positions[0]}: the shortest prompt has {shortest} tokens"
+        )
+    # 1. Who is learned from, who is held out, and the gradient on the latter at every place.
+    groups, held_out = groups_of(study, flags)
+    tokens = study.tokens.chosen(study.rows(held_out)).on(model)
+    keys = [(flags.site, layer) for layer in layers]
+    gradient = mean_gradients(model, tokens, study.scorer, keys, positions)
+    # 2. The maps: cheap, so that a resumed run makes them again.
+    tables = [map_places(study, one, gradient, positions, flags) for one in groups]
+    # 3. Directions turned for real, on some held-out prompts at some layers.
+    chosen = study.rows(some_of(held_out, flags.n_prompts))
+    varied = tables[0].loc[(tables[0]["pos"] == -1) & tables[0]["p"].notna(), "layer"].tolist()
+    checked = [varied[i] for i in spread_over(len(varied), CHECKED_LAYERS)]
+    cells = check_cells(study, checked, groups[0].prompts, flags)
+    settings = study_settings(study, flags) | {"positions": list(positions)}
+    run = begin("map_direction", settings, flags)
+    rows = prompt_rows(study, groups[0].prompts).iloc[chosen].reset_index(drop=True)
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+    plan = SweepPlan(study.tokens.chosen(chosen), rows, cells, study.scorer, budget, SCORE_ORDER)
+
+    def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        linear = agreement(scores, plan.estimate(model))
+        return pd.concat(tables, ignore_index=True), {
+            "alpha_unit": flags.unit,
+            "held_out": len(held_out),
+            "learned_from": {one.labels: len(one.prompts) for one in groups},
+            "agreement": without_nan(linear.to_dict("records")),
+        }
+
+    return carry_out(run, study, plan, close, flags)
