@@ -40,7 +40,7 @@ def main(flags: ConditionalFlags) -> None:
     run, _ = conduct("conditional_steering", study, flags, rows, cells, learned)
     scores = read_table(run.folder, "scores")
     held_out = in_norms(scores[scores["split"] == "holdout"])
-    print_trade_off(trade_off(held_out, wanted="HARMFUL", others="EDGE", threshold=flags.threshold))
+    print_trade_off(trade_off(held_out, wanted="HARMFUL", others="EDGE", threshold=study.threshold))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_trade_off.py {run.folder}")
     print(f"report: python scripts/report.py {run.folder}")

@@ -57,7 +57,7 @@ def main(flags: DirectionFlags) -> None:
     held_out = read_table(run.folder, "scores").query("split == 'holdout'")
     print_replies(summary[summary["split"] == "holdout"], flags.unit)
     by = ("subset", "category")
-    print_categories(summarise_replies(held_out, flags.threshold, flags.seed, by))
+    print_categories(summarise_replies(held_out, study.threshold, flags.seed, by))
     print_judge(read_verdict(run.folder))
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_xstest.py {run.folder}")

@@ -17,7 +17,11 @@ from refusal_dial.cli.flags import PlotFlags
 class Flags(PlotFlags):
     """What of the run is drawn."""
 
-    value: str = flag("refusal_rate", "refusal_rate or score_mean")
+    value: str = flag(
+        "auto",
+        "refusal_rate, score_mean, shift, or auto: the rate, and the shift of the mean score where "
+        "all rates are under 0.02 or over 0.98",
+    )
 
 
 def main(flags: Flags) -> None:
@@ -27,12 +31,13 @@ def main(flags: Flags) -> None:
     from refusal_dial.run.folder import find_run, read_config, read_table
     from refusal_dial.run.schema import SUMMARY
 
-    if flags.value not in VALUE_LABELS:
-        raise one_of(flags.value, VALUE_LABELS, "value")
+    if flags.value not in ("auto", *VALUE_LABELS):
+        raise one_of(flags.value, ("auto", *VALUE_LABELS), "value")
     folder = find_run(flags.run)
     config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *SUMMARY)
     title = title_of(config, "Refusal along the dial, learned against its controls", summary)
-    figure = alpha_curves(summary, title, flags.value)
+    value = None if flags.value == "auto" else flags.value
+    figure = alpha_curves(summary, title, value)
     figures = {"holdout_random_controls": figure}
     for path in write_figures(figures, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

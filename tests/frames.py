@@ -41,7 +41,7 @@ def dial(
     direction: str, seed: int | None, layer: int | None, alpha: float, subset: str, i: int
 ) -> float:
     """A direction that works: the learned one moves the score by alpha, random ones by a little."""
-    start = (3.0 if subset == "HARMFUL" else -1.0) + 0.5 * i
+    start = (1.5 if subset == "HARMFUL" else -1.0) + 0.5 * i
     if direction == "learned":
         return start + alpha
     if direction == "random":

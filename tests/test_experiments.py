@@ -249,6 +249,23 @@ def test_alpha_zero_is_the_baseline_bit_for_bit(main_run):
     assert (moved["score"].to_numpy() != base[moved["prompt_id"]].to_numpy()).mean() > 0.99
 
 
+def test_the_main_job_on_judged_replies(small_material, tmp_path, capsys):
+    typed = [*arguments(small_material, "steering_holdout_control"), f"--out={tmp_path / 'run'}"]
+    replies = ["--score=replies", "--n=3", "--max-new-tokens=3"]
+    cli.run(load("steering_holdout_control").main, [*typed, *replies])
+    rows = read_table(tmp_path / "run", "scores")
+    assert set(rows["direction"]) >= {"baseline", "learned", "random", "shuffled", "length"}
+    assert set(rows["split"]) == {"holdout"}
+    assert rows.groupby("subset")["prompt_id"].nunique().eq(3).all()
+    assert rows["label"].notna().all()
+    settings = read_config(tmp_path / "run")["settings"]
+    assert settings["score"] == "replies"
+    assert settings["judge"]["name"] == "builtin"
+    assert "turns refusal, layer 1" in capsys.readouterr().out
+    logits = read_config(Path(small_run(small_material, "steering_holdout_control").folder))
+    assert not {"judge", "max_new_tokens", "rows"} & set(logits["settings"])
+
+
 def test_train_and_holdout_are_disjoint_halves_of_edge(main_run):
     scores = read_table(main_run, "scores")
     split = scores.drop_duplicates("prompt_id").groupby(["subset", "split"]).size()

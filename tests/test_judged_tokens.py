@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
+from refusal_dial.cli.flags import OpenFlags
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import load_prompts, of_subset
 from refusal_dial.model.tokens import last_logits, tokenize
 from refusal_dial.scoring.judges import Judge, Judgement
 from refusal_dial.scoring.logits import refusal_tokens
 from refusal_dial.studies import judged_tokens
-from refusal_dial.studies.judged_tokens import JudgedTokens, tokens_for
+from refusal_dial.studies.base import study_of
+from refusal_dial.studies.judged_tokens import (
+    JudgedReplies,
+    JudgedTokens,
+    judged_replies,
+    threshold_of,
+    tokens_for,
+)
 
 PROMPTS = [
     prompt
@@ -48,7 +58,7 @@ def test_replies_are_asked_for_only_where_logits_tell_nothing(asked, judged, mon
     model, prompts, tokens, logits = asked
     calls = []
     monkeypatch.setattr(
-        judged_tokens, "judged_tokens", lambda *given: calls.append(given) or judged
+        judged_tokens, "judged_tokens", lambda *given, replies: calls.append(given) or judged
     )
     assert tokens_for("auto", *asked).source == "calibrated"
     assert not calls
@@ -62,7 +72,7 @@ def test_replies_are_asked_for_only_where_logits_tell_nothing(asked, judged, mon
 
 def test_a_score_that_reads_badly_says_so_and_where_to_go(judged, caplog, asked, monkeypatch):
     poor = replace(judged, auc=0.55)
-    monkeypatch.setattr(judged_tokens, "judged_tokens", lambda *given: poor)
+    monkeypatch.setattr(judged_tokens, "judged_tokens", lambda *given, replies: poor)
     tokens_for("replies", *asked)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith("the score reads this model badly: AUC 0.55")
@@ -96,3 +106,39 @@ def test_labels_that_mean_nothing_read_nothing(asked):
 
     with pytest.raises(DialError, match="opens judged refusals and answers with the same tokens"):
         judged_tokens.judged_tokens(model, prompts, tokens, flat, Judge("turns", "1", by_turns))
+
+
+# --- the threshold at which half of the judged replies refuse
+
+
+def replies_of(scores, middle, spread=0.5, seed=0):
+    """Replies that refuse with the probability of a logistic curve in the score."""
+    chance = 1 / (1 + np.exp(-(scores - middle) / spread))
+    refused = np.random.default_rng(seed).random(len(scores)) < chance
+    firsts = np.zeros(len(scores), dtype=np.int64)
+    return JudgedReplies("planted", list(range(len(scores))), refused, ~refused, firsts)
+
+
+@pytest.mark.parametrize("middle", [-6.0, 1.5])
+def test_the_threshold_is_the_score_at_which_half_of_the_replies_refuse(middle):
+    scores = np.linspace(middle - 4, middle + 4, 400)
+    assert threshold_of(replies_of(scores, middle), scores) == pytest.approx(middle, abs=0.3)
+
+
+def test_a_threshold_that_no_reply_tells_is_refused():
+    scores = np.linspace(-1, 1, 40)
+    with pytest.raises(DialError, match="calls 0 refusals and 40 answers, and 3 of both"):
+        threshold_of(replies_of(scores, 900.0), scores)
+    with pytest.raises(DialError, match="do not refuse more where the score is higher"):
+        threshold_of(replies_of(scores, 0.0, spread=-0.3), scores)
+
+
+def test_the_flag_auto_reads_the_embedded_model(embedded, tmp_path, asked):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(asdict(p) | {"pair_id": None}) + "\n" for p in PROMPTS))
+    flags = OpenFlags(prompts=str(path), threshold=None, device="cpu")
+    study = study_of(embedded, flags)
+    replies = judged_replies(*asked[:3])
+    scores = study.scores[study.rows([PROMPTS[row] for row in replies.rows])]
+    over = scores > study.threshold
+    assert (over == replies.refused)[replies.refused | replies.answered].mean() > 0.85

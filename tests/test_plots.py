@@ -222,3 +222,20 @@ def test_histograms_hold_every_scored_prompt_once_a_panel():
     assert not score_histograms(rows, "t", None).layout.shapes
     with pytest.raises(DialError, match="no row of this run has a score"):
         score_histograms(rows.assign(score=np.nan), "t")
+
+
+def test_a_group_at_the_floor_is_drawn_by_its_shift():
+    def low(direction, seed, layer, alpha, subset, i):
+        moved = frames.dial(direction, seed, layer, alpha, subset, i)
+        return moved if subset == "HARMFUL" else moved - 40
+
+    summary = summarise(frames.scores(low))
+    figure = alpha_curves(summary, "t")
+    edge, harmful = (
+        next(one for one in lines(figure, LEARNED) if one.xaxis == axis) for axis in ("x", "x2")
+    )
+    np.testing.assert_allclose(edge.y, [-2.0, 0.0, 2.0])
+    rows = at(summary, "learned", 20, ("HARMFUL", "holdout"))
+    np.testing.assert_array_equal(harmful.y, rows["refusal_rate"])
+    assert figure.layout.yaxis.title.text.startswith("shift of the mean")
+    assert figure.layout.yaxis2.title.text == "share refused"

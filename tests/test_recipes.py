@@ -171,7 +171,7 @@ def test_another_model_is_no_reproduction(tmp_path, capsys):
 def test_every_recipe_fits_its_experiment(path):
     recipe = load_recipe(str(path))
     assert recipe.experiment is not None
-    assert recipe.study
+    assert recipe.study or path.stem.startswith("smollm2_")  # ours, of no published study
     script = runpy.run_path(str(ROOT / "experiments" / f"{recipe.experiment}.py"))
     kind = script.get("Flags") or script["main"].__annotations__["flags"]
     if isinstance(kind, str):

@@ -32,8 +32,9 @@ def cell(summary, direction, subset="EDGE", **where):
 def test_the_columns_are_the_contract_and_others_come_after():
     assert COLUMNS == CONTRACT
     scores = frames.scores(frames.dial)
-    assert list(summarise(scores).columns) == [*CONTRACT, "alpha_relative", *ADDED]
-    assert list(summarise(scores.drop(columns="alpha_relative")).columns) == [*CONTRACT, *ADDED]
+    assert list(summarise(scores).columns) == [*CONTRACT, "alpha_relative", *ADDED, *SHIFT_INTERVAL]
+    without = summarise(scores.drop(columns="alpha_relative"))
+    assert list(without.columns) == [*CONTRACT, *ADDED, *SHIFT_INTERVAL]
 
 
 # one group of three prompts: baseline, one learned alpha, two random directions at that alpha

@@ -162,3 +162,38 @@ def test_without_random_directions_the_dial_has_no_column_for_them(printed):
 
 def test_without_a_baseline_the_dial_says_nothing_about_it(summary, printed):
     assert "unsteered" not in printed(118, print_dial, summary[summary["direction"] != "baseline"])
+
+
+# --- rates at the floor or the ceiling: the shift of the mean score stands in their place
+
+
+def low(direction, seed, layer, alpha, subset, i):
+    """A dial that moves a score that never comes near the threshold; HARMFUL is turned over it."""
+    value = frames.dial(direction, seed, layer, alpha, subset, i)
+    return value if subset == "HARMFUL" else value - 40
+
+
+def test_at_the_floor_the_shift_is_displayed_with_its_interval(printed):
+    summary = summarise(frames.scores(low, n_random=19))
+    out = printed(118, print_dial, summary)
+    assert "SHIFT of the score" in out
+    assert "EDGE holdout: rates stay under 0.02 or over 0.98" in " ".join(out.split())
+    assert "+2.00 [+2.00, +2.00]" in row_of(out, "0.2")
+    assert "HARMFUL holdout: rates" not in out  # whose rates move
+    controls = printed(118, print_controls, summary)
+    assert "Controls, shift of the mean score on EDGE holdout" in controls
+    assert re.search(r"learned\s*│\s*│\s*-2.00 │\s*2.00 │", controls)
+    verdict = " ".join(printed(118, print_verdict, summary).split())
+    assert "the mean score moves by -2.00 [-2.00, -2.00] at alpha -0.2" in verdict
+    assert "and by +2.00 [+2.00, +2.00] at alpha 0.2" in verdict
+
+
+def test_rates_that_move_are_displayed_as_rates(summary, printed):
+    out = printed(118, print_dial, summary)
+    assert "SHIFT" not in out
+    assert "rates stay" not in out
+
+
+def test_a_summary_of_an_older_version_displays_rates(printed):
+    old = summarise(frames.scores(low)).drop(columns=["shift_lo", "shift_hi"])
+    assert "SHIFT" not in printed(118, print_dial, old)

@@ -142,6 +142,18 @@ def _alphas_or_auto(value: Any) -> tuple[float, ...]:
     return RELATIVE_ALPHAS if value == "auto" else alphas_of(value)
 
 
+def _threshold(value: Any) -> Any:
+    """A number, or None for `auto`."""
+    return None if value == "auto" else parse_number(value)
+
+
+THRESHOLD: Any = flag(
+    0.0,
+    "a score over this counts as a refusal; auto: where half of the judged replies refuse",
+    _threshold,
+)
+
+
 @dataclass(frozen=True)
 class OpenFlags:
     """What a study is opened from: a model, prompts and a scorer."""
@@ -154,7 +166,7 @@ class OpenFlags:
         "auto, family, calibrated, replies, or a list of ids or words such as I,Sorry",
         joined,
     )
-    threshold: float = flag(0.0, "a score over this counts as a refusal")
+    threshold: float | None = THRESHOLD
     system: str | None = flag(None, "a system message before every prompt")
     plain: bool = flag(False, "read prompts as plain text, without a chat template")
     thinking: str = flag(
@@ -234,19 +246,6 @@ class SteeringFlags(StudyFlags, InUnit):
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
     )
-
-
-@dataclass(frozen=True)
-class HoldoutFlags(SteeringFlags):
-    """How much of EDGE the direction never sees."""
-
-    controls: tuple[str, ...] = flag(
-        ("holdout", *BY_DEFAULT), f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
-    )
-    n_random: int = flag(
-        8, "draws a layer of each random control; they draw the picture", at_least(0, parse_whole)
-    )
-    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
 
 
 @dataclass(frozen=True)
@@ -417,6 +416,42 @@ class ReplyFlags(SteeringFlags):
     )
     samples: int = flag(1, "replies to each prompt", at_least(1, parse_whole))
     rows: int = flag(512, "replies made at once, at most", at_least(1, parse_whole))
+
+
+READ_AS = ("logits", "replies")
+
+REPLY_ONLY = ("judge", "max_new_tokens", "temperature", "top_p", "samples", "rows", "n")
+"""Flags of the main job that play no part unless `--score replies`."""
+
+
+@dataclass(frozen=True)
+class HoldoutFlags(ReplyFlags):
+    """How much of EDGE the direction never sees, and what is scored."""
+
+    alphas: tuple[float, ...] = flag(
+        RELATIVE_ALPHAS,
+        f"{ALPHAS_HELP}; auto: 13 steps of ±0.6 mean residual norms",
+        _alphas_or_auto,
+    )
+    controls: tuple[str, ...] = flag(
+        ("holdout", *BY_DEFAULT), f"a list of {', '.join(CONTROL_KINDS)}; or none", controls_of
+    )
+    n_random: int = flag(
+        8, "draws a layer of each random control; they draw the picture", at_least(0, parse_whole)
+    )
+    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
+    score: str = flag(
+        "logits",
+        "logits (the refusal score of the next token), or replies (the model replies under every "
+        "cell and a judge reads)",
+        choice(READ_AS, "score"),
+    )
+    n: int = flag(
+        20,
+        "with --score replies: held-out prompts of each subset, at most",
+        at_least(2, parse_whole),
+    )
+    max_new_tokens: int = flag(24, "tokens of a reply, at most", at_least(1, parse_whole))
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def turn(
         (str(model.tokenizer.decode([int(i)])), float(p))
         for p, i in zip(top.values, top.indices, strict=True)
     ]
-    known = DialState(score, base, score > flags.threshold, likely, "", False)
+    known = DialState(score, base, score > dial.study.threshold, likely, "", False)
     yield known
     found: list[int] = []
     room = max(0, int(model.cfg.n_ctx) - tokens.ids.shape[1])

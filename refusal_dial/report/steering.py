@@ -33,7 +33,17 @@ from refusal_dial.report.theme import (
     subset_colour,
 )
 from refusal_dial.stats.comparison import COMPARED_KINDS, CORRECTED, NULLS, fairest_p
-from refusal_dial.stats.summary import GROUP, PLACE, distinct, prompt_groups, random_band, verdict
+from refusal_dial.stats.summary import (
+    CEILING,
+    FLOOR,
+    GROUP,
+    PLACE,
+    at_limit,
+    distinct,
+    prompt_groups,
+    random_band,
+    verdict,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Tables for the terminal: a summary as a person wants to read it.
@@ -44,6 +54,11 @@ ALPHA_HEAD = "alpha\n(residual\nnorms)"
 _WIDTH = 118
 
 LIKE_NOTHING = 0.05
+
+LIMITED = (
+    f"rates stay under {FLOOR:g} or over {CEILING:g}, so the shift of the mean score from the "
+    "unsteered model is displayed, with its 95% interval over prompts"
+)
 
 CONTROL_NAMES = {
     "random": "random directions",
@@ -69,25 +84,29 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
     console, summary = _console(), in_norms(summary)
     tested = not has_slope_p(summary)
     learned = summary[summary["direction"] == direction]
-    band = random_band(summary)
     base = summary[summary["direction"] == "baseline"].set_index(["subset", "split"])
     for place in distinct(learned, PLACE):
         layer, site, pos = place
         part = learned[(learned[PLACE] == list(place)).all(axis=1)]
         groups = prompt_groups(part)
+        still = limited_groups(summary, part)
         title = f"Refusal rate, {direction} direction: layer {layer}, {site}, position {pos}"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column(ALPHA_HEAD, justify="right")
         for subset, split in groups:
             row = base.loc[(subset, split)] if (subset, split) in base.index else None
             about = "" if row is None else f"\nunsteered {row['refusal_rate']:.2f}, n={row['n']}"
+            if row is not None and (subset, split) in still:
+                about = f"\nSHIFT of the score\nunsteered {row['score_mean']:.2f}, n={row['n']}"
             table.add_column(f"{subset} {split}{about}", justify="right")
+        first = "shift" if groups[0] in still else "refusal_rate"
+        band = random_band(summary, first)
         here = band[(band[PLACE] == list(place)).all(axis=1)]
         if len(here):
             table.add_column(f"random x{here['n_seeds'].iloc[0]}\n{groups[0][0]} {groups[0][1]}")
         for alpha, cells in part.groupby("alpha"):
             line = [f"{alpha:g}"]
-            line += [_rate(cells, group, tested) for group in groups]
+            line += [_rate(cells, group, tested, group in still) for group in groups]
             match = here[(here["alpha"] == alpha) & (here["subset"] == groups[0][0])]
             match = match[match["split"] == groups[0][1]]
             if len(match):
@@ -95,6 +114,9 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
                 line.append(f"{one['mean']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]")
             table.add_row(*line)
         console.print(table)
+        if still:
+            names = ", ".join(" ".join(map(str, group)) for group in groups if group in still)
+            console.print(f"{names}: {LIMITED}", highlight=False)
     kinds = {fairest_p(row)[0] for _, row in learned.iterrows()} - {""}
     if not tested:
         console.print(
@@ -123,8 +145,10 @@ def print_controls(summary: pd.DataFrame) -> None:
         kinds = [kind for kind in COMPARED_KINDS if (here["direction"] == kind).any()]
         if not kinds:
             continue
+        still = (subset, split) in limited_groups(summary, here[here["direction"] == "learned"])
+        what = "shift of the mean score" if still else "refusal rate"
         table = Table(
-            title=f"Controls, refusal rate on {subset} {split}: layer {place[0]}",
+            title=f"Controls, {what} on {subset} {split}: layer {place[0]}",
             title_justify="left",
             header_style="bold",
         )
@@ -137,14 +161,17 @@ def print_controls(summary: pd.DataFrame) -> None:
             table.add_column(name, justify="left" if name == "direction" else "right")
         for kind in ("learned", *kinds):
             mine = here[here["direction"] == kind]
-            direction = [_control(mine, here, kind, alpha, tested) for alpha in ends]
+            value = "shift" if still else "refusal_rate"
+            direction = [_control(mine, here, kind, alpha, tested, value) for alpha in ends]
             n = mine["seed"].nunique()
             table.add_row(CONTROL_NAMES.get(kind, kind), str(n) if n else "", *direction)
         _console().print(table)
 
 
-def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float, tested: bool) -> str:
-    rates = mine.loc[mine["alpha"] == alpha, "refusal_rate"]
+def _control(
+    mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float, tested: bool, value: str
+) -> str:
+    rates = mine.loc[mine["alpha"] == alpha, value]
     if kind == "learned" or len(rates) == 1:
         return f"{rates.iloc[0]:.2f}"
     low, high = rates.quantile(0.025), rates.quantile(0.975)
@@ -154,9 +181,23 @@ def _control(mine: pd.DataFrame, here: pd.DataFrame, kind: str, alpha: float, te
     return f"{rates.mean():.2f} [{low:.2f}, {high:.2f}]{text}"
 
 
-def _rate(cells: pd.DataFrame, group: tuple[Any, ...], tested: bool) -> str:
-    row = cells[(cells["subset"] == group[0]) & (cells["split"] == group[1])].iloc[0]
+def limited_groups(summary: pd.DataFrame, steered: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """The groups of prompts whose refusal rates, unsteered and in these rows, are all at the floor
+    or all at the ceiling (`stats.summary.at_limit`)."""
+    base = summary[summary["direction"] == "baseline"]
+    rows = pd.concat([base, steered])
+    return {group for group in distinct(steered, GROUP) if at_limit(rows[_of_group(rows, group)])}
+
+
+def _of_group(rows: pd.DataFrame, group: tuple[Any, ...]) -> pd.Series[bool]:
+    return (rows[GROUP] == list(group)).all(axis=1)
+
+
+def _rate(cells: pd.DataFrame, group: tuple[Any, ...], tested: bool, still: bool) -> str:
+    row = cells[_of_group(cells, group)].iloc[0]
     text = f"{row['refusal_rate']:.2f} [{row['rate_lo']:.2f}, {row['rate_hi']:.2f}]"
+    if still:
+        text = f"{row['shift']:+.2f} [{row['shift_lo']:+.2f}, {row['shift_hi']:+.2f}]"
     p = fairest_p(row)[1]
     return text if pd.isna(p) or not tested else f"{text} p={p:.3f}"
 
@@ -208,9 +249,26 @@ def print_verdict(summary: pd.DataFrame) -> None:
             f"{_significant(record['baseline_rate'])} unsteered, "
             f"{' and '.join(_end(end, tested) for end in both)}; {control}."
         )
+        mine = summary[(summary["direction"] == "learned") & (summary["layer"] == record["layer"])]
+        if ("EDGE", record["split"]) in limited_groups(summary, mine):
+            text = _moved(in_norms(mine), record)
         nulls = [nothing_significant(end, fairest, record["n"]) for end in both] if fairest else []
         unit = f"Alphas are in {UNIT_NAMES['residual']}."
         _console().print(" ".join([text, *filter(None, nulls), unit]), highlight=False)
+
+
+def _moved(mine: pd.DataFrame, record: Mapping[str, Any]) -> str:
+    """The verdict where rates are at a limit: how far the mean score moved at either end."""
+    rows = mine[_of_group(mine, ("EDGE", record["split"]))].sort_values("alpha")
+    ends = [
+        f"by {row['shift']:+.2f} [{row['shift_lo']:+.2f}, {row['shift_hi']:+.2f}] at alpha "
+        f"{row['alpha']:g}"
+        for _, row in rows.iloc[[0, -1]].iterrows()
+    ]
+    return (
+        f"EDGE {record['split']}, layer {record['layer']}: the mean score moves "
+        f"{' and '.join(ends)}; the refusal rate stays at {_significant(record['baseline_rate'])}."
+    )
 
 
 def _end(end: dict[str, Any], tested: bool) -> str:
@@ -326,17 +384,26 @@ def _or_none(text: str) -> str:
 # own.
 
 
-VALUE_LABELS = {"refusal_rate": "share refused", "score_mean": f"mean {SCORE_AXIS}"}
+VALUE_LABELS = {
+    "refusal_rate": "share refused",
+    "score_mean": f"mean {SCORE_AXIS}",
+    "shift": f"shift of the mean {SCORE_AXIS}",
+}
 
-BANDS = {"refusal_rate": ("rate_lo", "rate_hi"), "score_mean": ("score_lo", "score_hi")}
+BANDS = {
+    "refusal_rate": ("rate_lo", "rate_hi"),
+    "score_mean": ("score_lo", "score_hi"),
+    "shift": ("shift_lo", "shift_hi"),
+}
 
 LEARNED = "learned, band: 95% interval over prompts"
 
 BINS = 40
 
 
-def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate") -> go.Figure:
-    """`value` against alpha: a row per layer, a column per group of prompts.
+def alpha_curves(summary: pd.DataFrame, title: str, value: str | None = None) -> go.Figure:
+    """`value` against alpha: a row per layer, a column per group of prompts. None is the refusal
+    rate, and the mean score's shift for a group whose rates are all at the floor or the ceiling.
 
     The learned direction with its 95% interval over prompts, over a thin line for every control
     direction; the unsteered model as a dotted line. Prompts that were learned from come last.
@@ -351,31 +418,35 @@ def alpha_curves(summary: pd.DataFrame, title: str, value: str = "refusal_rate")
         for place in places
         for subset, split in groups
     ]
+    still = limited_groups(summary, learned) if value is None else set()
+    drawn = {group: value or ("shift" if group in still else "refusal_rate") for group in groups}
+    alike = len(set(drawn.values())) == 1
     figure = make_subplots(
-        rows=len(places), cols=len(groups), subplot_titles=titles, shared_yaxes=True
+        rows=len(places), cols=len(groups), subplot_titles=titles, shared_yaxes=alike
     )
     kinds = control_kinds(summary)
-    lo, hi = BANDS[value]
     for r, place in enumerate(places, 1):
         for c, group in enumerate(groups, 1):
-            first, at = r == c == 1, {"row": r, "col": c}
+            first, at, what = r == c == 1, {"row": r, "col": c}, drawn[group]
             for kind in kinds:
                 control = summary[summary["direction"] == kind]
-                draws = _draws(_at(control, place, group), value)
+                draws = _draws(_at(control, place, group), what)
                 if draws:
                     add_draws(figure, draws, colour_of(kind), _control_name(control), at, first)
             one, colour = _at(learned, place, group).sort_values("alpha"), colour_of("learned")
+            lo, hi = BANDS[what]
             add_band(figure, one["alpha"], one[lo], one[hi], colour, LEARNED, at)
-            add_line(figure, one["alpha"], one[value], colour, LEARNED, at, first)
+            add_line(figure, one["alpha"], one[what], colour, LEARNED, at, first)
             base = summary[(summary["direction"] == "baseline")]
             base = base[(base[GROUP] == list(group)).all(axis=1)]
             if len(base):
-                level = float(base[value].iloc[0])
+                level = 0.0 if what == "shift" else float(base[what].iloc[0])
                 figure.add_hline(level, line_dash="dot", line_color=BLACK, line_width=1, **at)
+            if c == 1 or not alike:
+                figure.update_yaxes(title_text=VALUE_LABELS[what], **at)
+            if what == "refusal_rate":
+                figure.update_yaxes(range=[-0.03, 1.03], **at)
     figure.update_xaxes(title_text=ALPHA, row=len(places))
-    figure.update_yaxes(title_text=VALUE_LABELS[value], col=1)
-    if value == "refusal_rate":
-        figure.update_yaxes(range=[-0.03, 1.03])
     return styled(figure, title, height=160 + 300 * len(places), width=140 + 270 * len(groups))
 
 

@@ -67,7 +67,7 @@ NUMBER_COLUMNS |= {
     "p_bh",
 }
 NUMBER_COLUMNS |= {"harm", "harm_lo", "harm_hi"}
-NUMBER_COLUMNS |= {"p_paired", "p_control", "p_slope", "p_slope_unit"}
+NUMBER_COLUMNS |= {"p_paired", "p_control", "p_slope", "p_slope_unit", "shift_lo", "shift_hi"}
 
 UNBOUNDED = {"reduction"}  # a share of what may be nothing
 

@@ -31,6 +31,12 @@ PLACE = ["layer", "site", "pos"]
 COLUMNS = [*AXES, *GROUP, "n", "score_mean", "score_lo", "score_hi"]
 COLUMNS += ["refusal_rate", "rate_lo", "rate_hi", "p_value"]
 
+SHIFT_INTERVAL = ["shift_lo", "shift_hi"]
+
+FLOOR, CEILING = 0.02, 0.98
+"""Where all rates are below the one or above the other they say nothing: the mean score's shift is
+displayed instead."""
+
 
 def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd.DataFrame:
     """One row per cell and group of prompts, in order of first appearance.
@@ -46,8 +52,8 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
         for _, part in scores.groupby(GROUP, sort=False, dropna=False)
     ]
     summary = with_gap_share(pd.concat(parts, ignore_index=True))
-    extra = [name for name in summary.columns if name not in (*COLUMNS, *ADDED)]
-    return summary[[*COLUMNS, *extra, *ADDED]]
+    extra = [name for name in summary.columns if name not in (*COLUMNS, *ADDED, *SHIFT_INTERVAL)]
+    return summary[[*COLUMNS, *extra, *ADDED, *SHIFT_INTERVAL]]
 
 
 def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.DataFrame:
@@ -74,7 +80,22 @@ def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.Data
         rate_lo=rate[:, 0],
         rate_hi=rate[:, 1],
     )
-    return compared(table, matrix)
+    table = compared(table, matrix).assign(**dict.fromkeys(SHIFT_INTERVAL, np.nan))
+    baseline = np.flatnonzero(table["direction"] == "baseline")
+    if len(baseline):
+        moved = matrix - matrix[baseline[0]]
+        table[SHIFT_INTERVAL] = finite_intervals(moved, partial(mean_interval, seed=seed))
+        table.loc[baseline, SHIFT_INTERVAL] = np.nan
+    return table
+
+
+def at_limit(rows: pd.DataFrame) -> bool:
+    """Whether the refusal rates of these rows of a summary are all at the floor or all at the
+    ceiling, so that the shift of the mean score is displayed. Runs of older versions have no
+    interval of it, and their rates are displayed."""
+    rates = rows["refusal_rate"].dropna()
+    known = set(SHIFT_INTERVAL) <= set(rows) and len(rates) > 0
+    return bool(known and ((rates < FLOOR).all() or (rates > CEILING).all()))
 
 
 def distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:

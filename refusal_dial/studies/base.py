@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cli.flags import MACHINES, OpenFlags, StudyFlags
+from refusal_dial.cli.flags import MACHINES, REPLY_ONLY, OpenFlags, StudyFlags
 from refusal_dial.common import UNITS, log
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.engine.score import Scorer
@@ -27,12 +27,13 @@ from refusal_dial.model.loading import check_layers, check_site, identity, load_
 from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS
 from refusal_dial.scoring.logits import RefusalTokens, make_scorer
-from refusal_dial.studies.judged_tokens import tokens_for
+from refusal_dial.studies.judged_tokens import judged_replies, threshold_of, tokens_for
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Everything a question starts from. `activations` are those of `site` at `pos`."""
+    """Everything a question starts from. `activations` are those of `site` at `pos`; a score over
+    `threshold` counts as a refusal."""
 
     model: TransformerBridge
     prompts: tuple[Prompt, ...]
@@ -42,6 +43,7 @@ class Study:
     scores: NDArray[np.float64]
     layers: tuple[int, ...]
     activations: Float[Tensor, "layer prompt d_model"]
+    threshold: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent to a worker without the model: a worker has its own."""
@@ -92,17 +94,21 @@ def study_of(
     activations, logits = collect(
         model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
     )
-    refusal = tokens_for(flags.refusal_tokens, model, prompts, tokens, logits)
+    replies = judged_replies(model, prompts, tokens) if flags.threshold is None else None
+    refusal = tokens_for(flags.refusal_tokens, model, prompts, tokens, logits, replies)
     scorer = make_scorer(flags.scorer, refusal)
+    scores = scorer(logits).numpy()
+    threshold = flags.threshold if replies is None else threshold_of(replies, scores)
     return Study(
         model,
         tuple(prompts),
         tokens,
         refusal,
         scorer,
-        scorer(logits).numpy(),
+        scores,
         chosen,
         activations,
+        float(threshold or 0.0),
     )
 
 
@@ -138,6 +144,10 @@ def study_settings(study: Study, flags: StudyFlags) -> dict[str, Any]:
         del settings["thinking"], settings["thought_tokens"]
     if "alpha_unit" in settings:
         settings["alpha_unit"] = settings["alpha_unit"] or UNITS[0]
+    if settings.get("score") == "logits":
+        for name in REPLY_ONLY:
+            settings.pop(name)
+    settings["threshold"] = study.threshold
     settings["model"] = identity(study.model).as_dict()
     settings["data"] = {"source": flags.prompts, "hash": data_hash(study.prompts)}
     settings["data"]["n_prompts"] = len(study.prompts)

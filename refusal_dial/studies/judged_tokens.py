@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -76,17 +77,67 @@ class JudgedTokens:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class JudgedReplies:
+    """What the model replied to some prompts (`rows` of them all), unsteered: whether the judge
+    calls it a refusal or an answer, and its first token, -1 for an empty reply."""
+
+    judge: str
+    rows: list[int]
+    refused: NDArray[np.bool_]
+    answered: NDArray[np.bool_]
+    firsts: NDArray[np.int64]
+
+
+def judged_replies(
+    model: TransformerBridge, prompts: Sequence[Prompt], tokens: Tokens, judge: Judge = BUILTIN
+) -> JudgedReplies:
+    """Greedy replies to at most `ASKED` prompts of each subset, judged."""
+    place = {prompt.id: row for row, prompt in enumerate(prompts)}
+    rows = [place[prompt.id] for prompt in some_of_each(prompts, ASKED, seed=0)]
+    labels, firsts = map(
+        np.array, _judged(model, [prompts[row] for row in rows], tokens.chosen(rows), judge)
+    )
+    refused = np.isin(labels, ("full_refusal", "partial_refusal"))
+    return JudgedReplies(judge.name, rows, refused, labels == "full_compliance", firsts)
+
+
+def threshold_of(replies: JudgedReplies, scores: NDArray[np.float64]) -> float:
+    """The score at which half of the judged replies refuse, by a logistic regression of refusal on
+    the score of each prompt. Raises `DialError` where there are too few of either, or a higher
+    score does not go with more refusals."""
+    n_refused, n_answered = int(replies.refused.sum()), int(replies.answered.sum())
+    if min(n_refused, n_answered) < FEWEST:
+        raise DialError(
+            f"--threshold auto: of {len(replies.rows)} replies the {replies.judge} judge calls "
+            f"{n_refused} refusals and {n_answered} answers, and {FEWEST} of both are needed: give "
+            "a number"
+        )
+    known = replies.refused | replies.answered
+    mine = np.asarray(scores)[replies.rows][known]
+    fit = LogisticRegression(C=1e4).fit(mine[:, None], replies.refused[known])
+    slope, constant = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    if not slope > 0:
+        raise DialError(
+            "--threshold auto: judged replies do not refuse more where the score is higher "
+            f"(slope {slope:.2g}), so no score stands for half of them: give a number"
+        )
+    log.info("half of the judged replies refuse at a score of %.2f", -constant / slope)
+    return -constant / slope
+
+
 def tokens_for(
     wanted: str,
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     tokens: Tokens,
     logits: Float[Tensor, "prompt d_vocab"],
+    replies: JudgedReplies | None = None,
 ) -> RefusalTokens:
     """The tokens that `--refusal-tokens` means for this model.
 
     `auto` asks the model for replies where no tokens can be calibrated from its logits; `replies`
-    always does. Raises `DialError` where none are found.
+    always does, unless there are some. Raises `DialError` where none are found.
     """
     if wanted != "replies":
         try:
@@ -97,7 +148,7 @@ def tokens_for(
             log.info(
                 "HARMFUL and BENIGN prompts tell no refusal token: the model is asked to reply"
             )
-    judged = judged_tokens(model, prompts, tokens, logits)
+    judged = judged_tokens(model, prompts, tokens, logits, replies=replies)
     log.log(logging.INFO if judged.reads_well else logging.WARNING, "%s", judged.about)
     return judged.tokens
 
@@ -108,41 +159,37 @@ def judged_tokens(
     tokens: Tokens,
     logits: Float[Tensor, "prompt d_vocab"],
     judge: Judge = BUILTIN,
+    replies: JudgedReplies | None = None,
 ) -> JudgedTokens:
     """Tokens that open judged refusals more than answers, and how well their score reads the model.
 
     `logits` are those at the last token of each prompt. Raises `DialError` where a half of the
     prompts has under `FEWEST` refusals or answers, or no token opens refusals more than answers.
     """
-    # 1. Some prompts of every subset, every other one to choose with.
-    place = {prompt.id: row for row, prompt in enumerate(prompts)}
-    rows = [place[prompt.id] for prompt in some_of_each(prompts, ASKED, seed=0)]
-    # 2. What the model replies, and what the judge calls it.
-    labels, firsts = map(
-        np.array, _judged(model, [prompts[row] for row in rows], tokens.chosen(rows), judge)
-    )
-    refused = np.isin(labels, ("full_refusal", "partial_refusal"))
-    answered = labels == "full_compliance"
+    # 1. What the model replies to some prompts, every other one to choose with.
+    replies = judged_replies(model, prompts, tokens, judge) if replies is None else replies
+    rows, refused, answered = replies.rows, replies.refused, replies.answered
     choosing = np.arange(len(rows)) % 2 == 0
     for half in (choosing, ~choosing):
         if min((refused & half).sum(), (answered & half).sum()) < FEWEST:
             raise DialError(
                 f"no refusal tokens could be chosen: of {len(rows)} replies of this model the "
-                f"{judge.name} judge calls {refused.sum()} refusals and {answered.sum()} answers, "
+                f"{replies.judge} judge calls {refused.sum()} refusals and {answered.sum()} "
+                "answers, "
                 f"and each half of the prompts takes {FEWEST} of both; give --refusal-tokens, or "
                 "use a study whose replies are judged"
             )
-    # 3. The tokens: those of the choosing half's refusals, and of its answers.
+    # 2. The tokens: those of the choosing half's refusals, and of its answers.
     at = logits[rows]
     p, q = (at[group & choosing].double().softmax(-1).mean(0) for group in (refused, answered))
-    refusal = _openings(p, q, firsts[refused & choosing])
-    compliance = _openings(q, p, firsts[answered & choosing])
+    refusal = _openings(p, q, replies.firsts[refused & choosing])
+    compliance = _openings(q, p, replies.firsts[answered & choosing])
     if not refusal:
         raise DialError(
             "no refusal tokens could be chosen: this model opens judged refusals and answers with "
             "the same tokens; give --refusal-tokens, or use a study whose replies are judged"
         )
-    # 4. How well their score tells the other half's refusals from its answers.
+    # 3. How well their score tells the other half's refusals from its answers.
     scores = refusal_score(at, refusal).numpy()
     value = auc(scores[refused & ~choosing], scores[answered & ~choosing])
     read = (tuple(str(model.tokenizer.decode([i])) for i in ids) for ids in (refusal, compliance))

@@ -756,7 +756,8 @@ def conduct_patching(
     chosen = choose_pairs(study, flags)
     run, patching = _open(experiment, study, flags, chosen, layout)
     plan = PatchPlan(patching, study.scorer)
-    return carry_out(run, study, plan, partial(_close, flags, chosen), flags)
+    close = partial(_close, study.threshold, flags.seed, chosen)
+    return carry_out(run, study, plan, close, flags)
 
 
 def conduct_attribution(
@@ -776,7 +777,8 @@ def conduct_attribution(
         exact = replace(patching, places=strongest(pd.concat(guesses), patching.places, refine))
     patches = PatchPlan(exact, study.scorer)
     plan = Parts((Known(guesses), patches), patches.grid)
-    return carry_out(run, study, plan, partial(_close, flags, chosen), flags)
+    close = partial(_close, study.threshold, flags.seed, chosen)
+    return carry_out(run, study, plan, close, flags)
 
 
 def _open(
@@ -797,11 +799,11 @@ def _open(
 
 
 def _close(
-    flags: PatchingFlags, chosen: Chosen, scores: pd.DataFrame
+    threshold: float, seed: int, chosen: Chosen, scores: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The summary of all rows, and the verdict with the count of pairs."""
-    summary = summarise_patching(scores, flags.threshold, flags.seed)
-    verdict = {"threshold": flags.threshold, "pairs": dict(chosen.counts)}
+    summary = summarise_patching(scores, threshold, seed)
+    verdict = {"threshold": threshold, "pairs": dict(chosen.counts)}
     verdict["verdict"] = patching_verdict(summary)
     if (summary["direction"] == "attribution").any():
         verdict["agreement"] = attribution_agreement(summary)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, labelled, numbered, turned
-from refusal_dial.cli.flags import ContrastFlags, ReplyFlags
+from refusal_dial.cli.flags import ContrastFlags, HoldoutFlags, ReplyFlags
 from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
 from refusal_dial.data.prompts import (
@@ -85,7 +85,7 @@ from refusal_dial.stats.p_values import holm, sign_flip_p
 from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import GROUP
 from refusal_dial.studies.base import Study, prompt_tokens, study_settings
-from refusal_dial.studies.steering import place_of, slope_gradients
+from refusal_dial.studies.steering import place_of, slope_gradients, slope_tests
 
 # --------------------------------------------------------------------------------------------------
 # Contrast pairs as tokens.
@@ -832,11 +832,11 @@ def conduct_replies(
     run = begin(experiment, conversation_settings(talk, flags), flags, files_by_layer(learned))
 
     def close(replies: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_replies(replies, flags.threshold, flags.seed)
+        summary = summarise_replies(replies, talk.study.threshold, flags.seed)
         texts = [completion_text(one) for one in replies["completion"]]
         found = judge_report(talk.judge, texts, [Judgement(label) for label in replies["label"]])
         return summary, {
-            "threshold": flags.threshold,
+            "threshold": talk.study.threshold,
             "alpha_unit": flags.unit,
             "judge": found,
             "coherence": coherent_range(summary),
@@ -853,3 +853,22 @@ def conduct_replies(
         check_dropped_share(+unscored, n_rows, flags.max_missing)
 
     return carry_out(run, talk, plan, close, flags, note)
+
+
+def conduct_holdout_replies(
+    experiment: str,
+    study: Study,
+    flags: HoldoutFlags,
+    cells: Sequence[Cell],
+    learned: Sequence[Direction],
+    train: Sequence[Prompt],
+) -> tuple[Run, pd.DataFrame]:
+    """`conduct_replies` with the cells of a steering study, on at most `--n` held-out prompts of
+    each subset. The slope is that of the next token's score on all held-out EDGE prompts."""
+    seen = {prompt.id for prompt in train}
+    held_out = [prompt for prompt in study.prompts if prompt.id not in seen]
+    talk = load_conversation(study, flags, some_of_each(held_out, flags.n, flags.seed))
+    asked = [under(cell, "") for cell in cells]
+    edge = [prompt for prompt in held_out if prompt.subset == "EDGE"]
+    slopes = partial(slope_tests, study, flags, learned, edge)
+    return conduct_replies(experiment, talk, flags, asked, learned, talk.rows(), slopes)

@@ -47,7 +47,7 @@ from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
 from refusal_dial.stats.permutation import PERMUTATIONS, contrast_weights, slope_test
-from refusal_dial.stats.summary import summarise, verdict
+from refusal_dial.stats.summary import SHIFT_INTERVAL, summarise, verdict
 from refusal_dial.studies.base import Study, study_settings
 
 SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
@@ -356,14 +356,15 @@ def _is_contrast(study: Study, flags: SteeringFlags, direction: Direction) -> bo
 
 
 def with_slopes(summary: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
-    """The summary with `p_slope` and `p_slope_unit` at its end, for the learned direction on
-    held-out EDGE prompts."""
+    """The summary with `p_slope` and `p_slope_unit`, for the learned direction on held-out EDGE
+    prompts, before the interval of the shift, which is the newest and last."""
     summary = summary.assign(p_slope=np.nan, p_slope_unit=np.nan)
     for row in tests.to_dict("records"):
         mine = (summary["direction"] == "learned") & (summary["layer"] == row["layer"])
         mine &= (summary["subset"] == "EDGE") & (summary["split"] == "holdout")
         summary.loc[mine, ["p_slope", "p_slope_unit"]] = row["p"], row["p_unit"]
-    return summary
+    rest = [name for name in summary if name not in SHIFT_INTERVAL]
+    return summary[[*rest, *SHIFT_INTERVAL]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -388,8 +389,8 @@ def conduct(
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
 
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise(scores, flags.threshold, flags.seed)
-        found = {"threshold": flags.threshold, "verdict": verdict(summary)}
+        summary = summarise(scores, study.threshold, flags.seed)
+        found = {"threshold": study.threshold, "verdict": verdict(summary)}
         held = rows[(rows["subset"] == "EDGE") & (rows["split"] == "holdout")]["prompt_id"]
         held_out = [prompt for prompt in study.prompts if prompt.id in set(held)]
         tests = slope_tests(study, flags, learned, held_out)

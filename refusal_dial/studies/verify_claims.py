@@ -721,7 +721,7 @@ def _close(
     found = Measurements(
         as_tables(rows),
         verification.alpha,
-        flags.threshold,
+        verification.study.threshold,
         flags.level,
         flags.seed,
         verification.exploratory,
