@@ -176,6 +176,8 @@ def test_every_recipe_fits_its_experiment(path):
     kind = script.get("Flags") or script["main"].__annotations__["flags"]
     if isinstance(kind, str):
         kind = script[kind]
-    found = parse_flags(kind, ["--config", str(path), "--model", "embedded"], script["main"])
+    file = ["direction.pt"] if recipe.experiment == "verify_direction" else []
+    typed = [*file, "--config", str(path), "--model", "embedded"]
+    found = parse_flags(kind, typed, script["main"])
     assert found.model == "embedded"
     assert found.config == str(path)

@@ -13,7 +13,14 @@ from refusal_dial.common import DialError
 from refusal_dial.stats.comparison import ADDED
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import rank_p
-from refusal_dial.stats.summary import AXES, COLUMNS, random_band, summarise, verdict
+from refusal_dial.stats.summary import (
+    AXES,
+    COLUMNS,
+    SHIFT_INTERVAL,
+    random_band,
+    summarise,
+    verdict,
+)
 
 CONTRACT = (
     "direction, seed, layer, site, pos, alpha, subset, split, n, score_mean, score_lo, score_hi, "

@@ -420,7 +420,9 @@ class ReplyFlags(SteeringFlags):
 
 READ_AS = ("logits", "replies")
 
-REPLY_ONLY = ("judge", "max_new_tokens", "temperature", "top_p", "samples", "rows", "n")
+REPLY_ONLY = (
+    *("judge", "harm_judge", "max_new_tokens", "temperature", "top_p", "samples", "rows", "n"),
+)
 """Flags of the main job that play no part unless `--score replies`."""
 
 

@@ -386,7 +386,7 @@ def conduct_positions(
     run = begin(experiment, position_settings(opened, flags), flags, {"direction": opened.learned})
 
     def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_positions(rows, flags.threshold, flags.seed)
-        return summary, {"threshold": flags.threshold, "alpha_unit": flags.unit}
+        summary = summarise_positions(rows, study.threshold, flags.seed)
+        return summary, {"threshold": study.threshold, "alpha_unit": flags.unit}
 
     return carry_out(run, opened, position_plan(opened, flags), close, flags)
