@@ -113,7 +113,7 @@ def test_labels_that_mean_nothing_read_nothing(asked):
 
 def replies_of(scores, middle, spread=0.5, seed=0):
     """Replies that refuse with the probability of a logistic curve in the score."""
-    chance = 1 / (1 + np.exp(-(scores - middle) / spread))
+    chance = 0.5 * (1 + np.tanh((scores - middle) / spread / 2))  # the logistic curve
     refused = np.random.default_rng(seed).random(len(scores)) < chance
     firsts = np.zeros(len(scores), dtype=np.int64)
     return JudgedReplies("planted", list(range(len(scores))), refused, ~refused, firsts)

@@ -178,7 +178,7 @@ def test_the_python_of_the_readme_runs(places, monkeypatch, capsys):
 
 def test_eight_lines_and_their_three_replies_stand_on_the_first_screen():
     (block,) = [block for language, block in BLOCKS if language == "python"]
-    assert len(block.splitlines()) == 8
+    assert len([line for line in block.splitlines() if line]) == 8
     shown = re.findall(r"^\| ([−0+]) \| (.*) \|$", README, re.M)
     assert [sign for sign, _ in shown] == ["−", "0", "+"]
     assert shown[1][1] == "Sure, let us look at the meaning of perjury in a contract."

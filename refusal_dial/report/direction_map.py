@@ -55,7 +55,7 @@ def print_map(summary: pd.DataFrame, record: Mapping[str, Any]) -> None:
         for _, row in part.sort_values("z", ascending=False).head(MOST_PLACES).iterrows():
             table.add_row(
                 *(str(row["layer"]), str(row["pos"]), str(row["token"])),
-                *(f"{row['slope']:+.2f}", f"{row['z']:.1f}", f"{row['p']:.2g}"),
+                *(f"{row['slope']:+.3g}", f"{row['z']:.1f}", f"{row['p']:.2g}"),
                 *(f"{row['p_corrected']:.2g}", f"{row['p_unit']:.2g}"),
             )
         console.print(table)
