@@ -428,9 +428,9 @@ def conduct_capability(
     run = begin(experiment, settings, flags, files_by_layer(opened.learned))
 
     def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_capability(rows, flags.threshold, flags.seed)
+        summary = summarise_capability(rows, opened.study.threshold, flags.seed)
         chance = {q.name: q.chance for q in opened.questions if q.answers}
-        known = {"threshold": flags.threshold, "alpha_unit": flags.unit, "chance": chance}
+        known = {"threshold": opened.study.threshold, "alpha_unit": flags.unit, "chance": chance}
         return summary, known
 
     cells = capability_cells(opened, flags)
