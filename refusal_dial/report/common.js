@@ -25,7 +25,8 @@ function svg(tag, attributes) {
 const number = (value, digits = 2) =>
   value === null ? "none" : value.toFixed(digits).replace("-", "−");
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
-const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
+const rounded = (value) => (Number.isInteger(value) || Math.abs(value) >= 1000 ? Math.round(value) : Number(value.toPrecision(3)));
+const short = (value) => String(rounded(value)).replace("-", "−");
 
 function choices(select, values, all) {
   select.replaceChildren(

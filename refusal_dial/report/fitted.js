@@ -88,7 +88,13 @@ function fitted(figure, width, colours, height = null) {
   let below = 84, high = figure.layout.height - (figure.layout.margin?.t || 0) + above;
   if (narrow) {
     const panels = panelsOf(layout).length > 1 ? stacked(layout) : 1;
-    below = 64 + 30 * many;
+    below = 64 + 30 * Math.ceil(many / Math.max(1, Math.floor(width / 330)));
+    if (layout.coloraxis?.colorbar) {
+      const { title, ...bar } = layout.coloraxis.colorbar, flat = title?.text?.replaceAll("<br>", " ");
+      const place = { orientation: "h", x: 0.5, xanchor: "center", y: 0, yref: "container", yanchor: "bottom", thickness: 14 };
+      layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, ...place, title: { text: flat, side: "top" } } };
+      below += 70;
+    }
     if (panels > 1) high = above + below + PANEL * panels;
     else high = Math.min(high, Math.max(340, high)) + below - 84;
     layout.margin = { ...layout.margin, l: 56, r: 16 };
