@@ -63,6 +63,8 @@ TYPED = {
     " --max-new-tokens 3 --batch-size 8",
     "capability": "{study} --layer 1 --alphas=-1,1 --n-random 1 --n-items 3 --n-texts 2 --n 4"
     " --n-replies 3 --max-new-tokens 2 --batch-size 4",
+    "refusal_subspace": "{study} --layer 1 --k 2 --ways cone --steps 2 --rows 2 --n 4"
+    " --pushes 0.1,0.5 --n-random 1 --batch-size 8",
     "select_direction": "{study} --n-train 4 --n-val 3 --n-test 3 --max-kl 1e9 --min-induce -1e9"
     " --positions=-2,-1 --batch-size 2",
     "verify_direction": "{direction} {study} --layer 2 --reference contrast --n-random 2"

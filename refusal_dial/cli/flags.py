@@ -816,6 +816,48 @@ class PositionFlags(StudyFlags, InUnit):
 
 
 # --------------------------------------------------------------------------------------------------
+# The flags of the study of subspaces, with their defaults and their help.
+
+
+LEARNED_WAYS = ("span", "cone", "independent")
+
+
+def _ways(value: Any) -> tuple[str, ...]:
+    if value in ("none", ()):
+        return ()
+    return tuple(choice(LEARNED_WAYS, "way")(str(part).strip()) for part in parse_list(value))
+
+
+def _pushes(value: Any) -> tuple[float, ...]:
+    found = tuple(sorted(parse_number(part) for part in parse_list(value)))
+    if not found or found[0] <= 0:
+        raise DialError(f"expected pushes over 0 such as 0.1,0.3; not {format_value(value)}")
+    return found
+
+
+@dataclass(frozen=True)
+class SubspaceFlags(StudyFlags):
+    """How many dimensions, how they are learned, and what one direction is pushed to."""
+
+    layer: int = flag(16, "the layer of the mean difference", at_least(0, parse_whole))
+    k: int = flag(2, "dimensions, at most", at_least(1, parse_whole))
+    ways: tuple[str, ...] = flag(
+        ("span", "cone"),
+        f"learned by gradient: a list of {', '.join(LEARNED_WAYS)}; or none",
+        _ways,
+    )
+    steps: int = flag(60, "steps of the gradient for each", at_least(1, parse_whole))
+    rate: float = flag(0.01, "rate of a step (Adam)", at_least(1e-6, parse_number))
+    rows: int = flag(8, "prompts of each kind a step", at_least(1, parse_whole))
+    n_train: int = flag(64, "prompts of each kind to learn from, at most", at_least(2, parse_whole))
+    n: int = flag(60, "prompts of each subset to measure on, at most", at_least(2, parse_whole))
+    pushes: tuple[float, ...] = flag(
+        (0.05, 0.1, 0.2, 0.4), "how far one direction is pushed, in mean residual norms", _pushes
+    )
+    n_random: int = flag(2, "draws of random axes", at_least(0, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
 # The flags of the live dial, with their defaults and their help.
 
 
