@@ -492,7 +492,7 @@ def conduct_subspaces(
     run = begin(experiment, settings, flags)
 
     def close(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_subspaces(table, flags.threshold, flags.seed)
-        return summary, {"threshold": flags.threshold}
+        summary = summarise_subspaces(table, study.threshold, flags.seed)
+        return summary, {"threshold": study.threshold}
 
     return carry_out(run, opened, subspace_plan(opened, flags), close, flags)
