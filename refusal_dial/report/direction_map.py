@@ -24,6 +24,13 @@ LAST_LAYERS = (
 )
 
 
+BESIDE = {
+    "scores": " (trivial towards the last layers, which hold the label)<br>"
+    "<sup>dot: corrected p ≤ 0.05, slope over 0; white: every permuted direction is the same</sup>"
+}
+"""What is said beside a panel."""
+
+
 def map_sentence(part: pd.DataFrame) -> tuple[str, str]:
     """One set of labels, and at how many places its slope is over 0, and the first of them."""
     about = LABELS[str(part["labels"].iloc[0])]
@@ -92,7 +99,7 @@ def map_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     figure = make_subplots(
         rows=len(names),
         cols=1,
-        subplot_titles=[escaped(LABELS[name]) for name in names],
+        subplot_titles=[escaped(LABELS[name]) + BESIDE.get(name, "") for name in names],
         shared_xaxes=True,
         vertical_spacing=0.18,
     )
