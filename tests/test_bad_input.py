@@ -182,7 +182,8 @@ def test_a_direction_that_cannot_be_read(kind, run, tmp_path):
     for path in taking("direction"):
         elsewhere = ["--out", str(tmp_path / "out")] if "out" in flags_of(path) else []
         nowhere = ["--prompts", "nowhere.jsonl"] if "prompts" in flags_of(path) else []
-        line = run(path, "--direction", str(file), *elsewhere, *nowhere).line
+        repo = ["--repo", "me/dial"] if "repo" in flags_of(path) else []
+        line = run(path, "--direction", str(file), *repo, *elsewhere, *nowhere).line
         assert str(file) in line or "nowhere.jsonl" in line
     path = ROOT / "experiments" / "score_models.py"
     assert str(file) in run(path, "--direction", str(file)).line
@@ -237,7 +238,7 @@ def test_a_layer_is_chosen_among_strengths_and_prompts_that_there_are(run, qwen_
     assert "0 HARMFUL and 4 others" in line or "0 HARMFUL and 5 others" in line
 
 
-@pytest.mark.parametrize("path", taking("direction"), **name)
+@pytest.mark.parametrize("path", taking("direction", "model"), **name)
 def test_an_empty_direction_is_not_the_same_as_none(path, run, qwen_folder):
     """`--direction "$FILE"` of a variable that is not set must not learn another direction."""
     line = run(path, "--direction", "", "--model", str(qwen_folder), "--device", "cpu").line

@@ -327,7 +327,7 @@ def test_plots_are_drawn_from_a_run_folder_alone(main_run, script, tmp_path, cap
         flags = get_type_hints(module.main)["flags"]
         module.main(flags(run=str(main_run), out=str(tmp_path / attempt)))
     page = (tmp_path / "first.html").read_text()
-    assert "<html>" in page
+    assert "<html" in page
     assert "plotly" in page
     assert page == (tmp_path / "again.html").read_text()
     assert f"figure: {(tmp_path / 'first.html').resolve()}" in capsys.readouterr().out

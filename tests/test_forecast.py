@@ -48,7 +48,8 @@ def test_a_dry_run_counts_the_rows_of_the_run_and_writes_nothing(name, small_mat
     assert rows == len(read_table(run.folder, "scores"))
     assert tasks == len((Path(run.folder) / "journal.txt").read_text().splitlines())
     assert f"Dry run: {name}" in run.dry_printed
-    time = r"^time: about [\d.]+ s \([\d.]+ s to [\d.]+ s\), estimated from \d+ rows"
+    of = r"[\d.]+ \w+( [\d.]+ \w+)?"  # 4.1 s, 1 min 20 s
+    time = rf"^time: about {of} \({of} to {of}\), estimated from \d+ rows"
     assert re.search(time, run.dry_printed, re.MULTILINE)
     memory = r"^memory: ([\d.]+ GB of weights, and at most about [\d.]+ GB|)"
     assert re.search(memory, run.dry_printed, re.MULTILINE)

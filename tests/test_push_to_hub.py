@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 from refusal_dial import directions
 from refusal_dial.common import DialError
@@ -63,6 +64,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # a test before may have set it
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address = f"http://127.0.0.1:{server.server_port}"
     server.asked, server.files, server.made, server.refuses = [], {}, None, False
