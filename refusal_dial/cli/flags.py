@@ -846,7 +846,7 @@ class SubspaceFlags(StudyFlags):
         f"learned by gradient: a list of {', '.join(LEARNED_WAYS)}; or none",
         _ways,
     )
-    steps: int = flag(60, "steps of the gradient for each", at_least(1, parse_whole))
+    steps: int = flag(30, "steps of the gradient for each", at_least(1, parse_whole))
     rate: float = flag(0.01, "rate of a step (Adam)", at_least(1e-6, parse_number))
     rows: int = flag(8, "prompts of each kind a step", at_least(1, parse_whole))
     n_train: int = flag(64, "prompts of each kind to learn from, at most", at_least(2, parse_whole))
