@@ -203,6 +203,7 @@ def test_other_mistakes_are_named(tmp_path, roomy):
         load_harm_judge(f"llama-guard={plain}", "cpu")
 
 
+@pytest.mark.slow
 def test_refusal_and_harm_stand_side_by_side(small_material, grader, tmp_path, capsys):
     typed = arguments(small_material, "eval_direction_on_xstest")
     out = tmp_path / "run"

@@ -128,6 +128,7 @@ def test_the_readme_is_read_whole():
     assert sorted(experiments - scripts) == [], "experiments that the README does not name"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if c not in ELSEWHERE])
 def test_a_command_of_the_readme_works(command, places, monkeypatch, capsys):
     monkeypatch.chdir(places["HERE"])

@@ -107,6 +107,7 @@ def test_iterated_mean_differences_find_a_mixture_and_never_the_second_axis(less
     assert float(removal_loss(lesson, found[:1])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [span_loss, cone_loss])
 def test_steps_make_a_loss_smaller_and_repeat(lesson, loss):
     start = torch.randn(2, planted.D, generator=torch.Generator().manual_seed(3))

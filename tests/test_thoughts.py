@@ -233,6 +233,7 @@ def run_of(name, small_material, model, out, *more):
     return scores.parent
 
 
+@pytest.mark.slow
 def test_replies_are_judged_after_the_block_and_loops_are_counted(small_material, tmp_path, capsys):
     """The thought is not in what is judged. The control, a model that loops, has no reply, and
     every thought is counted."""
