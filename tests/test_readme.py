@@ -164,6 +164,7 @@ def time_it(path: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(places, monkeypatch, capsys):
     """On the run that the README's first command leaves."""
     monkeypatch.chdir(places["HERE"])
