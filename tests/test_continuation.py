@@ -100,7 +100,7 @@ def test_alpha_zero_is_the_baseline_and_the_machine_does_not_matter(opened, flag
     frames = []
     for size, at_once in ((4, 512), (12, 40)):
         decoding = Decoding(5, 0.7, 0.9, 2, 0, at_once)
-        plan = ContinuationPlan(opened.tokens, opened.scorer, rows, cells, decoding, size)
+        plan = ContinuationPlan(opened.tokens, rows, cells, opened.scorer, decoding, size)
         frame = compute_all(opened.model, plan)
         assert len(frame) == sum(task.rows for task in plan.tasks) == 12 * 2 * len(cells)
         keys = ["direction", "layer", "strength", "prompt_id", "sample"]

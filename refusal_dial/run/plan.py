@@ -5,6 +5,7 @@ of these prompts, and no task depends on another: so a run resumes at `plan.task
 are each given a task, and a dry run times `plan.shrink(...)`. A plan pickles, and it never writes.
 
     SweepPlan   cells times prompts, scored from the logits
+    DriftPlan   how far cells move the unsteered model's replies
     Parts       several plans, one after the other
     Known       rows that are computed already
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ from refusal_dial.cells import Cell
 from refusal_dial.engine.recording import Sizes, budget
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.engine.slopes import first_order
-from refusal_dial.generate.decode import Decoding
+from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.generate.likelihood import kl_per_token
 from refusal_dial.model.tokens import Tokens
 
 T = TypeVar("T")
@@ -153,18 +155,46 @@ def compute_all(model: Any, plan: Plan) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@dataclass(frozen=True, eq=False)
-class SweepPlan:
-    """Cells times prompts, scored: a row per prompt and cell, by prompts in batches, then cell,
-    then prompt, however the cells are divided.
+def tasks_over(prompts: int, cells: int, size: int, each: int = 1) -> list[Task]:
+    """Prompts in batches of `size`, each under all cells; `each` rows a prompt and cell."""
+    return [Task(each * cells * len(some), some, range(cells)) for some in batches(prompts, size)]
 
-    `rows` are the prompts' columns, one line each, in the order of `tokens`; `columns` those of the
-    frame, of the cells' labels, the prompts' columns and `score`.
-    """
+
+@dataclass(frozen=True, eq=False)
+class CellPlan:
+    """What plans of prompts under cells share: `rows` are the prompts' columns, one line each, in
+    the order of `tokens`. A plan adds what it computes."""
 
     tokens: Tokens
     rows: pd.DataFrame
     cells: Sequence[Cell]
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+
+    def shrink(self, prompts: int, cells: int) -> Self:
+        return replace(
+            self,
+            tokens=self.tokens.rows(0, prompts),
+            rows=self.rows.head(prompts),
+            cells=some_of(self.cells, cells),
+        )
+
+    def part(self, model: TransformerBridge, task: Task) -> tuple[Tokens, pd.DataFrame]:
+        """A task's prompts, where the model reads them, and their columns."""
+        start, stop = task.prompts.start, task.prompts.stop
+        return self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPlan(CellPlan):
+    """Cells times prompts, scored: a row per prompt and cell, by prompts in batches, then cell,
+    then prompt, however the cells are divided.
+
+    `columns` are those of the frame, of the cells' labels, the prompts' columns and `score`.
+    """
+
     scorer: Scorer
     budget: Budget
     columns: Sequence[str] = ()
@@ -179,31 +209,18 @@ class SweepPlan:
             for cells in batches(len(self.cells), some)
         ]
 
-    @property
-    def grid(self) -> Grid:
-        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
-
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
         cells = self.cells[task.cells.start : task.cells.stop]
+        tokens, rows = self.part(model, task)
         scores = score_grid(
             model,
-            self.tokens.rows(task.prompts.start, task.prompts.stop).on(model),
+            tokens,
             [cell.hooks for cell in cells],
             self.scorer,
             engine=self.budget.engine,
             memory_gb=self.budget.memory_gb,
         )
-        rows = self.rows.iloc[task.prompts.start : task.prompts.stop]
-        frame = _tidy(cells, rows, scores.numpy())
-        return frame[list(self.columns)] if self.columns else frame
-
-    def shrink(self, prompts: int, cells: int) -> SweepPlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
+        return cell_rows(cells, rows, scores.numpy(), self.columns)
 
     def memory(self, model: TransformerBridge) -> float:
         return self.budget.memory(model)
@@ -215,20 +232,54 @@ class SweepPlan:
             tokens = self.tokens.rows(some.start, some.stop).on(model)
             grid = [(), *(cell.hooks for cell in self.cells)]
             scores = first_order(model, tokens, grid, self.scorer).numpy()
-            frame = _tidy(self.cells, self.rows.iloc[some.start : some.stop], scores[1:])
+            frame = cell_rows(self.cells, self.rows.iloc[some.start : some.stop], scores[1:])
             frames.append(frame.assign(base=np.tile(scores[0], len(self.cells))))
         return pd.concat(frames, ignore_index=True)
 
 
-def _tidy(cells: Sequence[Cell], batch: pd.DataFrame, scores: NDArray[np.float64]) -> pd.DataFrame:
+@dataclass(frozen=True, eq=False)
+class DriftPlan(CellPlan):
+    """How far each cell moves the next token along the unsteered model's own replies (KL a token,
+    `generate.likelihood.kl_per_token`): a row per prompt and cell, `score` being the KL."""
+
+    decoding: Decoding
+    budget: Budget
+    columns: Sequence[str] = ()
+
+    @property
+    def tasks(self) -> list[Task]:
+        return tasks_over(len(self.rows), len(self.cells), self.budget.batch_size)
+
+    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
+        tokens, rows = self.part(model, task)
+        replies = generate(model, tokens, [()], self.decoding, keys=list(rows["prompt_id"]))
+        grid = [cell.hooks for cell in self.cells]
+        kl = kl_per_token(model, tokens, grid, [one.ids for one in replies])
+        return cell_rows(self.cells, rows, kl.double().cpu().numpy(), self.columns)
+
+    def memory(self, model: TransformerBridge) -> float:
+        most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
+        generation = generation_memory(model, self.decoding, length, most)
+        return max(self.budget.memory(model), generation)
+
+
+def cell_rows(
+    cells: Sequence[Cell],
+    batch: pd.DataFrame,
+    scores: NDArray[np.float64],
+    columns: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A row per cell and prompt, of `scores` "cell prompt": the cell's labels, the prompt's columns
+    and `score`; of these `columns`, or all."""
     n = len(batch)
-    columns: dict[str, Any] = {
+    found: dict[str, Any] = {
         name: [cell.labels[name] for cell in cells for _ in range(n)] for name in cells[0].labels
     }
     for name in batch.columns:
-        columns[str(name)] = list(batch[name]) * len(cells)
-    columns["score"] = scores.reshape(-1)
-    return pd.DataFrame({k: pd.Series(v, dtype=_dtype(v)) for k, v in columns.items()})
+        found[str(name)] = list(batch[name]) * len(cells)
+    found["score"] = scores.reshape(-1)
+    frame = pd.DataFrame({k: pd.Series(v, dtype=_dtype(v)) for k, v in found.items()})
+    return frame[list(columns)] if columns else frame
 
 
 def _dtype(values: Any) -> str | None:

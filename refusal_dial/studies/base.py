@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cli.flags import MACHINES, REPLY_ONLY, OpenFlags, StudyFlags
 from refusal_dial.common import UNITS, log
 from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
+from refusal_dial.directions.learning import Provenance
 from refusal_dial.engine.score import Scorer
 from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.model.activations import collect
@@ -28,6 +29,16 @@ from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS
 from refusal_dial.scoring.logits import RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import judged_replies, threshold_of, tokens_for
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """Flags that name a site, and a seed."""
+
+    @property
+    def site(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +143,36 @@ def prompt_rows(study: Study, train: Sequence[Prompt] = ()) -> pd.DataFrame:
             "subset": [p.subset for p in study.prompts],
             "split": ["train" if p.id in seen else "holdout" for p in study.prompts],
         }
+    )
+
+
+def measured_on(
+    study: Study, prompts: Sequence[Prompt], split: str = "holdout"
+) -> tuple[Tokens, pd.DataFrame]:
+    """The tokens of these prompts of the study, and their columns `prompt_id, subset, split`."""
+    rows = pd.DataFrame(
+        {
+            "prompt_id": [prompt.id for prompt in prompts],
+            "subset": [prompt.subset for prompt in prompts],
+            "split": split,
+        }
+    )
+    return study.tokens.chosen(study.rows(prompts)), rows
+
+
+def provenance_of(study: Study, prompts: Sequence[Prompt], flags: Placed) -> Provenance:
+    """Where a direction learned from these prompts of the study comes from, but for its layer and
+    position (-1 both)."""
+    who = identity(study.model)
+    return Provenance(
+        layer=-1,
+        site=flags.site,
+        pos=-1,
+        model=who.name,
+        revision=who.revision,
+        seed=flags.seed,
+        prompt_ids=tuple(prompt.id for prompt in prompts),
+        data_hash=data_hash(prompts),
     )
 
 

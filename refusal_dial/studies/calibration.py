@@ -1053,7 +1053,7 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
     run = begin("calibrate_contradiction", settings, flags)
     cells, rows = continuation_cells(openings, asked), opening_rows(openings, asked.seed)
     once = ContinuationPlan(
-        openings.tokens, openings.scorer, rows, cells, decoding_of(asked), asked.batch_size
+        openings.tokens, rows, cells, openings.scorer, decoding_of(asked), asked.batch_size
     )
     runs = [
         SeededPlan(replace(once, decoding=replace(once.decoding, seed=flags.seed + number)))

@@ -35,32 +35,33 @@ from refusal_dial.data.tasks import TaskItem, load_task
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
-from refusal_dial.generate.decode import Decoding, generate
-from refusal_dial.generate.likelihood import kl_per_token, reply_logp
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.generate.likelihood import reply_logp
 from refusal_dial.model.tokens import Tokens, padded, text_ids, tokens_hash
 from refusal_dial.run.folder import TOKENS, Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import (
     Budget,
+    DriftPlan,
     Grid,
     Parts,
     Plan,
     SweepPlan,
     Task,
-    batches,
+    cell_rows,
     generation_memory,
     grid_of,
     groups,
     some_of,
+    tasks_over,
 )
 from refusal_dial.stats.comparison import finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval, rate_interval
-from refusal_dial.studies.base import Study, load_study, study_settings
+from refusal_dial.studies.base import Study, load_study, measured_on, study_settings
 from refusal_dial.studies.replies import learned_from
-from refusal_dial.studies.steering import at_place, learn, place_of
+from refusal_dial.studies.steering import SCORE_ORDER, at_place, learn, place_of
 
-CAPABILITY_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset"]
-CAPABILITY_ORDER += ["split", "score", "alpha_relative", "strength", "measure"]
+CAPABILITY_ORDER = [*SCORE_ORDER, "strength", "measure"]
 
 CAPABILITY_AXES = ["direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative"]
 CAPABILITY_AXES += ["strength"]
@@ -231,11 +232,7 @@ class QuestionPlan:
 
     @property
     def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(len(cells) * len(prompts), prompts, cells)
-            for prompts in batches(len(self.questions.rows), self.budget.batch_size)
-        ]
+        return tasks_over(len(self.questions.rows), len(self.cells), self.budget.batch_size)
 
     @property
     def grid(self) -> Grid:
@@ -257,7 +254,9 @@ class QuestionPlan:
                 values.append(right.masked_fill(broken, torch.nan))
             else:
                 values.append(-some[:, 0] / len(mine[0]))
-        return _frame(self.cells, self.questions.rows.iloc[start:stop], torch.stack(values, 1))
+        found = torch.stack(values, 1).double().cpu().numpy()
+        rows = self.questions.rows.iloc[start:stop]
+        return cell_rows(self.cells, rows, found, CAPABILITY_ORDER)
 
     def shrink(self, prompts: int, cells: int) -> QuestionPlan:
         return replace(
@@ -270,85 +269,21 @@ class QuestionPlan:
         return generation_memory(model, decoding, self.questions.tokens.ids.shape[1], 512)
 
 
-@dataclass(frozen=True, eq=False)
-class DriftPlan:
-    """KL along the unsteered model's own replies under every cell: a row per cell and prompt."""
-
-    tokens: Tokens
-    rows: pd.DataFrame
-    cells: Sequence[Cell]
-    decoding: Decoding
-    budget: Budget
-
-    @property
-    def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(len(cells) * len(prompts), prompts, cells)
-            for prompts in batches(len(self.rows), self.budget.batch_size)
-        ]
-
-    @property
-    def grid(self) -> Grid:
-        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
-
-    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        start, stop = task.prompts.start, task.prompts.stop
-        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
-        said = generate(model, tokens, [()], self.decoding, keys=list(rows["prompt_id"]))
-        grid = [cell.hooks for cell in self.cells]
-        return _frame(self.cells, rows, kl_per_token(model, tokens, grid, [r.ids for r in said]))
-
-    def shrink(self, prompts: int, cells: int) -> DriftPlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
-
-    def memory(self, model: TransformerBridge) -> float:
-        length = self.tokens.ids.shape[1]
-        return generation_memory(model, self.decoding, length, len(self.rows))
-
-
-def _frame(cells: Sequence[Cell], rows: pd.DataFrame, values: torch.Tensor) -> pd.DataFrame:
-    """A row per cell and prompt, of `values[cell, prompt]`."""
-    frames = [
-        rows.reset_index(drop=True).assign(**cell.labels, score=mine.cpu().numpy())
-        for cell, mine in zip(cells, values.double(), strict=True)
-    ]
-    whole = pd.concat(frames, ignore_index=True)
-    return whole.astype({"seed": "Int64", "layer": "Int64", "pos": "Int64"})[CAPABILITY_ORDER]
-
-
 def capability_plan(opened: CapabilityStudy, flags: CapabilityFlags, cells: list[Cell]) -> Parts:
     """What is measured, in order: refusal, each task, the texts, the drift of replies."""
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     small = replace(budget, batch_size=min(16, flags.batch_size))
-    tokens, rows = _prompt_rows(opened.study, opened.prompts, SCORE)
+    tokens, rows = measured_on(opened.study, opened.prompts)
+    rows = rows.assign(measure=SCORE)
     sweep = SweepPlan(tokens, rows, cells, opened.study.scorer, budget, CAPABILITY_ORDER)
     parts: list[Plan] = [sweep]
     parts += [QuestionPlan(some, cells, small) for some in opened.questions]
-    tokens, rows = _prompt_rows(opened.study, opened.replied, KL)
-    parts.append(DriftPlan(tokens, rows, cells, Decoding(flags.max_new_tokens), small))
+    tokens, rows = measured_on(opened.study, opened.replied)
+    decoding, rows = Decoding(flags.max_new_tokens), rows.assign(measure=KL)
+    parts.append(DriftPlan(tokens, rows, cells, decoding, small, CAPABILITY_ORDER))
     prompts = {SCORE: len(opened.prompts), KL: len(opened.replied)}
     prompts |= {q.name: len(q.rows) for q in opened.questions}
     return Parts(parts, grid_of(prompts, [cell.labels for cell in cells]))
-
-
-def _prompt_rows(
-    study: Study, prompts: Sequence[Prompt], measure: str
-) -> tuple[Tokens, pd.DataFrame]:
-    rows = pd.DataFrame(
-        {
-            "prompt_id": [prompt.id for prompt in prompts],
-            "subset": [prompt.subset for prompt in prompts],
-            "split": "holdout",
-            "measure": measure,
-        }
-    )
-    return study.tokens.chosen(study.rows(prompts)), rows
 
 
 # --------------------------------------------------------------------------------------------------

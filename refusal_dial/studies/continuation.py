@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ from refusal_dial.model.loading import check_layers, check_site, identity, load_
 from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
 from refusal_dial.run.folder import TOKENS, Run, read_config, read_table, read_verdict
 from refusal_dial.run.job import begin, carry_out, files_by_layer
-from refusal_dial.run.plan import Grid, Task, batches, generation_memory, grid_of, groups, some_of
+from refusal_dial.run.plan import CellPlan, Task, generation_memory, tasks_over
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
 from refusal_dial.stats.comparison import fair_ranks, finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval
@@ -267,45 +267,26 @@ CONTINUATION_ORDER += ["completion"]
 
 
 @dataclass(frozen=True, eq=False)
-class ContinuationPlan:
+class ContinuationPlan(CellPlan):
     """Completions of openings under every cell, each with its score: a row per cell, prompt and
-    sample. `rows` are the prompts' columns."""
+    sample."""
 
-    tokens: Tokens
     scorer: TextScorer
-    rows: pd.DataFrame
-    cells: Sequence[Cell]
     decoding: Decoding
     batch_size: int
 
     @property
     def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(len(cells) * self.decoding.samples * len(prompts), prompts, cells)
-            for prompts in batches(len(self.rows), self.batch_size)
-        ]
-
-    @property
-    def grid(self) -> Grid:
-        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+        samples = self.decoding.samples
+        return tasks_over(len(self.rows), len(self.cells), self.batch_size, samples)
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        start, stop = task.prompts.start, task.prompts.stop
-        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+        tokens, rows = self.part(model, task)
         frame = completion_rows(model, tokens, rows, self.cells, self.decoding)
         # A text that several cells have is scored once.
         texts = frame["text"].drop_duplicates()
         scores = dict(zip(texts, self.scorer(list(texts)), strict=True))
         return frame.assign(score=frame["text"].map(scores))[CONTINUATION_ORDER]
-
-    def shrink(self, prompts: int, cells: int) -> ContinuationPlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
 
     def memory(self, model: TransformerBridge) -> float:
         most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
@@ -637,7 +618,7 @@ def conduct_continuations(
     cells = lay_out(study, flags)
     rows = opening_rows(study, flags.seed)
     plan = ContinuationPlan(
-        study.tokens, study.scorer, rows, cells, decoding_of(flags), flags.batch_size
+        study.tokens, rows, cells, study.scorer, decoding_of(flags), flags.batch_size
     )
     run = begin(experiment, settings, flags, files_by_layer(study.learned))
 

@@ -310,9 +310,9 @@ def conduct_objectives(experiment: str, flags: ObjectiveFlags) -> tuple[Run, pd.
     plan = ObjectivePlan(
         ContinuationPlan(
             both.openings.tokens,
-            both.openings.scorer,
             openings,
             cells,
+            both.openings.scorer,
             decoding_of(flags),
             flags.batch_size,
         ),

@@ -34,51 +34,26 @@ from refusal_dial.cells import (
 )
 from refusal_dial.cli.flags import PositionFlags
 from refusal_dial.common import DialError, Hook, Pos
-from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subset, some_of_each
+from refusal_dial.data.prompts import Prompt, holdout_split, of_subset, some_of_each
 from refusal_dial.directions.controls import random_directions
-from refusal_dial.directions.learning import Direction, Provenance, top_bottom
-from refusal_dial.generate.decode import Decoding, generate
-from refusal_dial.generate.likelihood import kl_per_token
+from refusal_dial.directions.learning import Direction, top_bottom
+from refusal_dial.generate.decode import Decoding
 from refusal_dial.hooks import steer
 from refusal_dial.model.activations import collect_positions
-from refusal_dial.model.loading import identity
-from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import (
-    Budget,
-    Grid,
-    Parts,
-    Plan,
-    SweepPlan,
-    Task,
-    batches,
-    generation_memory,
-    grid_of,
-    groups,
-    some_of,
-)
+from refusal_dial.run.plan import Budget, DriftPlan, Parts, Plan, SweepPlan, grid_of, groups
 from refusal_dial.run.schema import SUMMARY
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
-from refusal_dial.studies.base import Study, study_settings
+from refusal_dial.studies.base import Study, measured_on, provenance_of, study_settings
 from refusal_dial.studies.pairs import template_lengths
+from refusal_dial.studies.steering import SCORE_ORDER
 
 POSITION_CELL = ["direction", "seed", "layer", "site", "pos", "role", "alpha", "alpha_relative"]
 POSITION_CELL += ["strength"]
 
-POSITION_ORDER = [
-    "direction",
-    "seed",
-    "layer",
-    "site",
-    "pos",
-    "alpha",
-    "prompt_id",
-    "subset",
-    "split",
-]
-POSITION_ORDER += ["score", "alpha_relative", "strength", "role", "measure"]
+POSITION_ORDER = [*SCORE_ORDER, "strength", "role", "measure"]
 
 LAST, EVERYWHERE = "last", "all"
 """The role of the last position, which others are compared with, and of all positions at once."""
@@ -157,17 +132,7 @@ def study_positions(study: Study, flags: PositionFlags) -> PositionStudy:
         site=flags.site,
         batch_size=flags.batch_size,
     )
-    who, rows = identity(study.model), study.rows(train)
-    about = Provenance(
-        layer=flags.layer,
-        site=flags.site,
-        pos=-1,
-        model=who.name,
-        revision=who.revision,
-        seed=flags.seed,
-        prompt_ids=tuple(prompt.id for prompt in train),
-        data_hash=data_hash(train),
-    )
+    rows, about = study.rows(train), provenance_of(study, train, flags)
     scores = study.scores[rows].tolist()
 
     def taught(i: int) -> Direction:
@@ -222,84 +187,21 @@ def _cells_of(
 # The rows: scores of all prompts, then the KL a token along the unsteered replies to BENIGN ones.
 
 
-@dataclass(frozen=True, eq=False)
-class KeptPlan:
-    """How far each cell moves the next token along the unsteered replies to these prompts."""
-
-    tokens: Tokens
-    rows: pd.DataFrame
-    cells: tuple[Cell, ...]
-    decoding: Decoding
-    budget: Budget
-    columns: Sequence[str]
-
-    @property
-    def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(len(cells) * len(prompts), prompts, cells)
-            for prompts in batches(len(self.rows), self.budget.batch_size)
-        ]
-
-    @property
-    def grid(self) -> Grid:
-        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
-
-    def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        start, stop = task.prompts.start, task.prompts.stop
-        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
-        replies = generate(model, tokens, [[]], self.decoding, keys=list(rows["prompt_id"]))
-        grid = [cell.hooks for cell in self.cells]
-        kl = kl_per_token(model, tokens, grid, [one.ids for one in replies])
-        frames = []
-        for cell, values in zip(self.cells, kl.cpu().numpy(), strict=True):
-            frame = rows.reset_index(drop=True).assign(**cell.labels)
-            for name in ("seed", "layer", "pos"):
-                frame[name] = pd.Series([cell.labels[name]] * len(rows), dtype="Int64")
-            frames.append(frame.assign(score=values, measure="kl"))
-        return pd.concat(frames, ignore_index=True)[list(self.columns)]
-
-    def shrink(self, prompts: int, cells: int) -> KeptPlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
-
-    def memory(self, model: TransformerBridge) -> float:
-        most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
-        generation = generation_memory(model, self.decoding, length, most)
-        return max(self.budget.memory(model), generation)
-
-
 def position_plan(opened: PositionStudy, flags: PositionFlags) -> Parts:
     """Every cell on all prompts that are measured on, then on replies to some BENIGN ones."""
     cells = position_cells(opened, flags)
     replied = of_subset(opened.tested, "BENIGN")[: flags.n_replies]
-    tokens, rows = _measured_on(opened, opened.tested)
+    tokens, rows = measured_on(opened.study, opened.tested)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     scored = rows.assign(measure="score")
     scores = SweepPlan(tokens, scored, cells, opened.study.scorer, budget, POSITION_ORDER)
     decoding = Decoding(max_new_tokens=flags.max_new_tokens)
-    tokens, rows = _measured_on(opened, replied)
+    tokens, rows = measured_on(opened.study, replied)
     small = replace(budget, batch_size=min(16, flags.batch_size))
-    kept = KeptPlan(tokens, rows, tuple(cells), decoding, small, POSITION_ORDER)
+    kept = DriftPlan(tokens, rows.assign(measure="kl"), cells, decoding, small, POSITION_ORDER)
     parts: list[Plan] = [scores, kept]
     prompts = {**groups(scored), "BENIGN reply": len(replied)}
     return Parts(parts, grid_of(prompts, [cell.labels for cell in cells]))
-
-
-def _measured_on(opened: PositionStudy, prompts: Sequence[Prompt]) -> tuple[Tokens, pd.DataFrame]:
-    tokens = opened.study.tokens.chosen(opened.study.rows(prompts))
-    rows = pd.DataFrame(
-        {
-            "prompt_id": [one.id for one in prompts],
-            "subset": [one.subset for one in prompts],
-            "split": "holdout",
-        }
-    )
-    return tokens, rows
 
 
 # --------------------------------------------------------------------------------------------------

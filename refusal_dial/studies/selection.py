@@ -32,12 +32,12 @@ from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.hooks import ablate_everywhere, steer
 from refusal_dial.model.activations import collect_positions
-from refusal_dial.model.loading import check_site, identity
+from refusal_dial.model.loading import check_site
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.run.folder import Run, read_verdict
 from refusal_dial.run.job import begin, carry_out, save_once
 from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of, some_of
-from refusal_dial.studies.base import Study, study_settings
+from refusal_dial.studies.base import Study, provenance_of, study_settings
 
 # --------------------------------------------------------------------------------------------------
 # Candidates: one direction for every template position and layer, from harmful and harmless.
@@ -663,18 +663,8 @@ def learn_candidates(
     study: Study, flags: SelectionFlags, parts: list[Split], positions: tuple[int, ...]
 ) -> tuple[Candidate, ...]:
     """Candidates at every position and layer, from the training prompts."""
-    who = identity(study.model)
     train = [*parts[0].train, *parts[1].train]
-    about = Provenance(
-        layer=0,
-        site=flags.site,
-        pos=-1,
-        model=who.name,
-        revision=who.revision,
-        seed=flags.seed,
-        prompt_ids=tuple(prompt.id for prompt in train),
-        data_hash=data_hash(train),
-    )
+    about = replace(provenance_of(study, train, flags), layer=0)
     harmful, harmless = (_prompts(study, one.train).tokens for one in parts)
     layers = range(int(study.model.cfg.n_layers))
     found = extract(

@@ -28,7 +28,7 @@ from refusal_dial.cells import (
 )
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import without_nan
-from refusal_dial.data.prompts import Prompt, data_hash, extremes, holdout_split, of_subset
+from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
 from refusal_dial.directions.controls import (
     covariance_directions,
     flipped_direction,
@@ -42,13 +42,12 @@ from refusal_dial.directions.files import check_fits
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 from refusal_dial.engine.slopes import Key, mean_gradients
 from refusal_dial.hooks import Detector, calibrate
-from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
 from refusal_dial.stats.permutation import PERMUTATIONS, contrast_weights, slope_test
 from refusal_dial.stats.summary import SHIFT_INTERVAL, summarise, verdict
-from refusal_dial.studies.base import Study, study_settings
+from refusal_dial.studies.base import Study, provenance_of, study_settings
 
 SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
 SCORE_ORDER += ["score", "alpha_relative"]
@@ -70,17 +69,7 @@ def learn(
 
     `balanced` takes equally many of each category into top and bottom.
     """
-    who = identity(study.model)
-    about = Provenance(
-        layer=-1,
-        site=flags.site,
-        pos=flags.pos,
-        model=who.name,
-        revision=who.revision,
-        seed=flags.seed,
-        prompt_ids=tuple(prompt.id for prompt in prompts),
-        data_hash=data_hash(prompts),
-    )
+    about = replace(provenance_of(study, prompts, flags), pos=flags.pos)
     scores = [float(score) for score in study.scores[study.rows(prompts)]]
     places = [replace(about, layer=layer) for layer in study.layers]
     return [learn_at(study, one, flags.k, prompts, balanced, scores) for one in places]

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.cells import Cell
 from refusal_dial.cli.flags import SubspaceFlags
 from refusal_dial.common import DialError, Hook, hook_name, progress
 from refusal_dial.data.prompts import Prompt, holdout_split, of_subset, some_of_each
@@ -43,9 +44,9 @@ from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of, groups, some_of
+from refusal_dial.run.plan import Budget, CellPlan, Grid, Task, batches, cell_rows, grid_of, groups
 from refusal_dial.stats.intervals import Floats, mean_interval, rate_interval
-from refusal_dial.studies.base import Study, study_settings
+from refusal_dial.studies.base import Study, measured_on, study_settings
 from refusal_dial.studies.selection import kl_from
 
 # --------------------------------------------------------------------------------------------------
@@ -227,16 +228,13 @@ def iterated_removal(lesson: Lesson, k: int, batch_size: int = 64) -> Axes:
 # Cells: every way at every k, one direction pushed beyond 0, and random axes as many.
 
 
-@dataclass(frozen=True, eq=False)
-class SubspaceCell:
+def _cell(
+    layer: int, direction: str, seed: int | None, k: int, push: float, hooks: Sequence[Hook]
+) -> Cell:
     """What is removed: the way it was found, of how many dimensions, and how far one direction is
     pushed beyond 0 (in mean residual norms)."""
-
-    direction: str
-    seed: int | None
-    k: int
-    push: float
-    hooks: tuple[Hook, ...]
+    labels = {"direction": direction, "seed": seed, "k": k, "push": push, "layer": layer}
+    return Cell(labels, tuple(hooks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,26 +284,23 @@ def study_subspaces(study: Study, flags: SubspaceFlags) -> SubspaceStudy:
     return SubspaceStudy(study, tuple(train), tuple(test), found)
 
 
-def subspace_cells(opened: SubspaceStudy, flags: SubspaceFlags) -> list[SubspaceCell]:
+def subspace_cells(opened: SubspaceStudy, flags: SubspaceFlags) -> list[Cell]:
     """The model as it is; every way at every k; of k = 1 every push; and random axes at every k."""
     n_layers, norm = int(opened.model.cfg.n_layers), opened.study.residual_norm(flags.layer)
-    cells = [SubspaceCell("baseline", None, 0, 0.0, ())]
+    cell = partial(_cell, flags.layer)
+    cells = [cell("baseline", None, 0, 0.0, ())]
     for way, each in opened.found.items():
-        for k, found in enumerate(each, 1):
-            hooks = removing(found, n_layers)
-            cells.append(SubspaceCell(way, None, k, 0.0, tuple(hooks)))
+        cells += [cell(way, None, k, 0.0, removing(one, n_layers)) for k, one in enumerate(each, 1)]
         for push in flags.pushes:
-            hooks = removing(each[0], n_layers)
             layers = range(flags.layer, n_layers)
-            hooks += [clamp(each[0][0], -push * norm, layer=layer) for layer in layers]
-            cells.append(SubspaceCell(way, None, 1, push, tuple(hooks)))
+            beyond = [clamp(each[0][0], -push * norm, layer=layer) for layer in layers]
+            cells.append(cell(way, None, 1, push, removing(each[0], n_layers) + beyond))
     generator = torch.Generator().manual_seed(flags.seed)
     width = int(opened.model.cfg.d_model)
     for seed in range(flags.n_random):
         drawn = orthonormal(torch.randn(flags.k, width, generator=generator))
         for k in range(1, flags.k + 1):
-            hooks = removing(drawn[:k], n_layers)
-            cells.append(SubspaceCell("random", seed, k, 0.0, tuple(hooks)))
+            cells.append(cell("random", seed, k, 0.0, removing(drawn[:k], n_layers)))
     return cells
 
 
@@ -318,21 +313,17 @@ SUBSPACE_ORDER += ["score", "measure"]
 
 
 @dataclass(frozen=True, eq=False)
-class SubspacePlan:
+class SubspacePlan(CellPlan):
     """Scores and KL of prompts under cells, a task some prompts under all of them."""
 
-    tokens: Tokens
-    rows: pd.DataFrame
-    cells: tuple[SubspaceCell, ...]
     scorer: Scorer
-    layer: int
     budget: Budget
 
     @property
     def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
+        n = len(self.cells)
         return [
-            Task(len(cells) * (len(some) + self._benign(some)), some, cells)
+            Task(n * (len(some) + self._benign(some)), some, range(n))
             for some in batches(len(self.rows), self.budget.batch_size)
         ]
 
@@ -341,12 +332,12 @@ class SubspacePlan:
 
     @property
     def grid(self) -> Grid:
-        labels = [{"direction": one.direction, "k": one.k, "push": one.push} for one in self.cells]
+        shown = ("direction", "k", "push")
+        labels = [{name: one.labels[name] for name in shown} for one in self.cells]
         return grid_of(groups(self.rows), labels)
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        start, stop = task.prompts.start, task.prompts.stop
-        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+        tokens, rows = self.part(model, task)
         frames = [self._measured(model, tokens, rows, "score", self.scorer)]
         benign = [i for i, subset in enumerate(rows["subset"]) if subset == "BENIGN"]
         if benign:
@@ -365,22 +356,7 @@ class SubspacePlan:
     ) -> pd.DataFrame:
         grid, how = [one.hooks for one in self.cells], self.budget
         scores = score_grid(model, tokens, grid, scorer, engine=how.engine, memory_gb=how.memory_gb)
-        frames = []
-        for cell, values in zip(self.cells, scores.numpy(), strict=True):
-            frame = rows.reset_index(drop=True)
-            frame["seed"] = pd.Series([cell.seed] * len(rows), dtype="Int64")
-            frame = frame.assign(direction=cell.direction, k=cell.k, push=cell.push)
-            frame = frame.assign(layer=self.layer, score=values, measure=measure)
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True)[SUBSPACE_ORDER]
-
-    def shrink(self, prompts: int, cells: int) -> SubspacePlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
+        return cell_rows(self.cells, rows.assign(measure=measure), scores.numpy(), SUBSPACE_ORDER)
 
     def memory(self, model: TransformerBridge) -> float:
         return self.budget.memory(model)
@@ -465,22 +441,9 @@ def _within(curve: pd.DataFrame, values: Floats, kl: float) -> list[Floats]:
 
 def subspace_plan(opened: SubspaceStudy, flags: SubspaceFlags) -> SubspacePlan:
     """Every cell on the prompts that nothing was learned from."""
-    study = opened.study
-    rows = pd.DataFrame(
-        {
-            "prompt_id": [one.id for one in opened.tested],
-            "subset": [one.subset for one in opened.tested],
-            "split": "holdout",
-        }
-    )
-    return SubspacePlan(
-        study.tokens.chosen(study.rows(opened.tested)),
-        rows,
-        tuple(subspace_cells(opened, flags)),
-        study.scorer,
-        flags.layer,
-        Budget(flags.batch_size, flags.engine, flags.memory_gb),
-    )
+    tokens, rows = measured_on(opened.study, opened.tested)
+    budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
+    return SubspacePlan(tokens, rows, subspace_cells(opened, flags), opened.study.scorer, budget)
 
 
 def conduct_subspaces(

@@ -58,20 +58,18 @@ from refusal_dial.generate.likelihood import kl_per_token, nll
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.run.plan import (
     Budget,
-    Grid,
+    CellPlan,
     Parts,
     Plan,
     SweepPlan,
     Task,
-    batches,
     generation_memory,
     grid_of,
-    groups,
-    some_of,
+    tasks_over,
 )
 from refusal_dial.stats.intervals import Floats
 from refusal_dial.stats.permutation import contrast_weights
-from refusal_dial.studies.base import Study, load_study
+from refusal_dial.studies.base import Study, load_study, measured_on
 
 # --------------------------------------------------------------------------------------------------
 # A verification, opened: the direction, prompts that it never saw, and what it stands beside.
@@ -353,31 +351,19 @@ N_BESIDE = 2  # random directions whose damage stands beside the given one's
 
 
 @dataclass(frozen=True, eq=False)
-class DamagePlan:
+class DamagePlan(CellPlan):
     """What the cells do to harmless completions: `kl` along the unsteered ones, and the `cost` of
     those under each cell. The first cell is the unsteered model."""
 
-    tokens: Tokens
-    rows: pd.DataFrame
-    cells: tuple[Cell, ...]
     decoding: Decoding
     budget: Budget
 
     @property
     def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(2 * len(cells) * len(prompts), prompts, cells)
-            for prompts in batches(len(self.rows), self.budget.batch_size)
-        ]
-
-    @property
-    def grid(self) -> Grid:
-        return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
+        return tasks_over(len(self.rows), len(self.cells), self.budget.batch_size, each=2)
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
-        start, stop = task.prompts.start, task.prompts.stop
-        tokens, rows = self.tokens.rows(start, stop).on(model), self.rows.iloc[start:stop]
+        tokens, rows = self.part(model, task)
         # 1. A completion of every prompt under every cell.
         grid, keys = [cell.hooks for cell in self.cells], list(rows["prompt_id"])
         completions = generate(model, tokens, grid, self.decoding, keys=keys)
@@ -394,14 +380,6 @@ class DamagePlan:
                 frame["seed"] = pd.Series([cell.labels["seed"]] * len(rows), dtype="Int64")
                 frames.append(frame.assign(score=values.cpu().numpy(), measure=measure))
         return pd.concat(frames, ignore_index=True)[VERIFY_ORDER]
-
-    def shrink(self, prompts: int, cells: int) -> DamagePlan:
-        return replace(
-            self,
-            tokens=self.tokens.rows(0, prompts),
-            rows=self.rows.head(prompts),
-            cells=some_of(self.cells, cells),
-        )
 
     def memory(self, model: TransformerBridge) -> float:
         most, length = max(task.rows for task in self.tasks), self.tokens.ids.shape[1]
@@ -441,14 +419,8 @@ def _prompts(
     verification: VerificationStudy, prompts: Sequence[Prompt]
 ) -> tuple[Tokens, pd.DataFrame]:
     """Their tokens, and their columns."""
-    rows = pd.DataFrame(
-        {
-            "prompt_id": [prompt.id for prompt in prompts],
-            "subset": [prompt.subset for prompt in prompts],
-            "split": "seen" if verification.exploratory else "holdout",
-        }
-    )
-    return verification.study.tokens.chosen(verification.study.rows(prompts)), rows
+    split = "seen" if verification.exploratory else "holdout"
+    return measured_on(verification.study, prompts, split)
 
 
 def verification_cells(verification: VerificationStudy, named: Sequence[Named]) -> list[Cell]:
