@@ -27,6 +27,7 @@ def main(flags: ContrastFlags) -> None:
     from refusal_dial.studies.replies import (
         best_cell,
         conduct_replies,
+        contrast_activations,
         contrast_pairs,
         contrast_slopes,
         contrast_vectors,
@@ -39,11 +40,12 @@ def main(flags: ContrastFlags) -> None:
 
     study = load_study(flags, flags.layer or None, flags.site, flags.pos)
     pairs, rest = contrast_pairs(study, flags)
-    vectors = contrast_vectors(study, flags, pairs)
+    sides = contrast_activations(study, flags, pairs)
+    vectors = contrast_vectors(study, flags, pairs, sides)
     prompts, chosen = halves(rest, flags.n, flags.seed)
     talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, vectors)
-    slopes = partial(contrast_slopes, study, flags, pairs, vectors, prompts)
+    slopes = partial(contrast_slopes, study, flags, sides, vectors, prompts)
     rows = talk.rows(chosen)
     run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, rows, slopes)
     print_slopes(read_verdict(run.folder))

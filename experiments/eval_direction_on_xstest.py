@@ -16,7 +16,6 @@ from refusal_dial.cli.flags import DirectionFlags
 def main(flags: DirectionFlags) -> None:
     from functools import partial
 
-    from refusal_dial.data.prompts import holdout_split, of_subset
     from refusal_dial.directions.files import direction_at
     from refusal_dial.report.replies import print_categories, print_judge, print_replies
     from refusal_dial.report.steering import print_slopes
@@ -24,12 +23,11 @@ def main(flags: DirectionFlags) -> None:
     from refusal_dial.studies.base import load_study
     from refusal_dial.studies.replies import (
         conduct_replies,
-        learned_from,
         load_conversation,
         reply_cells,
         summarise_replies,
     )
-    from refusal_dial.studies.steering import at_place, learn, slope_tests
+    from refusal_dial.studies.steering import slope_tests, used_directions
 
     file = flags.direction
     given = (
@@ -38,12 +36,7 @@ def main(flags: DirectionFlags) -> None:
     layers = flags.layer or ((given.provenance.layer,) if given else (20,))
     study = load_study(flags, layers, flags.site, flags.pos)
     prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
-    if given is None:
-        train, _ = holdout_split(of_subset(prompts, "EDGE"), flags.seed)
-        used = learn(study, flags, train)
-    else:
-        train = learned_from(given, study.prompts)
-        used = [at_place(given, study, flags, layer, flags.any_model) for layer in layers]
+    used, train = used_directions(study, flags, given, flags.any_model)
     talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})

@@ -17,10 +17,10 @@ from refusal_dial.studies.patching import (
     PairRun,
     Patching,
     Place,
-    gradients,
     last_k,
     lay_out,
     patched,
+    role_gradients,
     strongest,
 )
 
@@ -114,7 +114,7 @@ def test_gradients_leave_the_model_as_it_was(qwen):
     side = PairRun.of(pairs, [LAST_ROLE], 1)
     weights = list(qwen.original_model.parameters())
     before = [weight.requires_grad for weight in weights]
-    rows = gradients(qwen, side, [Place(1, "z", (LAST_ROLE,), head=1)], pairs_case.scorer)
+    rows = role_gradients(qwen, side, [Place(1, "z", (LAST_ROLE,), head=1)], pairs_case.scorer)
     assert rows.of(Place(1, "z", (LAST_ROLE,), head=1)).shape == (6, 1, 8)
     assert [weight.requires_grad for weight in weights] == before
     assert all(weight.grad is None for weight in weights)

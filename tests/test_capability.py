@@ -14,7 +14,8 @@ import torch
 from small_runs import small_run
 from tool_env import tool_python
 
-from refusal_dial.cli.flags import OUR_TASK_NAMES, CapabilityFlags, PlotFlags
+from refusal_dial.cli import flags as typed_flags
+from refusal_dial.cli.flags import CapabilityFlags, PlotFlags
 from refusal_dial.common import DialError
 from refusal_dial.data.tasks import OUR_TASKS, load_task
 from refusal_dial.generate.likelihood import reply_logp
@@ -115,7 +116,7 @@ def test_a_text_is_its_first_token_and_the_rest(qwen):
 
 
 def test_our_tasks_are_whole_and_answers_are_not_told_by_their_place():
-    assert OUR_TASKS == OUR_TASK_NAMES
+    assert OUR_TASKS == typed_flags.OUR_TASKS
     for name in OUR_TASKS:
         _, items = load_task(name)
         assert len(items) == 60

@@ -12,10 +12,10 @@ from refusal_dial.common import DialError
 from refusal_dial.stats.intervals import auc, expanded, mean_interval, rate_interval
 from refusal_dial.studies.calibration import (
     auc_interval,
+    fitted_slopes,
     gap_interval,
     rate_difference_interval,
     slope_interval,
-    slopes,
 )
 
 LAW = settings(deadline=None, derandomize=True, max_examples=25)
@@ -238,9 +238,9 @@ def test_the_mean_of_the_slopes_is_the_slope_of_the_mean():
     rng = np.random.default_rng(8)
     alphas, scores = np.array([-2.0, 0.0, 1.0, 4.0]), rng.normal(size=(4, 30))
     expected = reference.linregress(alphas, scores.mean(1)).slope
-    assert slopes(scores, alphas).mean() == pytest.approx(expected)
+    assert fitted_slopes(scores, alphas).mean() == pytest.approx(expected)
     with pytest.raises(DialError, match=r"at least two different alphas, not \[1.0, 1.0\]"):
-        slopes(scores[:2], [1.0, 1.0])
+        fitted_slopes(scores[:2], [1.0, 1.0])
 
 
 def test_a_slope_over_prompts_is_covered_and_a_constant_has_none():

@@ -30,12 +30,11 @@ from refusal_dial.studies.replies import (
     SYSTEM_NAME,
     ReplyPlan,
     conduct_replies,
-    learned_from,
     load_conversation,
     reply_cells,
     with_and_without,
 )
-from refusal_dial.studies.steering import learn
+from refusal_dial.studies.steering import learn, learned_from
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"refusal_tokens": "I", "device": "cpu", "layer": (1, 2), "alphas": (-1.0, 0.0, 1.0)}

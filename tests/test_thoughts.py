@@ -17,7 +17,7 @@ from refusal_dial.cli.flags import OpenFlags
 from refusal_dial.common import DialError, log
 from refusal_dial.generate.completions import completion_text
 from refusal_dial.generate.decode import Decoding, generate
-from refusal_dial.generate.thoughts import divide, read_prompts, spoken
+from refusal_dial.generate.thoughts import after_thought, divide, read_prompts
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import last_logits, think_block, tokenize
 from refusal_dial.run.folder import read_config, read_table, read_verdict
@@ -69,10 +69,10 @@ def test_a_template_that_always_opens_a_thought(tmp_path):
     (off,) = at_end(model, tokenize(model, ["Hi"]))
     assert off.endswith("assistant\n<think>\n\n</think>\n\n")
     (one,) = generate(model, tokenize(model, ["Hi"], thinking=True), [()], Decoding(8))
-    said, thought = spoken(
+    reply, thought = after_thought(
         model.tokenizer, one, think_block(model.tokenizer, True), Decoding(4, max_thought_tokens=4)
     )
-    assert (said.text, thought.text, thought.end) == ("It", "hm", "closed")
+    assert (reply.text, thought.text, thought.end) == ("It", "hm", "closed")
 
 
 def test_a_template_that_knows_no_thinking_is_refused_in_one_line(qwen, thinker):
@@ -135,10 +135,10 @@ def test_every_way_a_thought_ends(says, end, text, tmp_path, monkeypatch):
     prompts = ["One", "and two"]
     tokens = tokenize(model, prompts, thinking=True)
     for one in generate(model, tokens, [()], decoding):
-        said, thought = spoken(model.tokenizer, one, block, decoding)
-        assert (said.text, thought.end) == (text, end)
+        reply, thought = after_thought(model.tokenizer, one, block, decoding)
+        assert (reply.text, thought.end) == (text, end)
         assert len(thought.ids) <= 12
-        assert len(said.ids) <= 5
+        assert len(reply.ids) <= 5
     # The prompt up to the answer ends in a closed block, but where the model answered at once.
     lines = []
     monkeypatch.setattr(log, "log", lambda level, line, *values: lines.append(line % values))

@@ -467,14 +467,14 @@ class DirectionFlags(ReplyFlags):
     any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
-OUR_TASK_NAMES = ("arithmetic", "grammar", "facts")
+OUR_TASKS = ("arithmetic", "grammar", "facts")
 
 
 def _tasks(value: Any) -> tuple[str, ...]:
     names = tuple(str(part).strip() for part in parse_list(value))
     if not all(names) or len(set(names)) < len(names) or not names:
         raise DialError(
-            f"expected different tasks such as {','.join(OUR_TASK_NAMES)} or FILE.jsonl, not "
+            f"expected different tasks such as {','.join(OUR_TASKS)} or FILE.jsonl, not "
             f"{format_value(value)}"
         )
     return names
@@ -492,7 +492,7 @@ class CapabilityFlags(SteeringFlags):
     )
     any_model: bool = flag(False, "use a direction that was learned on another model")
     tasks: tuple[str, ...] = flag(
-        OUR_TASK_NAMES, f"a list of {', '.join(OUR_TASK_NAMES)}, or .jsonl files", _tasks
+        OUR_TASKS, f"a list of {', '.join(OUR_TASKS)}, or .jsonl files", _tasks
     )
     n_items: int = flag(60, "items of each task, at most", at_least(2, parse_whole))
     texts: str = flag("embedded", "plain text to read: 'embedded', a .jsonl of openings, rtp")

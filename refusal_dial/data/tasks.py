@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from refusal_dial.cli.flags import OUR_TASKS
 from refusal_dial.common import DialError, format_value, one_of
 from refusal_dial.data.prompts import read_rows
-
-OUR_TASKS = ("arithmetic", "grammar", "facts")
 
 _TASK_FOLDERS = (
     Path(__file__).parents[1] / "embedded" / "tasks",  # in an installed wheel

@@ -85,18 +85,19 @@ def first_order(
     edits = [[edit for _, edit in cell if isinstance(edit, Edit)] for cell in grid]
     keys = list(dict.fromkeys((edit.site, edit.layer) for cell in edits for edit in cell))
     parts: list[Tensor] = []
-    for start in progress(range(0, len(tokens), batch_size), "gradients"):
-        rows = torch.arange(start, min(start + batch_size, len(tokens)))
-        some = Tokens(tokens.ids[rows], tokens.mask[rows])
-        every = torch.arange(-some.ids.shape[1], 0).expand(len(rows), -1)
-        score, found = _backward(model, some, scorer, keys, every)
-        estimates = score.double().cpu().repeat(len(grid), 1)
-        for estimate, cell in zip(estimates, edits, strict=True):
-            for edit in cell:
-                activation, gradient = found[edit.site, edit.layer]
-                step = restrict(edit, rows)(activation) - activation
-                estimate += (step.double() * gradient.double()).flatten(1).sum(1).cpu()
-        parts.append(estimates)
+    with _in_float32(model):
+        for start in progress(range(0, len(tokens), batch_size), "gradients"):
+            rows = torch.arange(start, min(start + batch_size, len(tokens)))
+            some = Tokens(tokens.ids[rows], tokens.mask[rows])
+            every = torch.arange(-some.ids.shape[1], 0).expand(len(rows), -1)
+            score, found = _backward(model, some, scorer, keys, every)
+            estimates = score.double().cpu().repeat(len(grid), 1)
+            for estimate, cell in zip(estimates, edits, strict=True):
+                for edit in cell:
+                    activation, gradient = found[edit.site, edit.layer]
+                    step = restrict(edit, rows)(activation) - activation
+                    estimate += (step.double() * gradient.double()).flatten(1).sum(1).cpu()
+            parts.append(estimates)
     return torch.cat(parts, dim=1)
 
 
@@ -113,10 +114,11 @@ def _backward(
     keys: Sequence[Key],
     where: Int[Tensor, "batch k"],
 ) -> tuple[Float64[Tensor, " batch"], dict[Key, tuple[Tensor, Tensor]]]:
-    """The scores, and at each key the activations at these positions and their gradients."""
+    """The scores, and at each key the activations at these positions and their gradients, of a
+    model that is in float32 (`_in_float32`)."""
     added: dict[Key, Tensor] = {}
     seen: dict[Key, Tensor] = {}
-    with _in_float32(model), torch.enable_grad():
+    with torch.enable_grad():
         hooks = [_zeros_added(key, where, added, seen) for key in keys]
         with model.hooks(fwd_hooks=hooks):
             logits = model(
@@ -154,7 +156,8 @@ def _zeros_added(
 
 @contextmanager
 def _in_float32(model: TransformerBridge) -> Iterator[None]:
-    """Parameters in half precision as float32, for as long as this lasts; then the very same."""
+    """Parameters in half precision as float32, for as long as this lasts; then the very same.
+    Within another of its kind it changes nothing."""
     half = [
         one
         for one in model.original_model.parameters()
@@ -182,12 +185,13 @@ def mean_gradients(
     units a residual-stream unit. Memory does not grow with the number of prompts."""
     total: dict[Key, Tensor] = {}
     n = len(tokens)
-    for start in progress(range(0, n, batch_size), "gradients"):
-        some = tokens.rows(start, start + batch_size)
-        where = torch.tensor([list(pos)] * len(some))
-        for key, found in gradients(model, some, scorer, keys, where, batch_size).items():
-            part = found.double().sum(0) / n
-            total[key] = total[key] + part if key in total else part
+    with _in_float32(model):  # once for all batches
+        for start in progress(range(0, n, batch_size), "gradients"):
+            some = tokens.rows(start, start + batch_size)
+            where = torch.tensor([list(pos)] * len(some))
+            for key, found in gradients(model, some, scorer, keys, where, batch_size).items():
+                part = found.double().sum(0) / n
+                total[key] = total[key] + part if key in total else part
     return total
 
 

@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cells import Cell
 from refusal_dial.generate.decode import Completion, Decoding, generate
 from refusal_dial.generate.likelihood import nll, repeated
-from refusal_dial.generate.thoughts import spoken
+from refusal_dial.generate.thoughts import after_thought
 from refusal_dial.model.tokens import ThinkBlock, Tokens
 
 
@@ -42,10 +42,10 @@ def completion_rows(
     acting = [cell for cell in cells if cell.hooks]
     place = {id(cell): i for i, cell in enumerate(acting, 1)}
     grid = [(), *(cell.hooks for cell in acting)]
-    said = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
-    heard = [spoken(model.tokenizer, one, block, decoding) for one in said]
-    completions, thoughts = [one for one, _ in heard], [thought for _, thought in heard]
-    whole = [replace(one, ids=(*thought.ids, *one.ids)) for one, thought in heard]
+    generated = generate(model, tokens, grid, decoding, keys=list(rows["prompt_id"]))
+    divided = [after_thought(model.tokenizer, one, block, decoding) for one in generated]
+    completions, thoughts = [one for one, _ in divided], [thought for _, thought in divided]
+    whole = [replace(one, ids=(*thought.ids, *one.ids)) for one, thought in divided]
     frame = pd.DataFrame(
         {
             "grid": [one.cell for one in completions],

@@ -71,7 +71,7 @@ def divide(
     return Thought(mine, text, end, closed), tuple(ids[len(mine) :]) if closed else ()
 
 
-def spoken(
+def after_thought(
     tokenizer: Any, one: Completion, block: ThinkBlock | None, decoding: Decoding
 ) -> tuple[Completion, Thought]:
     """(the reply after the thought, the thought). A reply has at most `max_new_tokens` of its own;

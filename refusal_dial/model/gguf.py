@@ -145,7 +145,7 @@ def _hash(file: Path) -> str:
 def _write(file: Path, name: str, digest: str, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    check_header(file, name)
+    check_gguf(file, name)
     log.info("dequantising %s once, into %s", file.name, folder)
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     draft = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder.parent))
@@ -185,7 +185,7 @@ def _write(file: Path, name: str, digest: str, folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_header(file: Path, name: str) -> None:
+def check_gguf(file: Path, name: str) -> None:
     """Raises `DialError` for a file that is no GGUF, is torn, or is of an architecture that
     transformers does not read from GGUF."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from refusal_dial.generate.likelihood import kl_per_token
 from refusal_dial.model.tokens import Tokens
 
 T = TypeVar("T")
+C = TypeVar("C", bound="CellPlan")
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class CellPlan:
     def grid(self) -> Grid:
         return grid_of(groups(self.rows), [cell.labels for cell in self.cells])
 
-    def shrink(self, prompts: int, cells: int) -> Self:
+    def shrink(self: C, prompts: int, cells: int) -> C:
         return replace(
             self,
             tokens=self.tokens.rows(0, prompts),

@@ -3,8 +3,8 @@
     score(cell) ≈ score + sum over its edits of (edit(h) - h) · d score / d h
 
 The tangent at the unsteered model (`engine.slopes.first_order`), for every row of a plan, in about
-the time of one backward pass a prompt. It is blind to saturation, so some cells
-spread over the plan are computed exactly, and the error on these is printed beside the estimate.
+the time of one backward pass a prompt. It is blind to saturation, so some cells spread
+over the plan are computed exactly, and the error on these is printed beside the estimate.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, format_value
 from refusal_dial.run.plan import Plan, compute_all
+from refusal_dial.stats.comparison import prediction_quality
 
 SAMPLE_PROMPTS, SAMPLE_CELLS = 16, 48
 """The part that is computed exactly too."""
@@ -73,24 +73,15 @@ def preview(model: TransformerBridge, plan: Plan) -> Preview:
 
 
 def errors(sample: pd.DataFrame) -> pd.DataFrame:
-    """By distance of alpha (by site, where nothing was steered): `cells`, `n` rows, their
-    `correlation`, and `error`, root mean square of estimate minus exact as a share of the exact
-    changes' own."""
+    """By distance of alpha (by site, where nothing was steered) how well the changes were
+    estimated: `n, correlation, error` of `stats.comparison.prediction_quality`."""
     by = "alpha_relative" if "alpha_relative" in sample else "site"
     key = sample[by].abs().round(6) if by == "alpha_relative" else sample[by]
     moved = sample[(sample["exact"] != 0) | (sample["estimate"] != 0)]
-    found = []
-    for value, part in moved.groupby(key, sort=True):
-        off = float(np.sqrt(((part["estimate"] - part["exact"]) ** 2).mean()))
-        size = float(np.sqrt((part["exact"] ** 2).mean()))
-        found.append(
-            {
-                by: value,
-                "n": len(part),
-                "correlation": float(part["estimate"].corr(part["exact"])),
-                "error": off / size if size else np.nan,
-            }
-        )
+    found = [
+        {by: value, **prediction_quality(part["estimate"], part["exact"])}
+        for value, part in moved.groupby(key, sort=True)
+    ]
     return pd.DataFrame(found, columns=[by, "n", "correlation", "error"])
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial.common import DialError, located, one_of
-from refusal_dial.scoring.judge_model import spoken_by
+from refusal_dial.scoring.judge_model import greedy_answers
 
 NAN = float("nan")
 
@@ -328,7 +328,7 @@ def _scores(model: Any, form: HarmForm, pairs: Sequence[tuple[str, str]]) -> lis
     if form.read is None:
         found = _mean_grades(model, asked)
     else:
-        found = [form.read(answer) for answer in spoken_by(model, asked, form.new_tokens)]
+        found = [form.read(answer) for answer in greedy_answers(model, asked, form.new_tokens)]
     for i, value in zip(fits, found, strict=True):
         out[i] = value
     return out

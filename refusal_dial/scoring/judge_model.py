@@ -191,13 +191,13 @@ def _answers(model: Any, asks: Sequence[str]) -> list[Judgement]:
         if len(ids) + NEW_TOKENS <= int(model.cfg.n_ctx):
             rows[i] = ids
     if rows:
-        answers = spoken_by(model, list(rows.values()), NEW_TOKENS)
+        answers = greedy_answers(model, list(rows.values()), NEW_TOKENS)
         for i, answer in zip(rows, answers, strict=True):
             out[i] = Judgement(parse_answer(answer))
     return out
 
 
-def spoken_by(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+def greedy_answers(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
     """A judge's greedy answers of at most so many tokens, to questions that are token ids."""
     import torch
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from refusal_dial.common import DialError
-from refusal_dial.stats.intervals import Floats
+from refusal_dial.stats.intervals import Floats, rate_interval
 from refusal_dial.stats.p_values import (
     benjamini_hochberg,
     gap_share,
@@ -120,6 +120,33 @@ def finite_rank_p(effect: Floats, null: Floats) -> float:
     theirs = finite_means(np.where(both, null, np.nan))
     reached = ~both.any(1) | (np.abs(theirs) >= np.abs(mine))
     return float((1 + reached.sum()) / (1 + len(null)))
+
+
+def prediction_quality(
+    predicted: pd.Series[float], measured: pd.Series[float]
+) -> dict[str, int | float]:
+    """How well changes were predicted: `n` of them, their `correlation`, and `error`, the root mean
+    square of predicted minus measured as a share of the measured changes' own (NaN where nothing
+    changed)."""
+    off = float(np.sqrt(((predicted - measured) ** 2).mean()))
+    size = float(np.sqrt((measured**2).mean()))
+    return {
+        "n": len(measured),
+        "correlation": float(predicted.corr(measured)),
+        "error": off / size if size else float("nan"),
+    }
+
+
+def widened(bounds: Floats, shift: Floats) -> Floats:
+    """Intervals of mean shifts of shares (a row a cell) as they are, but where every prompt changed
+    alike: there is nothing to resample, and they reach as far to each side as Wilson's interval
+    says that so few prompts leave open."""
+    out = bounds.copy()
+    for i in np.flatnonzero(bounds[:, 0] == bounds[:, 1]):
+        n = int(np.isfinite(shift[i]).sum())
+        room = 1 - rate_interval(np.ones((1, n)))[0, 0]
+        out[i] = max(-1.0, bounds[i, 0] - room), min(1.0, bounds[i, 1] + room)
+    return out
 
 
 def with_dropped(

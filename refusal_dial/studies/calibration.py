@@ -612,11 +612,11 @@ def _newcombe(found: float, n1: int, n2: int, z: float) -> Floats:
     return np.array([low, high])
 
 
-def slopes(scores: ArrayLike, alphas: ArrayLike) -> Floats:
+def fitted_slopes(scores: ArrayLike, alphas: ArrayLike) -> Floats:
     """Each prompt's least-squares slope of score against alpha, `alpha prompt -> prompt`.
 
     Every prompt is scored at every alpha, so the slope of the mean is the mean of the slopes, and
-    `mean_interval(slopes(...))` is its interval with the prompt as unit.
+    `mean_interval(fitted_slopes(...))` is its interval with the prompt as unit.
     Raises `DialError` for fewer than two different alphas.
     """
     x = np.asarray(alphas, dtype=float)
@@ -761,7 +761,7 @@ def _dial(rng: np.random.Generator, trials: int, n: int) -> tuple[Floats, Any]:
     own = rng.gamma(3.0, 0.5, (trials, n))
     noise = rng.normal(size=(trials, 5, n)) + 2 * rng.normal(size=(trials, 1, n))
     scores = own[:, None] * alphas[:, None] + noise
-    return mean_interval([slopes(one, alphas) for one in scores], seed=_seed(rng)), 1.5
+    return mean_interval([fitted_slopes(one, alphas) for one in scores], seed=_seed(rng)), 1.5
 
 
 def _choice(others: bool) -> Sample:

@@ -26,13 +26,12 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, numbered, turned
+from refusal_dial.cells import Cell
 from refusal_dial.cli.flags import CapabilityFlags
 from refusal_dial.common import DialError
 from refusal_dial.data.openings import load_openings
-from refusal_dial.data.prompts import Prompt, data_hash, holdout_split, of_subset, some_of_each
+from refusal_dial.data.prompts import Prompt, data_hash, of_subset, some_of_each
 from refusal_dial.data.tasks import TaskItem, load_task
-from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import Decoding
@@ -55,11 +54,14 @@ from refusal_dial.run.plan import (
     some_of,
     tasks_over,
 )
-from refusal_dial.stats.comparison import finite_intervals, finite_means
+from refusal_dial.stats.comparison import finite_intervals, finite_means, widened
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.studies.base import Study, load_study, measured_on, study_settings
-from refusal_dial.studies.replies import learned_from
-from refusal_dial.studies.steering import SCORE_ORDER, at_place, learn, place_of
+from refusal_dial.studies.steering import (
+    SCORE_ORDER,
+    cells_beside_random,
+    used_directions,
+)
 
 CAPABILITY_ORDER = [*SCORE_ORDER, "strength", "measure"]
 
@@ -138,12 +140,7 @@ def load_capability(flags: CapabilityFlags) -> CapabilityStudy:
     # 2. The model, and a direction for each layer.
     layers = flags.layer or ((given.provenance.layer,) if given else (20,))
     study = load_study(flags, layers, flags.site, flags.pos)
-    if given is None:
-        train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed)
-        used = learn(study, flags, train)
-    else:
-        train = learned_from(given, study.prompts)
-        used = [at_place(given, study, flags, layer, flags.any_model) for layer in layers]
+    used, train = used_directions(study, flags, given, flags.any_model)
     # 3. Prompts that it was not learned from.
     seen = {prompt.id for prompt in train}
     left = [prompt for prompt in study.prompts if prompt.id not in seen]
@@ -205,20 +202,7 @@ def _about(ids: Sequence[str], subset: str, measure: str) -> pd.DataFrame:
 
 
 # --------------------------------------------------------------------------------------------------
-# The cells, and what is measured under each.
-
-
-def capability_cells(opened: CapabilityStudy, flags: CapabilityFlags) -> list[Cell]:
-    """The unsteered model, then for each learned direction itself at every strength, and
-    `--n-random` random ones at every strength but 0."""
-    cells = [BASELINE]
-    for direction in opened.learned:
-        place = place_of(opened.study, flags, direction.provenance.layer)
-        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
-        controls = numbered("random", random_directions(direction, flags.n_random, flags.seed))
-        cells += cells_at([("learned", None, direction)], alphas, place)
-        cells += cells_at(controls, turned(alphas), place)
-    return cells
+# What is measured under each cell.
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,7 +308,7 @@ def _measure(part: pd.DataFrame, name: str, subset: str, seed: int) -> pd.DataFr
     bounds = finite_intervals(value, interval)
     moved = finite_intervals(shift, partial(mean_interval, seed=seed))
     if share:
-        moved = _widened(moved, shift)
+        moved = widened(moved, shift)
     return table.assign(
         measure=name,
         prompts=subset,
@@ -336,16 +320,6 @@ def _measure(part: pd.DataFrame, name: str, subset: str, seed: int) -> pd.DataFr
         diff_lo=moved[:, 0],
         diff_hi=moved[:, 1],
     )
-
-
-def _widened(bounds: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Where all items changed alike there is nothing to resample."""
-    out = bounds.copy()
-    for i in np.flatnonzero(bounds[:, 0] == bounds[:, 1]):
-        n = int(np.isfinite(shift[i]).sum())
-        room = 1 - rate_interval(np.ones((1, n)))[0, 0]
-        out[i] = max(-1.0, bounds[i, 0] - room), min(1.0, bounds[i, 1] + room)
-    return out
 
 
 def conduct_capability(
@@ -368,7 +342,7 @@ def conduct_capability(
         known = {"threshold": opened.study.threshold, "alpha_unit": flags.unit, "chance": chance}
         return summary, known
 
-    cells = capability_cells(opened, flags)
+    cells = cells_beside_random(opened.study, flags, opened.learned)
     return carry_out(run, opened, capability_plan(opened, flags, cells), close, flags)
 
 

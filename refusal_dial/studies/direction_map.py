@@ -36,10 +36,12 @@ from refusal_dial.model.activations import collect, collect_positions
 from refusal_dial.model.loading import check_layers
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import Budget, SweepPlan, some_of, spread_over
+from refusal_dial.run.plan import Budget, SweepPlan, some_of
+from refusal_dial.stats.comparison import prediction_quality
 from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.studies.base import Study, prompt_rows, study_settings
 from refusal_dial.studies.selection import template_positions
+from refusal_dial.studies.steering import SCORE_ORDER
 
 LABELS = {
     "scores": "EDGE prompts scored highest against lowest",
@@ -47,9 +49,6 @@ LABELS = {
 }
 
 CHECKED_LAYERS = 5
-
-SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
-SCORE_ORDER += ["score", "alpha_relative"]
 
 
 @dataclass(frozen=True)
@@ -138,14 +137,16 @@ def _tokens_at(study: Study, positions: Sequence[int]) -> list[str]:
 def check_cells(
     study: Study, layers: Sequence[int], prompts: Sequence[Prompt], flags: MapFlags
 ) -> list[Cell]:
-    """The baseline; then at the last position of each layer `--n-check` directions drawn with the
-    covariance of these prompts' activations, at every alpha."""
+    """The baseline; then at the last position of some of the layers, where these prompts differ,
+    `--n-check` directions drawn with the covariance of their activations, at every alpha."""
     tokens = study.tokens.chosen(study.rows(prompts)).on(study.model)
     seen, _ = collect(
         study.model, tokens, layers, site=flags.site, pos=-1, batch_size=flags.batch_size
     )
+    varied = [i for i, rows in enumerate(seen) if bool((rows != rows[0]).any())]
     cells = [BASELINE]
-    for rows, layer in zip(seen, layers, strict=True):
+    for i in some_of(varied, CHECKED_LAYERS):
+        rows, layer = seen[i], layers[i]
         place = SteeringPlace(layer, flags.site, -1, float(rows.norm(dim=-1).mean()))
         like = from_vector(rows[0], Provenance(layer, flags.site, -1, seed=flags.seed))
         drawn = covariance_directions(like, rows, flags.n_check, flags.seed)
@@ -155,10 +156,9 @@ def check_cells(
 
 
 def agreement(measured: pd.DataFrame, estimated: pd.DataFrame) -> pd.DataFrame:
-    """A row per layer and alpha, over its directions: the `correlation` of the predicted and the
-    measured change of the mean score, and `error`, the prediction's root mean square error as a
-    share of the measured change's own. `estimated` are the rows of `measured` as the gradient has
-    them (`SweepPlan.estimate`)."""
+    """A row per layer and alpha, over its directions: how well the change of the mean score was
+    predicted (`stats.comparison.prediction_quality`). `estimated` are the rows of `measured` as the
+    gradient has them (`SweepPlan.estimate`)."""
     place = ["layer", "alpha_relative", "seed"]
     base = float(measured.loc[measured["direction"] == "baseline", "score"].mean())
     means = pd.DataFrame(
@@ -167,20 +167,13 @@ def agreement(measured: pd.DataFrame, estimated: pd.DataFrame) -> pd.DataFrame:
             "predicted": estimated.groupby(place)["score"].mean() - float(estimated["base"].mean()),
         }
     )
-    rows = []
-    for (layer, alpha), part in means.groupby(place[:2], sort=True):
-        off = float(np.sqrt(((part["predicted"] - part["measured"]) ** 2).mean()))
-        size = float(np.sqrt((part["measured"] ** 2).mean()))
-        rows.append(
-            {
-                "layer": layer,
-                "alpha_relative": alpha,
-                "n": len(part),
-                "correlation": float(part["predicted"].corr(part["measured"])),
-                "error": off / size if size else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {"layer": layer, "alpha_relative": alpha}
+            | prediction_quality(part["predicted"], part["measured"])
+            for (layer, alpha), part in means.groupby(place[:2], sort=True)
+        ]
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,25 +199,22 @@ def conduct_map(study: Study, flags: MapFlags) -> tuple[Run, pd.DataFrame]:
             f"--positions: expected positions that every prompt has, from -{shortest} on, not "
             f"{positions[0]}: the shortest prompt has {shortest} tokens"
         )
-    # 1. Who is learned from, who is held out, and the gradient on the latter at every place.
     groups, held_out = groups_of(study, flags)
-    tokens = study.tokens.chosen(study.rows(held_out)).on(model)
-    keys = [(flags.site, layer) for layer in layers]
-    gradient = mean_gradients(model, tokens, study.scorer, keys, positions)
-    # 2. The maps: cheap, so that a resumed run makes them again.
-    tables = [map_places(study, one, gradient, positions, flags) for one in groups]
-    # 3. Directions turned for real, on some held-out prompts at some layers.
-    chosen = study.rows(some_of(held_out, flags.n_prompts))
-    varied = tables[0].loc[(tables[0]["pos"] == -1) & tables[0]["p"].notna(), "layer"].tolist()
-    checked = [varied[i] for i in spread_over(len(varied), CHECKED_LAYERS)]
-    cells = check_cells(study, checked, groups[0].prompts, flags)
     settings = study_settings(study, flags) | {"positions": list(positions)}
     run = begin("map_direction", settings, flags)
+    # 1. Directions turned for real, on some held-out prompts at some layers.
+    chosen = study.rows(some_of(held_out, flags.n_prompts))
+    cells = check_cells(study, layers, groups[0].prompts, flags)
     rows = prompt_rows(study, groups[0].prompts).iloc[chosen].reset_index(drop=True)
     budget = Budget(flags.batch_size, flags.engine, flags.memory_gb)
     plan = SweepPlan(study.tokens.chosen(chosen), rows, cells, study.scorer, budget, SCORE_ORDER)
 
     def close(scores: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        # 2. The gradient on all held-out prompts at every place, and the maps.
+        tokens = study.tokens.chosen(study.rows(held_out)).on(model)
+        keys = [(flags.site, layer) for layer in layers]
+        gradient = mean_gradients(model, tokens, study.scorer, keys, positions)
+        tables = [map_places(study, one, gradient, positions, flags) for one in groups]
         linear = agreement(scores, plan.estimate(model))
         return pd.concat(tables, ignore_index=True), {
             "alpha_unit": flags.unit,

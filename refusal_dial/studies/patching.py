@@ -345,7 +345,7 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole != 0)
 
 
-def labelled(frame: pd.DataFrame, pairs: Pairs, tokenizer: Any) -> pd.DataFrame:
+def with_token_labels(frame: pd.DataFrame, pairs: Pairs, tokenizer: Any) -> pd.DataFrame:
     """The rows with `token`, the text of their role's token where all pairs share it."""
     names = [role for role in frame["role"].unique() if ".." not in role]
     texts = token_labels(pairs, names, tokenizer)
@@ -445,7 +445,7 @@ class PatchPlan:
             for part in _parts(model, patching.places, len(task.prompts))
         ]
         frame = pd.concat(frames, ignore_index=True)
-        return labelled(frame, patching.pairs, model.tokenizer)
+        return with_token_labels(frame, patching.pairs, model.tokenizer)
 
     def shrink(self, prompts: int, cells: int) -> PatchPlan:
         patching = replace(
@@ -643,7 +643,9 @@ def attributed(
     `attribution`, and without controls. The scorer reads each prompt by itself."""
     for rows in progress(batches(len(patching.pairs), patching.budget.batch_size), "gradients"):
         frames = [_attribution_one_way(model, patching, rows, scorer, way) for way in patching.ways]
-        yield labelled(pd.concat(frames, ignore_index=True), patching.pairs, model.tokenizer)
+        yield with_token_labels(
+            pd.concat(frames, ignore_index=True), patching.pairs, model.tokenizer
+        )
 
 
 def _attribution_one_way(
@@ -654,7 +656,7 @@ def _attribution_one_way(
     score = partial(score_grid, model, engine=budget.engine, memory_gb=budget.memory_gb)
     roles = list(dict.fromkeys(role for place in places for role in place.roles))
     here, there = PairRun.of(batch, roles, run), PairRun.of(batch, roles, source)
-    own, slope = here.read(model, places), gradients(model, here, places, scorer)
+    own, slope = here.read(model, places), role_gradients(model, here, places, scorer)
     value_at = from_run(model, places, here, there)
     base, other = (score(side.tokens, [()], scorer)[0] for side in (here, there))
     names, estimates = [], []
@@ -670,7 +672,7 @@ def _attribution_one_way(
     return tidy(batch, roles, here.where, way, names, table, clean, corrupted, patching.seed)
 
 
-def gradients(
+def role_gradients(
     model: TransformerBridge, side: PairRun, places: Sequence[Place], scorer: Scorer
 ) -> RunActivations:
     """d score / d activation at every place, prompt by prompt.

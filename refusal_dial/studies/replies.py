@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cells import BASELINE, Cell, alphas_in, cells_at, labelled, numbered, turned
+from refusal_dial.cells import Cell, labelled
 from refusal_dial.cli.flags import ContrastFlags, HoldoutFlags, ReplyFlags
 from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
@@ -34,7 +36,6 @@ from refusal_dial.data.prompts import (
     of_subset,
     some_of_each,
 )
-from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, Provenance, caa
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.completions import completion_rows, completion_text
@@ -79,13 +80,18 @@ from refusal_dial.stats.comparison import (
     fair_ranks,
     finite_intervals,
     finite_means,
+    widened,
 )
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
 from refusal_dial.stats.permutation import contrast_weights, slope_test
 from refusal_dial.stats.summary import GROUP
 from refusal_dial.studies.base import Study, prompt_tokens, study_settings
-from refusal_dial.studies.steering import place_of, slope_gradients, slope_tests
+from refusal_dial.studies.steering import (
+    cells_beside_random,
+    slope_gradients,
+    slope_tests,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Contrast pairs as tokens.
@@ -204,14 +210,6 @@ def conversation_settings(talk: Conversation, flags: ReplyFlags) -> dict[str, An
     return settings
 
 
-def learned_from(direction: Direction, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of `prompts` that the direction was learned from: they are not held out."""
-    ids = set(direction.provenance.prompt_ids)
-    mine = [prompt for prompt in prompts if prompt.id in ids]
-    same = bool(mine) and data_hash(mine) == direction.provenance.data_hash
-    return mine if same else []
-
-
 # --------------------------------------------------------------------------------------------------
 # Contrast vectors for a study: which pairs, which vectors, and which prompts are left to measure.
 #
@@ -231,23 +229,37 @@ def contrast_pairs(study: Study, flags: ContrastFlags) -> tuple[list[ContrastPai
     return pairs, [prompt for prompt in study.prompts if prompt.text not in asked]
 
 
-def contrast_vectors(
+Sides = tuple[Float[Tensor, "layer pair d_model"], Float[Tensor, "layer pair d_model"]]
+"""Activations of the positive and of the negative side of every pair, at the last token."""
+
+
+def contrast_activations(
     study: Study, flags: ContrastFlags, pairs: Sequence[ContrastPair]
-) -> list[Direction]:
-    """For each layer, the mean difference over pairs at the last token."""
-    chat = not flags.plain
-    both = [
+) -> Sides:
+    """Both sides of every pair at the study's layers."""
+    first, second = (
         collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
         for tokens in contrast_tokens(
-            study.model, pairs, system=flags.system, chat=chat, thought=flags.thought
+            study.model,
+            pairs,
+            system=flags.system,
+            chat=not flags.plain,
+            thought=flags.thought,
         )
-    ]
+    )
+    return first, second
+
+
+def contrast_vectors(
+    study: Study, flags: ContrastFlags, pairs: Sequence[ContrastPair], sides: Sides
+) -> list[Direction]:
+    """For each layer, the mean difference over pairs at the last token."""
     who = identity(study.model)
     text = json.dumps([asdict(pair) for pair in pairs], sort_keys=True)
     return [
         caa(
-            both[0][i],
-            both[1][i],
+            sides[0][i],
+            sides[1][i],
             Provenance(
                 layer=layer,
                 site=flags.site,
@@ -265,23 +277,16 @@ def contrast_vectors(
 def contrast_slopes(
     study: Study,
     flags: ContrastFlags,
-    pairs: Sequence[ContrastPair],
+    sides: Sides,
     vectors: Sequence[Direction],
     held_out: Sequence[Prompt],
 ) -> pd.DataFrame:
     """The primary test of `stats.permutation` for contrast vectors: a row per layer. The score is
     that of the next token, on prompts that no pair has; the labels positive and negative are
     permuted within each pair."""
-    # 1. The gradient at every place, and the activations of both sides again.
+    # 1. The gradient at every place, and the activations of both sides.
     gradient = slope_gradients(study, vectors, held_out)
-    chat, n = not flags.plain, len(pairs)
-    both = [
-        collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
-        for tokens in contrast_tokens(
-            study.model, pairs, system=flags.system, chat=chat, thought=flags.thought
-        )
-    ]
-    rows = torch.cat(both, 1).double().cpu()
+    rows, n = torch.cat(sides, 1).double().cpu(), sides[0].shape[1]
     # 2. The labels: 1/n for the positive, -1/n for the negative side.
     projections = [
         (rows[i] @ gradient[flags.site, layer][0]).numpy() for i, layer in enumerate(study.layers)
@@ -322,16 +327,8 @@ def halves(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], 
 
 
 def reply_cells(study: Study, flags: ReplyFlags, learned: Sequence[Direction]) -> list[Cell]:
-    """The unsteered model, then for each learned direction itself at every strength, and
-    `--n-random` random ones at every strength but 0. All without a system message of their own."""
-    cells = [BASELINE]
-    for direction in learned:
-        place = place_of(study, flags, direction.provenance.layer)
-        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
-        controls = numbered("random", random_directions(direction, flags.n_random, flags.seed))
-        cells += cells_at([("learned", None, direction)], alphas, place)
-        cells += cells_at(controls, turned(alphas), place)
-    return [under(cell, "") for cell in cells]
+    """`cells_beside_random`, all without a system message of their own."""
+    return [under(cell, "") for cell in cells_beside_random(study, flags, learned)]
 
 
 def under(cell: Cell, system: str) -> Cell:
@@ -579,7 +576,9 @@ def _group(part: pd.DataFrame, by: list[str], seed: int) -> pd.DataFrame:
     columns |= _mean(value["score"], "score_mean", "score", seed)
     columns |= _mean(value["by_logit"], "logit_rate", "logit", seed, rate=True)
     columns |= _mean(value["refused"], "refusal_rate", "rate", seed, rate=True)
-    columns |= _widened(_mean(shift, "difference", "diff", seed), shift)
+    columns |= _mean(shift, "difference", "diff", seed)
+    bounds = np.stack([columns["diff_lo"], columns["diff_hi"]], axis=1)
+    columns["diff_lo"], columns["diff_hi"] = widened(bounds, shift).T
     columns["p_paired"] = [sign_flip_p(row[np.isfinite(row)], seed)[0] for row in shift]
     columns |= _mean(value["coherence"], "coherence", "coherence", seed)
     columns |= _mean(lost, "coherence_difference", "coherence_diff", seed)
@@ -605,19 +604,6 @@ def _mean(
     interval = rate_interval if rate else partial(mean_interval, seed=seed)
     bounds = finite_intervals(matrix, interval)
     return {name: finite_means(matrix), f"{stem}_lo": bounds[:, 0], f"{stem}_hi": bounds[:, 1]}
-
-
-def _widened(
-    columns: dict[str, NDArray[np.float64]], shift: Matrix
-) -> dict[str, NDArray[np.float64]]:
-    """Where every prompt changed alike there is nothing to resample: then as far to each side as
-    Wilson's interval says that so few prompts leave open."""
-    lo, hi = columns["diff_lo"], columns["diff_hi"]
-    for i in np.flatnonzero(lo == hi):
-        n = int(np.isfinite(shift[i]).sum())
-        room = 1 - rate_interval(np.ones((1, n)))[0, 0]
-        lo[i], hi[i] = max(-1.0, lo[i] - room), min(1.0, hi[i] + room)
-    return columns
 
 
 def coherent_range(summary: pd.DataFrame, tolerance: float = 0.1) -> list[dict[str, Any]]:

@@ -25,10 +25,11 @@ from refusal_dial.cells import (
     cells_at,
     numbered,
     steer_where,
+    turned,
 )
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import without_nan
-from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
+from refusal_dial.data.prompts import Prompt, data_hash, extremes, holdout_split, of_subset
 from refusal_dial.directions.controls import (
     covariance_directions,
     flipped_direction,
@@ -158,6 +159,26 @@ def at_place(
     return replace(direction, provenance=here)
 
 
+def learned_from(direction: Direction, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of `prompts` that the direction was learned from: they are not held out."""
+    ids = set(direction.provenance.prompt_ids)
+    mine = [prompt for prompt in prompts if prompt.id in ids]
+    same = bool(mine) and data_hash(mine) == direction.provenance.data_hash
+    return mine if same else []
+
+
+def used_directions(
+    study: Study, flags: SteeringFlags, given: Direction | None, any_model: bool
+) -> tuple[list[Direction], list[Prompt]]:
+    """(a direction for each of the study's layers, the prompts that it was learned from): the given
+    one at its new place, or learned on half of EDGE where none is given."""
+    if given is None:
+        train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed)
+        return learn(study, flags, train), train
+    used = [at_place(given, study, flags, layer, any_model) for layer in study.layers]
+    return used, learned_from(given, study.prompts)
+
+
 def place_of(study: Study, flags: SteeringFlags, layer: int) -> SteeringPlace:
     """Where the flags steer at a layer."""
     return SteeringPlace(layer, flags.site, flags.pos, study.residual_norm(layer))
@@ -179,6 +200,21 @@ def steering_cells(
         named: list[Named] = [("learned", None, direction)]
         named += control_directions(study, flags, direction, prompts, balanced)
         cells += cells_at(named, alphas, place)
+    return cells
+
+
+def cells_beside_random(
+    study: Study, flags: SteeringFlags, learned: Sequence[Direction]
+) -> list[Cell]:
+    """The unsteered model, then for each learned direction itself at every alpha, and `--n-random`
+    random ones at every alpha but 0."""
+    cells = [BASELINE]
+    for direction in learned:
+        place = place_of(study, flags, direction.provenance.layer)
+        alphas = alphas_in(flags.alphas, flags.unit, place.norm, direction)
+        controls = numbered("random", random_directions(direction, flags.n_random, flags.seed))
+        cells += cells_at([("learned", None, direction)], alphas, place)
+        cells += cells_at(controls, turned(alphas), place)
     return cells
 
 
