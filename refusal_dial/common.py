@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -362,6 +365,14 @@ def parse_int(digits: str) -> int | None:
 
 
 ENGINES = ("auto", "plain")
+
+
+def terminal(width: int = 118) -> Console:
+    """Where tables are printed: as wide as the terminal, else `width`. Texts are data: in them
+    `[nan, nan]` is an interval and no style, and `:x:` no picture."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else width, markup=False, emoji=False)
 
 
 def without_nan(value: Any) -> Any:

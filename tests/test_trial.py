@@ -10,6 +10,7 @@ import torch
 from architectures import fresh
 from grids import TOKENS, add_one, logprob, messages, mixed_grid, plain
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import hook_name
 from refusal_dial.engine import score
@@ -28,11 +29,8 @@ def test_a_model_with_hooks_attached_runs_plain(caplog: pytest.LogCaptureFixture
     assert "the model has hooks attached" in messages(caplog)[0]
 
 
-def test_an_architecture_that_mixes_positions_runs_plain(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def make_crooked(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block whose output depends on other positions by a way that is not attention."""
-    model, grid = fresh("Qwen2"), mixed_grid()
     kind = type(model.blocks[0].original_component)
     straight = kind.forward
 
@@ -40,6 +38,13 @@ def test_an_architecture_that_mixes_positions_runs_plain(
         return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
 
     monkeypatch.setattr(kind, "forward", crooked)
+
+
+def test_an_architecture_that_mixes_positions_runs_plain(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, grid = fresh("Qwen2"), mixed_grid()
+    make_crooked(model, monkeypatch)
     with caplog.at_level(logging.INFO, "refusal_dial"):
         scores = score_grid(model, TOKENS, grid, logprob)
     expected = torch.stack([logprob(plain(model, TOKENS, cell)) for cell in grid])
@@ -56,14 +61,8 @@ def test_half_precision_is_allowed_what_one_rounding_of_the_input_does(
     model, grid = fresh("Qwen2"), mixed_grid()
     model.original_model.to(torch.bfloat16)
     monkeypatch.setattr(score, "HALF_TOLERANCE", 0.0)
-    kind = type(model.blocks[0].original_component)
-    straight = kind.forward
-
-    def crooked(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return straight(self, hidden_states + hidden_states.cumsum(1) / 9, *args, **kwargs)
-
     if fault:
-        monkeypatch.setattr(kind, "forward", crooked)
+        make_crooked(model, monkeypatch)
     with caplog.at_level(logging.INFO, "refusal_dial"):
         score_grid(model, TOKENS, grid, logprob)
     refused = [one for one in messages(caplog) if "the replay differs" in one]

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refusal_dial.common import DialError, format_value, located, one_line
+from refusal_dial.common import DialError, format_value, located, one_line, terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,11 +178,10 @@ def print_published(config: str | None, model: str, tables: Mapping[str, pd.Data
     recipe = load_recipe(config) if config else None
     if recipe is None or not (recipe.figures or recipe.findings):
         return
-    from rich.console import Console
     from rich.table import Table
 
     meant = recipe.flags.get("model")
-    console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
+    console = terminal(_WIDTH)
     if recipe.figures:
         table = Table(title=f"Published: {recipe.study}", title_justify="left", header_style="bold")
         for name in ("figure", "published", f"here ({model})"):

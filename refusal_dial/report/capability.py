@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES, DialError
+from refusal_dial.common import UNIT_NAMES, DialError, terminal
 from refusal_dial.report.theme import BLUE, GREY, escaped, styled
 from refusal_dial.studies.capability import KL, LOSS, REFUSED, SCORE
 
@@ -36,7 +35,7 @@ def print_capability(summary: pd.DataFrame, unit: str, chance: Mapping[str, floa
     paired difference from the unsteered model and its interval; then, in words, which differences
     leave out 0, the range that random directions give, and which tasks the unsteered model cannot
     do better than by `chance`."""
-    console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
+    console = terminal(_WIDTH)
     learned = summary[summary["direction"] == "learned"]
     random = summary[summary["direction"] == "random"]
     names = list(dict.fromkeys(zip(summary["measure"], summary["prompts"], strict=True)))

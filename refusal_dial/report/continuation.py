@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES, DialError
+from refusal_dial.common import UNIT_NAMES, DialError, terminal
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.steering import CONTROL_NAMES, LIKE_NOTHING
 from refusal_dial.report.theme import (
@@ -132,8 +132,7 @@ def print_layer_effects(
 
 
 def _console() -> Console:
-    width = None if Console().is_terminal else _WIDTH
-    return Console(width=width, markup=False, emoji=False)
+    return terminal(_WIDTH)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES
+from refusal_dial.common import UNIT_NAMES, terminal
 from refusal_dial.report.theme import anchored, colour_of, styled
 from refusal_dial.studies.objectives import OBJECTIVE_RATES, OBJECTIVES
 
@@ -51,7 +50,7 @@ def print_objectives(summary: pd.DataFrame, overlap: float, unit: str) -> None:
             *others,
             "*" if row["front"] else "",
         )
-    Console(width=None if Console().is_terminal else _WIDTH, markup=False).print(table)
+    terminal(_WIDTH).print(table)
     base = summary[summary["direction"] == "baseline"].iloc[0]
     text = ", ".join(
         f"{OBJECTIVE_HEADS[n].replace(chr(10), ' ')} {base[n]:.2f}" for n in OBJECTIVES

@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES
+from refusal_dial.common import UNIT_NAMES, terminal
 from refusal_dial.report.theme import SCORE_AXIS, add_band, add_line, colour_of, styled
 
 _LINE = 150
@@ -30,7 +29,7 @@ def print_positions(summary: pd.DataFrame) -> None:
     have = [name for name in _SUBSETS if (scored["subset"] == name).any()]
     base = scored[scored["direction"] == "baseline"].set_index("subset")["refusal_rate"]
     print("unsteered, refused: " + ", ".join(f"{name} {base[name]:.2f}" for name in have))
-    console = Console(width=None if Console().is_terminal else _LINE, markup=False)
+    console = terminal(_LINE)
     for strength, part in scored[scored["direction"] == "learned"].groupby("strength"):
         table = Table(
             title=f"The direction of the last position at alpha {strength:g}, position by position",

@@ -12,12 +12,13 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES, DialError
+from refusal_dial.common import UNIT_NAMES, DialError, terminal
 from refusal_dial.data.prompts import CHOOSE, REPORT
 from refusal_dial.report.theme import (
     GREY,
     LIGHT_BLUE,
     add_better,
+    add_unsteered,
     colour_of,
     read_so,
     styled,
@@ -235,8 +236,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _console() -> Console:
-    width = None if Console().is_terminal else _WIDTH
-    return Console(width=width, markup=False, emoji=False)
+    return terminal(_WIDTH)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -356,13 +356,7 @@ def trade_off_curve(summary: pd.DataFrame, title: str) -> go.Figure:
     base = summary[(summary["direction"] == "baseline") & (summary["system"] == "")]
     rates = base.groupby("subset")["refusal_rate"].mean()
     if {"HARMFUL", "EDGE"} <= set(rates.index):
-        figure.add_scatter(
-            x=[rates["EDGE"]],
-            y=[rates["HARMFUL"]],
-            mode="markers",
-            name="unsteered",
-            marker={"color": colour_of("baseline"), "symbol": "diamond", "size": 11},
-        )
+        add_unsteered(figure, float(rates["EDGE"]), float(rates["HARMFUL"]), 1)
     add_better(figure, 1)
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.05, 1.1])
     figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.05, 1.1])

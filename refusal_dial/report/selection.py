@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from refusal_dial.common import terminal
 from refusal_dial.studies.selection import MEASURES, dropped
 
 MOST_KEPT = 8
@@ -21,7 +21,7 @@ _WIDTH = 118
 
 def print_selection(ranked: pd.DataFrame, rule: str) -> None:
     """How many candidates were dropped for which reason, and the best of those that were kept."""
-    console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
+    console = terminal(_WIDTH)
     kept = ranked[ranked["dropped"] == ""]
     positions = ", ".join(str(pos) for pos in sorted(ranked["pos"].unique()))
     console.print(
@@ -42,7 +42,7 @@ def print_selection(ranked: pd.DataFrame, rule: str) -> None:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """What the chosen direction does to test prompts, which it was not chosen on."""
-    console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
+    console = terminal(_WIDTH)
     lines = {
         "bypass": "HARMFUL, ablated: mean score",
         "induce": "harmless, added: mean score",

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from refusal_dial.common import UNIT_NAMES, DialError
+from refusal_dial.common import UNIT_NAMES, DialError, terminal
 from refusal_dial.report.theme import (
     ALPHA,
     BLACK,
@@ -25,6 +25,7 @@ from refusal_dial.report.theme import (
     add_better,
     add_draws,
     add_line,
+    add_unsteered,
     colour_of,
     escaped,
     in_norms,
@@ -100,8 +101,7 @@ def print_dial(summary: pd.DataFrame, direction: str = "learned") -> None:
                 about = f"\nSHIFT of the score\nunsteered {row['score_mean']:.2f}, n={row['n']}"
             table.add_column(f"{subset} {split}{about}", justify="right")
         first = "shift" if groups[0] in still else "refusal_rate"
-        band = random_band(summary, first)
-        here = band[(band[PLACE] == list(place)).all(axis=1)]
+        here = random_band(summary[(summary[PLACE] == list(place)).all(axis=1)], first)
         if len(here):
             table.add_column(f"random x{here['n_seeds'].iloc[0]}\n{groups[0][0]} {groups[0][1]}")
         for alpha, cells in part.groupby("alpha"):
@@ -339,8 +339,7 @@ def print_band(summary: pd.DataFrame) -> None:
 
 
 def _console() -> Console:
-    width = None if Console().is_terminal else _WIDTH
-    return Console(width=width, markup=False, emoji=False)  # [nan, nan] is an interval, no style
+    return terminal(_WIDTH)
 
 
 def print_trade_off(table: pd.DataFrame) -> None:
@@ -511,7 +510,7 @@ def pareto(summary: pd.DataFrame, title: str) -> go.Figure:
         base = set_off(summary[summary["direction"] == "baseline"])
         rates = base.groupby("subset")["refusal_rate"].mean()
         if {"EDGE", "HARMFUL"} <= set(rates.index):
-            _add_unsteered(figure, float(rates["EDGE"]), float(rates["HARMFUL"]), c)
+            add_unsteered(figure, float(rates["EDGE"]), float(rates["HARMFUL"]), c)
         add_better(figure, c)
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share of HARMFUL refused", range=[-0.03, 1.03], col=1)
@@ -522,21 +521,6 @@ PARETO = (
     "Each point is an alpha. Refuse HARMFUL and answer EDGE: up and left is better. "
     "Where a control's line is as high, the direction buys nothing."
 )
-
-
-def _add_unsteered(figure: go.Figure, x: float, y: float, col: int) -> None:
-    figure.add_scatter(
-        x=[x],
-        y=[y],
-        mode="markers",
-        name="unsteered",
-        legendgroup="unsteered",
-        showlegend=col == 1,
-        marker={"color": colour_of("baseline"), "symbol": "diamond", "size": 11},
-        hovertemplate="unsteered<br>%{x:.2f}, %{y:.2f}<extra></extra>",
-        row=1,
-        col=col,
-    )
 
 
 def set_off(rows: pd.DataFrame) -> pd.DataFrame:
@@ -678,7 +662,7 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, others: str) 
                 col=c,
                 **bars,
             )
-        _add_unsteered(figure, 0.0, 0.0, c)
+        add_unsteered(figure, 0.0, 0.0, c)
         add_better(figure, c)
     figure.update_xaxes(title_text=f"rise of the share refused, {others}")
     figure.update_yaxes(title_text=f"rise of the mean score, {wanted}", col=1)

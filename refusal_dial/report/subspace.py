@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
+
+from refusal_dial.common import terminal
 
 _BROAD = 130
 
@@ -40,4 +41,4 @@ def print_subspaces(summary: pd.DataFrame) -> None:
             f"{row['kl']:.4f}",
             gain,
         )
-    Console(width=None if Console().is_terminal else _BROAD, markup=False).print(table)
+    terminal(_BROAD).print(table)

@@ -218,6 +218,22 @@ def add_better(figure: go.Figure, col: int) -> None:
     )
 
 
+def add_unsteered(figure: go.Figure, x: float, y: float, col: int) -> None:
+    """The unsteered model in a panel of a trade-off: a diamond."""
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        name="unsteered",
+        legendgroup="unsteered",
+        showlegend=col == 1,
+        marker={"color": colour_of("baseline"), "symbol": "diamond", "size": 11},
+        hovertemplate="unsteered<br>%{x:.2f}, %{y:.2f}<extra></extra>",
+        row=1,
+        col=col,
+    )
+
+
 def anchored(values: Any) -> list[float] | None:
     """From 0 to 1 where all values are there, as those of a scorer of toxicity are; else the axis
     finds its own range."""

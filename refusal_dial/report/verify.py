@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from refusal_dial.common import printable, write_whole
+from refusal_dial.common import printable, terminal, write_whole
 from refusal_dial.report.theme import template
 from refusal_dial.run.folder import read_config, read_verdict, versions_used
 
@@ -28,7 +27,7 @@ CLAIM_COLUMNS = ("claim", "verdict", "estimate", "95% interval", "p corrected", 
 
 def print_verification(verdict: Mapping[str, Any]) -> None:
     """The verdict, its claims, the controls, the rates, and what is not shown."""
-    console = Console(width=None if Console().is_terminal else _WIDTH, markup=False, emoji=False)
+    console = terminal(_WIDTH)
     console.print(_about(verdict["direction"]), highlight=False)
     console.print(primary_line(verdict["claims"]), highlight=False)
     console.print(_claims(verdict["claims"]))

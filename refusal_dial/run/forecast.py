@@ -19,6 +19,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.common import terminal
 from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.run.plan import Grid, Plan
 
@@ -136,7 +137,6 @@ def duration(seconds: float) -> str:
 
 def print_forecast(forecast: Forecast) -> None:
     """The grid as a table; the rows, the time and the memory as lines below it."""
-    from rich.console import Console
     from rich.table import Table
 
     grid = forecast.grid
@@ -148,8 +148,7 @@ def print_forecast(forecast: Forecast) -> None:
     table.add_row("cells", f"{grid.cells:,}", "", end_section=True)
     for name, values in grid.axes.items():
         table.add_row(name, f"{len(values):,}", _values_text(values))
-    width = None if Console().is_terminal else _WIDTH
-    Console(width=width, markup=False, emoji=False).print(table)
+    terminal(_WIDTH).print(table)
     print(f"rows: {forecast.rows:,} in {forecast.tasks:,} batches")
     if forecast.there:
         print(f"there already: {forecast.there:,} rows")

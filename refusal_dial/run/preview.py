@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, format_value
+from refusal_dial.common import DialError, format_value, terminal
 from refusal_dial.run.plan import Plan, compute_all
 from refusal_dial.stats.comparison import prediction_quality
 
@@ -88,10 +88,9 @@ def errors(sample: pd.DataFrame) -> pd.DataFrame:
 def print_preview(found: Preview) -> None:
     """The estimated mean change of the score by place and group of prompts, the largest first; then
     the error on what was computed exactly."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 118, markup=False, emoji=False)
+    console = terminal()
     rows = found.rows[found.rows["direction"].isin(("learned", "patch"))]
     names = [name for name in PLACE if name in rows and rows[name].nunique() > 1]
     groups = [name for name in ("subset", "split") if name in rows]
