@@ -256,3 +256,16 @@ def test_a_map_by_name_is_left_to_accelerate(qwen_folder, qwen):
 def test_a_device_map_that_cannot_be_used_is_refused(qwen_folder, given, error):
     with pytest.raises(DialError, match=error):
         load_model(str(qwen_folder), **given)
+
+
+@pytest.mark.parametrize("architecture", sorted(tiny.CONFIGS))
+def test_the_head_reads_the_last_positions_laid_out_one_after_another(architecture, tmp_path):
+    """Of a slice and frozen weights torch copies the unembedding for every prompt."""
+    loaded = load_model(str(tiny.folder(architecture, tmp_path)), device="cpu")
+    read: list[torch.Tensor] = []
+    loaded.unembed.original_component.register_forward_pre_hook(
+        lambda module, given: read.append(given[0])
+    )
+    last_logits(loaded, tokenize(loaded, tiny.sentences(5)))
+    assert [hidden.is_contiguous() for hidden in read] == [True]
+    assert read[0].shape[:2] == (5, 1)

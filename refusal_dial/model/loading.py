@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources.transformers import (
     determine_architecture_from_hf_config,
@@ -166,12 +167,19 @@ def load_model(
         model.cfg.device = "cpu"
     model.requires_grad_(False)
     model.eval()
+    model.unembed.original_component.register_forward_pre_hook(_dense)
     if model.tokenizer is not None:
         check_tokens_fit(name, model.tokenizer, model.original_model)
         model.tokenizer.padding_side = "left"
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
     return model
+
+
+def _dense(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last positions laid out one after another. Of a slice and frozen weights torch makes a
+    batched product, and copies the unembedding once a prompt for it (in bfloat16 7 s for 64)."""
+    return tuple(hidden.contiguous() for hidden in given)
 
 
 @dataclass(frozen=True)
