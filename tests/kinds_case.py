@@ -22,6 +22,8 @@ from refusal_dial.run.schema import (
     COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
     FRONT,
+    KIND_COLUMNS,
+    KIND_ROWS,
     PAIRS,
     PATCH_ROWS,
     PATCHES,
@@ -32,6 +34,7 @@ from refusal_dial.run.schema import (
 )
 from refusal_dial.stats.summary import summarise
 from refusal_dial.studies.continuation import summarise_continuations
+from refusal_dial.studies.kinds import summarise_kinds
 from refusal_dial.studies.objectives import summarise_objectives
 from refusal_dial.studies.patching_summary import summarise_patching
 from refusal_dial.studies.replies import coherent_range, summarise_replies
@@ -63,6 +66,7 @@ SHOWN: dict[tuple[str, str], tuple[Named, Named, Named]] = {
     ("patching", "plot_patching"): ((), PATCHES, PAIRS),
     ("front", "plot_front"): ((), FRONT, NAME),
     ("directions", "plot_directions"): ((), (), NAME),
+    ("kinds", "report"): (KIND_ROWS, KIND_COLUMNS, NAME),
 }
 """Which script shows which kind, and the columns of scores.csv and of summary.csv and the settings
 that it is made of."""
@@ -143,6 +147,33 @@ def _front() -> Tables:
     return rows, summarise_objectives(rows)
 
 
+def _kinds() -> Tables:
+    """Two categories and a control, each removed, and each added with the other removed."""
+    names = ("HARMFUL:first", "EDGE:second", "HARMFUL", "random 0")
+    about = [("baseline", "", 0.0), *(("baseline", name, 0.0) for name in names)]
+    about += [(name, "", alpha) for name in names for alpha in (-1.0, 1.0)]
+    about += [(name, other, 1.0) for name in names[:3] for other in names]
+    rows = pd.DataFrame(
+        {
+            **dict(zip(("direction", "ablated", "strength"), cell, strict=True)),
+            **{"prompt_id": f"{subset}{i}", "subset": subset, "split": "holdout"},
+            "score": i / 4 + at + cell[2] * (cell[0][:3] != "ran") * (1 - (cell[1] == cell[0])),
+        }
+        for cell in about
+        for at, subset in ((-3, "BENIGN"), (-1, "EDGE"), (2, "HARMFUL"))
+        for i in range(6)
+    )
+    scored = {"HARMFUL:first": ["HARMFUL0", "HARMFUL1"], "EDGE:second": ["EDGE4", "EDGE5"]}
+    measured = summarise_kinds(rows, scored, n_resamples=20)
+    cosines = [
+        {"kind": one, "other": other, "value": 0.9, "lo": 0.8, "hi": 1.0, "ceiling": 0.95, "n": 6}
+        for one in names
+        for other in names
+    ]
+    summary = pd.concat([pd.DataFrame(cosines).assign(measure="cosine"), measured])
+    return rows, summary.reindex(columns=list(KIND_COLUMNS)).reset_index(drop=True)
+
+
 MADE: dict[str, Callable[[], Tables]] = {
     "scores": _scores,
     "replies": _replies,
@@ -154,6 +185,7 @@ MADE: dict[str, Callable[[], Tables]] = {
     "patching": _patching,
     "front": _front,
     "directions": _scores,
+    "kinds": _kinds,
 }
 
 

@@ -65,6 +65,8 @@ TYPED = {
     " --n-replies 3 --max-new-tokens 2 --batch-size 4",
     "refusal_subspace": "{study} --layer 1 --k 2 --ways cone --steps 2 --rows 2 --n 4"
     " --pushes 0.1,0.5 --n-random 1 --batch-size 8",
+    "refusal_kinds": "{study} --layer 1 --least 4 --k 1 --alphas=-0.3,0.3 --n-random 1 --n 6"
+    " --n-steered 3 --n-splits 2 --n-resamples 20 --batch-size 8",
     "select_direction": "{study} --n-train 4 --n-val 3 --n-test 3 --max-kl 1e9 --min-induce -1e9"
     " --positions=-2,-1 --batch-size 2",
     "verify_direction": "{direction} {study} --layer 2 --reference contrast --n-random 2"

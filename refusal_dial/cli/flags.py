@@ -858,6 +858,54 @@ class SubspaceFlags(StudyFlags):
 
 
 # --------------------------------------------------------------------------------------------------
+# The flags of the study of kinds, with their defaults and their help, and the names of its kinds.
+
+
+ALL_HARMFUL, HARMFULNESS, REFUSED_EDGE = "HARMFUL", "harmfulness", "refusal of EDGE"
+
+POLITENESS, WHERE_READ = "politeness", "harmfulness, where read"
+
+KIND_CONTROLS = ("permuted", "random")
+"""What the names of controls begin with; a number follows."""
+
+CATEGORY_MARK = ":"
+"""Stands between subset and category in the name of a kind: `EDGE:homonyms`."""
+
+
+def _both_ways(value: Any) -> tuple[float, ...]:
+    found = tuple(sorted(alphas_of(value)))
+    if not found[0] < 0 < found[-1]:
+        raise DialError(
+            f"expected alphas below and over 0 such as -0.3,0.3; not {format_value(value)}"
+        )
+    return tuple(alpha for alpha in found if alpha)
+
+
+@dataclass(frozen=True)
+class KindFlags(StudyFlags):
+    """Which kinds there are, and how each is removed and steered."""
+
+    layer: int = flag(16, "the layer to learn and to steer at", at_least(0, parse_whole))
+    least: int = flag(
+        10, "prompts of a kind, at least; half to learn from", at_least(4, parse_whole)
+    )
+    alphas: tuple[float, ...] = flag(
+        (-0.4, -0.2, 0.2, 0.4),
+        "steps of each direction, in mean residual norms, both ways; the highest is also steered "
+        "with every other kind removed",
+        _both_ways,
+    )
+    k: int = flag(2, "axes of what a kind spans, for the angles", at_least(1, parse_whole))
+    n: int = flag(150, "prompts of each subset to measure on, at most", at_least(4, parse_whole))
+    n_steered: int = flag(
+        24, "EDGE prompts to steer with a kind removed, at most", at_least(2, parse_whole)
+    )
+    n_random: int = flag(2, "draws of each control", at_least(1, parse_whole))
+    n_splits: int = flag(10, "times the prompts are divided into halves", at_least(1, parse_whole))
+    n_resamples: int = flag(400, "draws of every interval", at_least(20, parse_whole))
+
+
+# --------------------------------------------------------------------------------------------------
 # The flags of the live dial, with their defaults and their help.
 
 

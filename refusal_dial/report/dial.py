@@ -35,7 +35,7 @@ out, and the page says so."""
 
 def dials(readings: Sequence[RunReading]) -> dict[str, Any]:
     """The dials of all runs, on one scale: `unit` is the first column that all of them have."""
-    steered = [one for one in readings if one.kind not in ("patching", "other")]
+    steered = [one for one in readings if one.kind not in ("patching", "kinds", "other")]
     unit = _unit([one.scores for one in steered])
     return {
         "unit": unit,

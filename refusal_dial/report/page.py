@@ -15,6 +15,7 @@ from refusal_dial.common import DialError
 from refusal_dial.report.continuation import alpha_sweep, distributions
 from refusal_dial.report.dial import dials
 from refusal_dial.report.direction_map import map_figure, map_sentence
+from refusal_dial.report.kinds import kind_lines, kinds_figure
 from refusal_dial.report.patching import heatmaps, patching_title
 from refusal_dial.report.reading import RunReading
 from refusal_dial.report.replies import reply_curves, trade_off_curve
@@ -76,6 +77,8 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
     if reading.kind == "map":
         parts = summary.groupby("labels", sort=False)
         return [VerdictLine(*map_sentence(part), "") for _, part in parts]
+    if reading.kind == "kinds":
+        return [VerdictLine(*line) for line in kind_lines(summary)]
     if reading.kind == "other":
         return [
             VerdictLine(
@@ -302,6 +305,9 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
     if reading.kind == "patching":
         asked = patching_title(reading.config, "Where patching moves refusal")
         return {"patching": lambda: heatmaps(summary, asked)}
+    if reading.kind == "kinds":
+        asked = title_of(reading.config, "Kinds of refusal")
+        return {"kinds": lambda: kinds_figure(summary, asked)}
     if reading.kind == "map":
         asked = title_of(reading.config, "Where a direction turns refusal")
         return {"map": lambda: map_figure(summary, asked)}

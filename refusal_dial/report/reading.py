@@ -18,6 +18,8 @@ from refusal_dial.run.folder import find_run, read_config, read_table, read_verd
 from refusal_dial.run.schema import (
     COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
+    KIND_COLUMNS,
+    KIND_ROWS,
     MAP_COLUMNS,
     PAIRS,
     PATCH_ROWS,
@@ -114,6 +116,7 @@ RUN_KINDS = {
     "replies": (REPLY_ROWS, REPLY_COLUMNS),
     "continuations": (COMPLETION_ROWS, CONTINUATION_COLUMNS),
     "map": (SCORES, MAP_COLUMNS),
+    "kinds": (KIND_ROWS, KIND_COLUMNS),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
@@ -146,6 +149,8 @@ class RunReading:
         prompts."""
         if "labels" in self.summary:
             return "map"
+        if {"kind", "other"} & set(self.summary):
+            return "kinds"
         if not {"subset", "split"} & set(self.summary):
             return "other"
         columns = {*self.scores, *self.summary}

@@ -38,6 +38,7 @@ TEXT_COLUMN_NAMES = {
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
 TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts", "labels"}
+TEXT_COLUMN_NAMES |= {"ablated", "kind", "other"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
@@ -133,6 +134,14 @@ MAP_COLUMNS = (
     *("p_two_sided", "p_corrected", "slope_unit", "z_unit", "p_unit", "n", "reason"),
 )
 """Those of the summary of a map of slopes, which has no cells."""
+
+KIND_ROWS = ("direction", "ablated", "strength", "prompt_id", "subset", "split", "score")
+
+KIND_COLUMNS = (
+    *("measure", "kind", "other", "n", "value", "lo", "hi"),
+    *("ceiling", "p_holm", "whole", "reach"),
+)
+"""Those of the rows and of the summary of kinds: a line for every two kinds and measure."""
 
 MEASURED_COLUMNS = {
     *SUMMARY,
