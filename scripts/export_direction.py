@@ -53,7 +53,7 @@ def main(flags: Flags) -> None:
     from refusal_dial.data.prompts import load_prompts, some_of_each
     from refusal_dial.directions.files import check_fits, direction_at, read_direction
     from refusal_dial.directions.interchange import SUFFIX_OF, check_everywhere
-    from refusal_dial.model.activations import collect
+    from refusal_dial.model.activations import collect, nothing
     from refusal_dial.model.loading import load_model
     from refusal_dial.model.tokens import tokenize
     from refusal_dial.studies.export import blocks_of, steering_check, written_as
@@ -66,7 +66,7 @@ def main(flags: Flags) -> None:
     at = direction.provenance
     # 1. how long alpha = 1 is: the residual norm where the direction is added
     tokens = tokenize(model, [prompt.text for prompt in prompts], chat=not flags.plain)
-    there, _ = collect(model, tokens, (at.layer,), site=at.site, pos=-1)
+    there, _ = collect(model, tokens, (at.layer,), site=at.site, pos=-1, read=nothing)
     unit, norm = flags.alpha_unit or "residual", float(there[0].norm(dim=-1).mean())
     (alpha,) = alphas_in([flags.alpha], unit, norm, direction)
     # 2. the file, and the check

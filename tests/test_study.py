@@ -10,10 +10,12 @@ import torch
 
 from refusal_dial.cli.flags import StudyFlags
 from refusal_dial.common import DialError
+from refusal_dial.data.prompts import load_prompts, some_of_each
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import last_logits, tokenize
 from refusal_dial.scoring.logits import make_scorer, refusal_score, refusal_tokens
-from refusal_dial.studies.base import load_study, prompt_rows, study_settings
+from refusal_dial.studies import base
+from refusal_dial.studies.base import load_study, prompt_rows, study_of, study_settings
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,20 @@ def test_the_embedded_model_calibrates_to_words_that_open_a_refusal(embedded):
     assert by_subset["HARMFUL"] > by_subset["EDGE"] > by_subset["BENIGN"]
     both = make_scorer("logit_diff", study.refusal)(torch.zeros(1, len(study.model.tokenizer)))
     assert torch.isfinite(both).all()
+
+
+def test_logits_that_are_not_kept_give_the_same_tokens_and_scores(embedded, tmp_path, monkeypatch):
+    """Read once and kept, or read again for the scores: the same study."""
+    path = tmp_path / "some.jsonl"
+    rows = [{"text": one.text, "subset": one.subset} for one in some_of_each(load_prompts(), 24, 0)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = StudyFlags(prompts=str(path), device="cpu", scorer="logit_diff", batch_size=16)
+    kept = study_of(embedded, flags, (3,))
+    monkeypatch.setattr(base, "KEPT_LOGITS", 0)
+    again = study_of(embedded, flags, (3,))
+    assert again.refusal == kept.refusal
+    np.testing.assert_array_equal(again.scores, kept.scores)
+    assert torch.equal(again.activations, kept.activations)
 
 
 def test_digits_of_other_scripts_are_words_not_ids(qwen_folder):

@@ -1,12 +1,14 @@
 """Collect activations: one forward pass a batch, keeping only the rows that were asked for.
 
 Knows how to read a site at one position, at several, or pooled over the last tokens. Does not know
-what the prompts mean or what will be done with what it collects.
+what the prompts mean or what will be done with what it collects. The logits of a batch are gone
+before the next one is read, but for what `read` makes of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,6 +24,20 @@ from refusal_dial.model.unhooked import HALF_TOLERANCE, UnfitError, Unhooked
 Take = Callable[[Tensor, Tensor], Tensor]
 """(activation `batch pos width`, mask `batch pos`) to what is kept of it, a row a prompt."""
 
+Read = Callable[[Tensor], Tensor]
+"""(last logits `batch d_vocab`, float32 on the CPU) to what is kept of them, a row a prompt: a
+scorer, for one."""
+
+
+def whole(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    """All of the logits: 4 bytes times `d_vocab` a prompt."""
+    return logits
+
+
+def nothing(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch 0"]:
+    """No logits."""
+    return logits.new_zeros(len(logits), 0)
+
 
 def collect(
     model: TransformerBridge,
@@ -31,17 +47,19 @@ def collect(
     site: str = "resid_pre",
     pos: int = -1,
     batch_size: int = 64,
-) -> tuple[Float[Tensor, "layer prompt width"], Float[Tensor, "prompt d_vocab"]]:
+    read: Read = whole,
+) -> tuple[Float[Tensor, "layer prompt width"], Float[Tensor, "prompt ..."]]:
     """(activations at `site` of each layer at position `pos`, logits at the last position).
 
     Activations are float32 on the CPU; z comes with its heads side by side (width head·d_head).
-    Both are read in the same pass, so a score and an activation of a prompt belong together.
+    Both are read in the same pass, so a score and an activation of a prompt belong together. With
+    `read=scorer` the second are scores, and no more of a prompt's logits is kept.
 
     Raises `DialError` where an activation is not finite, naming layer and prompt.
     """
     check_pos(pos)
     take = partial(_at, pos=(pos,))
-    kept, logits = _collected(model, tokens, layers, site, take, batch_size)
+    kept, logits = _collected(model, tokens, layers, site, take, batch_size, read)
     return kept[:, :, 0], logits
 
 
@@ -54,11 +72,12 @@ def collect_positions(
     site: str = "resid_pre",
     batch_size: int = 64,
     hooks: Sequence[Hook] = (),
-) -> tuple[Float[Tensor, "pos layer prompt width"], Float[Tensor, "prompt d_vocab"]]:
+    read: Read = whole,
+) -> tuple[Float[Tensor, "pos layer prompt width"], Float[Tensor, "prompt ..."]]:
     """`collect` at several positions in the same pass, and under `hooks`, which act first."""
     check_pos(tuple(pos))
     take = partial(_at, pos=tuple(pos))
-    kept, logits = _collected(model, tokens, layers, site, take, batch_size, hooks)
+    kept, logits = _collected(model, tokens, layers, site, take, batch_size, read, hooks)
     return kept.permute(2, 0, 1, 3), logits
 
 
@@ -75,7 +94,20 @@ def collect_pooled(
     CPU. Padding is not a token. Raises `DialError` as `collect` does, and for k under 1."""
     if k < 1:
         raise DialError(f"pooling takes at least the last token, not the last {k}")
-    return _collected(model, tokens, layers, site, partial(_pooled, k=k), batch_size)[0]
+    return _collected(model, tokens, layers, site, partial(_pooled, k=k), batch_size, nothing)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LastLogits:
+    """The logits at the last token, read when they are asked for by the rows of their prompts:
+    `logits[[3, 5]]`, float32 on the CPU, as `collect` has them."""
+
+    model: TransformerBridge
+    tokens: Tokens
+    batch_size: int = 64
+
+    def __getitem__(self, rows: list[int]) -> Float[Tensor, "row d_vocab"]:
+        return collect(self.model, self.tokens.chosen(rows), (), batch_size=self.batch_size)[1]
 
 
 def _collected(
@@ -85,8 +117,9 @@ def _collected(
     site: str,
     take: Take,
     batch_size: int,
+    read: Read,
     hooks: Sequence[Hook] = (),
-) -> tuple[Float[Tensor, "layer prompt *kept"], Float[Tensor, "prompt d_vocab"]]:
+) -> tuple[Float[Tensor, "layer prompt *kept"], Float[Tensor, "prompt ..."]]:
     kept: list[Tensor] = []
     logits: list[Tensor] = []
     alone = None if hooks else fast_reader(model, tokens, site, layers)
@@ -94,7 +127,7 @@ def _collected(
         rows = tokens.rows(start, start + batch_size)
         seen: dict[int, Tensor] = {}
         sights = {(site, n): partial(_keep, seen, n, rows.mask, take) for n in layers}
-        logits.append(_pass(model, rows, sights, alone, hooks).float().cpu())
+        logits.append(read(_pass(model, rows, sights, alone, hooks).float().cpu()))
         batch = torch.stack([seen[layer] for layer in layers]) if layers else _nothing(rows)
         bad = (~torch.isfinite(batch)).flatten(2).any(-1).nonzero()
         if len(bad):

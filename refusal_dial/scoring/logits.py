@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from refusal_dial.common import DialError, format_value, parse_int
+from refusal_dial.common import DialError, format_value, parse_int, progress
 from refusal_dial.data.prompts import Prompt
 from refusal_dial.engine.score import Scorer
 from refusal_dial.model.tokens import log_total
@@ -45,6 +45,17 @@ fits a tokenizer only if every id decodes to its text there, and if the vocabula
 these families' are (in any byte-level BPE, the small ones too, id 40 is "I")."""
 
 SMALLEST_FAMILY_VOCABULARY = 30_000
+
+
+A_BATCH = 64
+
+
+@runtime_checkable
+class Logits(Protocol):
+    """Last logits by the rows of their prompts: a tensor, or what reads them when it is asked
+    (`model.activations.LastLogits`)."""
+
+    def __getitem__(self, rows: list[int], /) -> Tensor: ...
 
 
 class NotCalibratedError(DialError):
@@ -155,15 +166,27 @@ def calibrated_tokens(
     Raises `NotCalibratedError` where no token does: the model does not refuse, or it opens refusals
     and answers alike (see `studies.judged_tokens`); `DialError` where logits are NaN.
     """
-    p, q = (group.double().softmax(-1) for group in (harmful, benign))
-    broken = sum(int(group.isnan().any(-1).sum()) for group in (p, q))
-    if broken:
+    groups = [(logits, range(len(logits))) for logits in (harmful, benign)]
+    return _contrasted(tokenizer, groups, least, odds)
+
+
+def _contrasted(
+    tokenizer: Any,
+    contrast: Sequence[tuple[Logits, Sequence[int]]],
+    least: float = 0.01,
+    odds: float = 4.0,
+) -> RefusalTokens:
+    """`calibrated_tokens` of two groups of prompts, each the rows of its own logits."""
+    # 1. How likely each token opens a reply to either group.
+    (p, bad), (q, worse) = (_mean_openings(*group) for group in contrast)
+    if bad + worse:
+        n = sum(len(rows) for _, rows in contrast)
         raise DialError(
-            f"the model's logits are NaN on {broken} of {len(p) + len(q)} HARMFUL and BENIGN "
+            f"the model's logits are NaN on {bad + worse} of {n} HARMFUL and BENIGN "
             "prompts, so no refusal tokens can be calibrated: try --dtype float32 or bfloat16, or "
             "get the weights again"
         )
-    p, q = p.mean(0), q.mean(0)
+    # 2. Those that open one group's replies more than the other's.
     groups = []
     for a, b in ((p, q), (q, p)):
         chosen = ((a >= least) & (a >= odds * b)).nonzero().flatten()
@@ -186,6 +209,17 @@ def calibrated_tokens(
     )
 
 
+def _mean_openings(logits: Logits, rows: Sequence[int]) -> tuple[Float64[Tensor, " d_vocab"], int]:
+    """(mean over these prompts of the probability of each token, prompts whose logits are NaN),
+    with the logits of `A_BATCH` prompts at a time."""
+    total, broken = torch.zeros((), dtype=torch.float64), 0
+    for start in progress(range(0, len(rows), A_BATCH), "refusal tokens"):
+        p = logits[list(rows[start : start + A_BATCH])].double().softmax(-1)
+        broken += int(p.isnan().any(-1).sum())
+        total = total + p.sum(0)
+    return total / len(rows), broken
+
+
 def _texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(str(tokenizer.decode([i])) for i in ids)
 
@@ -198,9 +232,10 @@ def refusal_tokens(
     wanted: str,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    logits: Float[Tensor, "prompt d_vocab"],
+    logits: Logits,
 ) -> RefusalTokens:
-    """The tokens that `--refusal-tokens` means for this model.
+    """The tokens that `--refusal-tokens` means for this model. Its logits are read only where they
+    are needed, some prompts at a time.
 
     `auto` takes the published constants where the tokenizer is of such a family and calibrates
     elsewhere: on HARMFUL against BENIGN prompts, or EDGE where there are no BENIGN.
@@ -214,13 +249,16 @@ def refusal_tokens(
     if wanted in ("auto", "calibrated"):
         subsets = [prompt.subset for prompt in prompts]
         benign = "BENIGN" if "BENIGN" in subsets else "EDGE"
-        groups = [torch.tensor([s == name for s in subsets]) for name in ("HARMFUL", benign)]
-        if not all(bool(group.any()) for group in groups):
+        groups = [
+            [row for row, subset in enumerate(subsets) if subset == name]
+            for name in ("HARMFUL", benign)
+        ]
+        if not all(groups):
             raise DialError(
                 "calibrating refusal tokens takes HARMFUL and BENIGN prompts, and these are "
                 f"{', '.join(sorted(set(subsets)))}: give --refusal-tokens"
             )
-        return calibrated_tokens(tokenizer, logits[groups[0]], logits[groups[1]])
+        return _contrasted(tokenizer, [(logits, rows) for rows in groups])
     words = [part.strip() for part in wanted.split(",") if part.strip()]
     ids = [parse_int(word) for word in words]
     for word, number in zip(words, ids, strict=True):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,12 +25,16 @@ from refusal_dial.data.prompts import Prompt, data_hash, load_prompts
 from refusal_dial.directions.learning import Provenance
 from refusal_dial.engine.score import Scorer
 from refusal_dial.generate.thoughts import read_prompts
-from refusal_dial.model.activations import collect
+from refusal_dial.model.activations import LastLogits, collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS
-from refusal_dial.scoring.logits import RefusalTokens, make_scorer
+from refusal_dial.scoring.logits import Logits, RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import judged_replies, threshold_of, tokens_for
+
+KEPT_LOGITS = 2**29
+"""Bytes of logits that are kept while refusal tokens are found: those of 540 prompts at a
+vocabulary of 248,000. Where they are more, some prompts are read twice."""
 
 
 @runtime_checkable
@@ -102,13 +108,24 @@ def study_of(
     check_site(model, site)
     tokens = prompt_tokens(model, [p.text for p in prompts], flags, flags.system)
     log.info("reading %d prompts", len(prompts))
-    activations, logits = collect(
-        model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size
-    )
+    read = partial(collect, model, tokens, chosen, site=site, pos=pos, batch_size=flags.batch_size)
     replies = judged_replies(model, prompts, tokens) if flags.threshold is None else None
-    refusal = tokens_for(flags.refusal_tokens, model, prompts, tokens, logits, replies)
-    scorer = make_scorer(flags.scorer, refusal)
-    scores = scorer(logits).numpy()
+
+    def scoring(logits: Logits) -> tuple[RefusalTokens, Scorer]:
+        refusal = tokens_for(flags.refusal_tokens, model, prompts, tokens, logits, replies)
+        return refusal, make_scorer(flags.scorer, refusal)
+
+    # Logits of all prompts are there at once only while they are small. Else the prompts that tell
+    # refusal tokens are read first, and of every prompt only its score stays.
+    if 4 * len(tokens) * int(model.cfg.d_vocab) <= KEPT_LOGITS:
+        activations, logits = read()
+        refusal, scorer = scoring(logits)
+        starts = range(0, len(tokens), flags.batch_size)
+        scored = torch.cat([scorer(logits[start : start + flags.batch_size]) for start in starts])
+    else:
+        refusal, scorer = scoring(LastLogits(model, tokens, flags.batch_size))
+        activations, scored = read(read=scorer)
+    scores = scored.numpy()
     threshold = flags.threshold if replies is None else threshold_of(replies, scores)
     return Study(
         model,

@@ -32,7 +32,7 @@ from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
 from refusal_dial.directions.controls import covariance_directions
 from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.engine.slopes import Key, mean_gradients
-from refusal_dial.model.activations import collect, collect_positions
+from refusal_dial.model.activations import collect, collect_positions, nothing
 from refusal_dial.model.loading import check_layers
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
@@ -94,7 +94,13 @@ def map_places(
     tokens = study.tokens.chosen(study.rows(groups.prompts)).on(study.model)
     layers = [layer for _, layer in gradient]
     seen, _ = collect_positions(
-        study.model, tokens, layers, positions, site=flags.site, batch_size=flags.batch_size
+        study.model,
+        tokens,
+        layers,
+        positions,
+        site=flags.site,
+        batch_size=flags.batch_size,
+        read=nothing,
     )
     # 2. Each prompt's part in the slope there, and how alike prompts are.
     projections, grams, norms = [], [], []
@@ -141,7 +147,7 @@ def check_cells(
     `--n-check` directions drawn with the covariance of their activations, at every alpha."""
     tokens = study.tokens.chosen(study.rows(prompts)).on(study.model)
     seen, _ = collect(
-        study.model, tokens, layers, site=flags.site, pos=-1, batch_size=flags.batch_size
+        study.model, tokens, layers, site=flags.site, batch_size=flags.batch_size, read=nothing
     )
     varied = [i for i, rows in enumerate(seen) if bool((rows != rows[0]).any())]
     cells = [BASELINE]

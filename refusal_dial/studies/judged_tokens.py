@@ -32,6 +32,7 @@ from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.scoring.judges import BUILTIN, Judge, judge_all
 from refusal_dial.scoring.logits import (
+    Logits,
     NotCalibratedError,
     RefusalTokens,
     refusal_score,
@@ -131,7 +132,7 @@ def tokens_for(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     tokens: Tokens,
-    logits: Float[Tensor, "prompt d_vocab"],
+    logits: Logits,
     replies: JudgedReplies | None = None,
 ) -> RefusalTokens:
     """The tokens that `--refusal-tokens` means for this model.
@@ -157,7 +158,7 @@ def judged_tokens(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     tokens: Tokens,
-    logits: Float[Tensor, "prompt d_vocab"],
+    logits: Logits,
     judge: Judge = BUILTIN,
     replies: JudgedReplies | None = None,
 ) -> JudgedTokens:

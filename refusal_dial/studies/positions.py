@@ -39,7 +39,7 @@ from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, top_bottom
 from refusal_dial.generate.decode import Decoding
 from refusal_dial.hooks import steer
-from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, DriftPlan, Parts, Plan, SweepPlan, grid_of, groups
@@ -131,6 +131,7 @@ def study_positions(study: Study, flags: PositionFlags) -> PositionStudy:
         where,
         site=flags.site,
         batch_size=flags.batch_size,
+        read=nothing,
     )
     rows, about = study.rows(train), provenance_of(study, train, flags)
     scores = study.scores[rows].tolist()

@@ -42,7 +42,7 @@ from refusal_dial.generate.completions import completion_rows, completion_text
 from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.generate.likelihood import LOOPS, coherence
 from refusal_dial.generate.thoughts import LOST, THOUGHT_ENDS, read_prompts
-from refusal_dial.model.activations import collect
+from refusal_dial.model.activations import collect, nothing
 from refusal_dial.model.loading import identity
 from refusal_dial.model.tokens import (
     ThinkBlock,
@@ -238,7 +238,14 @@ def contrast_activations(
 ) -> Sides:
     """Both sides of every pair at the study's layers."""
     first, second = (
-        collect(study.model, tokens, study.layers, site=flags.site, batch_size=flags.batch_size)[0]
+        collect(
+            study.model,
+            tokens,
+            study.layers,
+            site=flags.site,
+            batch_size=flags.batch_size,
+            read=nothing,
+        )[0]
         for tokens in contrast_tokens(
             study.model,
             pairs,

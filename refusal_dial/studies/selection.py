@@ -31,7 +31,7 @@ from refusal_dial.directions.learning import Direction, Provenance, from_vector
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.hooks import ablate_everywhere, steer
-from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.model.loading import check_site
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.run.folder import Run, read_verdict
@@ -121,11 +121,18 @@ def extract(
 ) -> list[Candidate]:
     """A candidate for each position and layer, positions outermost, read at `about.site`."""
     function: Extract = {"mean_diff": directions.mean_diff, "probe": directions.probe}[method]
-    groups = [
-        collect_positions(model, tokens, layers, positions, site=about.site, batch_size=batch_size)
+    positive, negative = (
+        collect_positions(
+            model,
+            tokens,
+            layers,
+            positions,
+            site=about.site,
+            batch_size=batch_size,
+            read=nothing,
+        )[0]
         for tokens in (harmful, harmless)
-    ]
-    (positive, _), (negative, _) = groups
+    )
     found = []
     for i, pos in enumerate(positions):
         for j, layer in enumerate(layers):
@@ -543,7 +550,14 @@ def _mean_last(
     batch_size: int,
 ) -> Float64[Tensor, "layer d_model"]:
     seen, _ = collect_positions(
-        model, tokens, layers, (-1,), site="resid_post", batch_size=batch_size, hooks=hooks
+        model,
+        tokens,
+        layers,
+        (-1,),
+        site="resid_post",
+        batch_size=batch_size,
+        hooks=hooks,
+        read=nothing,
     )
     return seen[0].double().mean(1)
 

@@ -40,7 +40,7 @@ from refusal_dial.data.prompts import Prompt, holdout_split, of_subset, some_of_
 from refusal_dial.directions.learning import Provenance, mean_diff
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.hooks import ablate_everywhere, clamp, steer
-from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
@@ -215,7 +215,13 @@ def iterated_removal(lesson: Lesson, k: int, batch_size: int = 64) -> Axes:
         hooks = removing(torch.stack(found), lesson.n_layers) if found else []
         one, other = (
             collect_positions(
-                lesson.model, some, [lesson.layer], (-1,), batch_size=batch_size, hooks=hooks
+                lesson.model,
+                some,
+                [lesson.layer],
+                (-1,),
+                batch_size=batch_size,
+                hooks=hooks,
+                read=nothing,
             )[0][0, 0]
             for some in (lesson.harmful, lesson.harmless)
         )
