@@ -48,7 +48,7 @@ def main(flags: ContrastFlags) -> None:
     slopes = partial(contrast_slopes, study, flags, sides, vectors, prompts)
     rows = talk.rows(chosen)
     run, summary = conduct_replies("caa_refusal", talk, flags, cells, vectors, rows, slopes)
-    print_slopes(read_verdict(run.folder))
+    print_slopes(read_verdict(run.folder), summary)
     print_norms({one.provenance.layer: one.norm for one in vectors})
     half = layer_table(summary, REPORT)
     print_layers(half, best_cell(summary), inverted_layers(summary), flags.unit)

@@ -46,7 +46,7 @@ def main(flags: DirectionFlags) -> None:
     run, summary = conduct_replies(
         "eval_direction_on_xstest", talk, flags, cells, used, rows, slopes
     )
-    print_slopes(read_verdict(run.folder))
+    print_slopes(read_verdict(run.folder), summary)
     held_out = read_table(run.folder, "scores").query("split == 'holdout'")
     print_replies(summary[summary["split"] == "holdout"], flags.unit)
     by = ("subset", "category")

@@ -23,7 +23,7 @@ def main(flags: SteeringFlags) -> None:
     cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steer_refusal_direction", study, flags, rows, cells, learned)
-    print_slopes(read_verdict(run.folder))
+    print_slopes(read_verdict(run.folder), summary)
     print_dial(summary)
     print_controls(summary)
     print_verdict(summary)

@@ -34,7 +34,7 @@ def main(flags: HoldoutFlags) -> None:
     if not dump.exists():
         write_whole(dump, examples(read_table(run.folder, "scores"), study.prompts))
     held_out = summary[summary["split"] == "holdout"]
-    print_slopes(read_verdict(run.folder))
+    print_slopes(read_verdict(run.folder), summary)
     print_dial(held_out)
     print_controls(held_out)
     print_verdict(held_out)

@@ -37,7 +37,7 @@ def main(flags: HoldoutFlags) -> None:
     experiment = "steering_holdout_control"
     if flags.score == "replies":
         run, summary = conduct_holdout_replies(experiment, study, flags, cells, learned, train)
-        print_slopes(read_verdict(run.folder))
+        print_slopes(read_verdict(run.folder), summary)
         print_replies(summary, flags.unit)
         print_judge(read_verdict(run.folder))
         plot = "plot_xstest.py"
@@ -45,7 +45,7 @@ def main(flags: HoldoutFlags) -> None:
         rows = prompt_rows(study, train)
         run, summary = conduct(experiment, study, flags, rows, cells, learned)
         held_out = summary[summary["split"] == "holdout"]
-        print_slopes(read_verdict(run.folder))
+        print_slopes(read_verdict(run.folder), summary)
         print_dial(held_out)
         print_controls(held_out)
         print_verdict(held_out)

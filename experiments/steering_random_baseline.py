@@ -26,7 +26,7 @@ def main(flags: SteeringFlags) -> None:
     cells = steering_cells(study, flags, learned, edge)
     rows = prompt_rows(study, edge)
     run, summary = conduct("steering_random_baseline", study, flags, rows, cells, learned)
-    print_slopes(read_verdict(run.folder))
+    print_slopes(read_verdict(run.folder), summary)
     print_band(summary)
     print(f"run: {run.folder}")
     print(f"plot it: python scripts/plot_holdout_random_controls.py {run.folder}")

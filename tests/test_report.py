@@ -163,6 +163,16 @@ def test_the_verdict_says_what_the_summary_holds(reading):
     assert first.controls.startswith("the mean of 3 random directions stays within")
 
 
+def test_words_for_each_way_of_the_dial_come_before_all_numbers(reading):
+    slope = {"layer": 20, "n": 100, "p": 0.001, "p_unit": 0.01, "slope": 2.0, "reason": ""}
+    tested = type(reading)(**{**vars(reading), "verdict": reading.verdict | {"slope": [slope]}})
+    words, numbers, group, *_ = verdict_lines(tested)
+    assert (words.about, numbers.about) == ("the dial, layer 20", "turns refusal, layer 20")
+    assert words.effect.startswith("turned up, ")
+    assert "; turned down, " in words.effect
+    assert group.about.startswith("EDGE holdout")
+
+
 def test_the_table_has_every_row_and_the_interval_beside_its_mean(reading):
     table = summary_table(reading)
     assert len(table["rows"]) == len(reading.summary)

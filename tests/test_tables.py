@@ -11,10 +11,12 @@ import pytest
 
 from refusal_dial.report import steering as tables
 from refusal_dial.report.steering import (
+    dial_sentences,
     print_band,
     print_controls,
     print_dial,
     print_groups,
+    print_slopes,
     print_verdict,
 )
 from refusal_dial.stats.summary import summarise
@@ -65,6 +67,66 @@ def test_the_verdict_is_a_sentence_a_layer_about_edge_and_its_control(summary, p
     assert "the mean of the random directions stays within 0." in out
     alone = printed(118, print_verdict, summary[summary["direction"] != "random"])
     assert "no random directions to compare with" in " ".join(alone.split())
+
+
+def rows_at(*ends):
+    """A summary of an unsteered model that refuses half of EDGE, and of ends of its dial: alpha,
+    shift, half width of its interval, refusal rate."""
+    names = ["alpha", "shift", "shift_lo", "shift_hi", "refusal_rate", "direction", "layer"]
+    rows = [(0.0, np.nan, np.nan, np.nan, 0.5, "baseline", None)]
+    rows += [(a, d, d - w, d + w, rate, "learned", 20) for a, d, w, rate in ends]
+    return pd.DataFrame(rows, columns=names).assign(subset="EDGE", split="holdout")
+
+
+YES = {"layer": 20, "p": 0.001, "reason": ""}
+
+
+@pytest.mark.parametrize(
+    ("end", "test", "says"),
+    [
+        ((0.6, 2.0, 0.5, 0.9), YES, "turned up, yes, it refuses more"),
+        ((-0.6, -2.0, 0.5, 0.1), YES, "turned down, yes, it refuses less"),
+        ((0.6, -2.0, 0.5, 0.1), YES, "turned up, no, it refuses less"),
+        ((-0.6, 2.0, 0.5, 0.9), YES, "turned down, no, it refuses more"),
+        ((0.6, 0.3, 0.5, 0.6), YES, "turned up, not shown (no change beyond chance at alpha 0.6)"),
+        (
+            (0.6, 2.0, 0.5, 0.9),
+            {**YES, "p": 0.3},
+            "turned up, not shown (it refuses more, as it does with permuted labels)",
+        ),
+        (
+            (-0.6, -2.0, 0.5, 0.1),
+            {**YES, "p": None, "reason": "no labels to permute"},
+            "turned down, not shown (no labels to permute)",
+        ),
+        ((0.6, 2.0, 0.5, 0.5), YES, "turned up, yes, the score rises, the refusals do not"),
+    ],
+)
+def test_each_way_of_the_dial_is_yes_no_or_not_shown(end, test, says):
+    assert dial_sentences({"slope": [test]}, rows_at(end)) == [("the dial, layer 20", says)]
+
+
+def test_both_ways_stand_before_the_numbers(capsys):
+    record = {"slope": [{**YES, "n": 100, "p_unit": 0.02, "slope": 2.0}]}
+    print_slopes(record, rows_at((-0.6, 0.1, 0.5, 0.5), (0.0, 0, 0, 0.5), (0.6, 2.0, 0.5, 0.9)))
+    words, numbers = capsys.readouterr().out.splitlines()
+    assert words == (
+        "the dial, layer 20: turned up, yes, it refuses more; turned down, not shown "
+        "(no change beyond chance at alpha -0.6)"
+    )
+    assert numbers.startswith("turns refusal, layer 20: yes, p = 0.001")
+
+
+def test_a_run_without_a_test_of_its_slope_says_nothing_of_the_dial(capsys):
+    print_slopes({}, rows_at((0.6, 2.0, 0.5, 0.9)))
+    assert capsys.readouterr().out == ""
+
+
+def test_judged_replies_are_told_by_their_paired_p():
+    rows = rows_at((0.6, np.nan, np.nan, 0.9)).assign(p_paired=[np.nan, 0.01])
+    assert dial_sentences({"slope": [YES]}, rows)[0][1] == "turned up, yes, it refuses more"
+    rows["p_paired"] = [np.nan, 0.2]
+    assert "not shown (no change beyond chance" in dial_sentences({"slope": [YES]}, rows)[0][1]
 
 
 def test_beside_a_null_result_stands_what_could_have_been_shown(printed):

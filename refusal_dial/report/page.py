@@ -22,8 +22,10 @@ from refusal_dial.report.replies import reply_curves, trade_off_curve
 from refusal_dial.report.steering import (
     CONTROL_NAMES,
     alpha_curves,
+    dial_sentences,
     has_slope_p,
     pareto,
+    rank_of,
     score_histograms,
     set_off,
     slope_sentences,
@@ -53,10 +55,6 @@ from refusal_dial.studies.patching_summary import moved
 
 P_COLUMNS = ("p_holm", "p_value", "p_paired")
 
-FIRST_SUBSETS = ("EDGE", "CHALLENGING", "HARMFUL")
-
-UNSEEN = ("holdout", "report", "all")
-
 
 @dataclass(frozen=True)
 class VerdictLine:
@@ -68,8 +66,8 @@ class VerdictLine:
 
 
 def verdict_lines(reading: RunReading) -> list[VerdictLine]:
-    """What a run came to, the most telling first: prompts that were not learned from before others,
-    EDGE before HARMFUL, and before them all whether it turns refusal, by the primary test. At most
+    """What a run came to, the most telling first: what turning the dial up and down does, in words;
+    whether it turns refusal, by the primary test; then the groups of prompts (`rank_of`). At most
     six of each; the tables have the rest."""
     summary = reading.summary if "strength" in reading.summary else in_norms(reading.summary)
     if reading.kind == "patching":
@@ -90,14 +88,15 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
         return [_unsteered(row, *_value(summary)) for _, row in summary.iterrows()][:6]
     keys = ["layer", *GROUP]
     groups = [(key, part) for key, part in learned.groupby(keys, sort=False)]
-    groups.sort(key=lambda group: _rank(str(group[0][1]), str(group[0][2])))
-    primary = [VerdictLine(*line, "") for line in slope_sentences(reading.verdict)]
-    return primary[:6] + [_steered(summary, key, part) for key, part in groups][:6]
-
-
-def _rank(subset: str, split: str) -> tuple[int, int]:
-    seen = UNSEEN.index(split) if split in UNSEEN else len(UNSEEN)
-    return seen, FIRST_SUBSETS.index(subset) if subset in FIRST_SUBSETS else len(FIRST_SUBSETS)
+    groups.sort(key=lambda group: rank_of(str(group[0][1]), str(group[0][2])))
+    words, numbers = (
+        [VerdictLine(*line, "") for line in lines]
+        for lines in (
+            dial_sentences(reading.verdict, reading.summary),
+            slope_sentences(reading.verdict),
+        )
+    )
+    return words[:6] + numbers[:6] + [_steered(summary, key, part) for key, part in groups][:6]
 
 
 def _value(summary: pd.DataFrame) -> tuple[str, str, str]:

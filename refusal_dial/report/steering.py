@@ -56,6 +56,12 @@ _WIDTH = 118
 
 LIKE_NOTHING = 0.05
 
+LEAST_RATE = 0.005  # a change of a share that two digits show
+
+FIRST_SUBSETS = ("EDGE", "CHALLENGING", "HARMFUL")
+
+UNSEEN = ("holdout", "report", "all")
+
 LIMITED = (
     f"rates stay under {FLOOR:g} or over {CEILING:g}, so the shift of the mean score from the "
     "unsteered model is displayed, with its 95% interval over prompts"
@@ -202,10 +208,70 @@ def _rate(cells: pd.DataFrame, group: tuple[Any, ...], tested: bool, still: bool
     return text if pd.isna(p) or not tested else f"{text} p={p:.3f}"
 
 
-def print_slopes(record: Mapping[str, Any]) -> None:
-    """The primary test, in words: a line per layer (see `slope_sentences`)."""
-    for about, answer in slope_sentences(record):
+def print_slopes(record: Mapping[str, Any], summary: pd.DataFrame) -> None:
+    """What turning the dial up and down does, in words; then the primary test with its numbers: two
+    lines a layer (see `dial_sentences` and `slope_sentences`)."""
+    words = dict(dial_sentences(record, summary))
+    for row, (about, answer) in zip(record.get("slope", []), slope_sentences(record), strict=True):
+        if (dial := f"the dial, layer {row['layer']}") in words:
+            print(f"{dial}: {words[dial]}")
         print(f"{about}: {answer}")
+
+
+def dial_sentences(record: Mapping[str, Any], summary: pd.DataFrame) -> list[tuple[str, str]]:
+    """(`the dial, layer 20`, `turned up, yes, it refuses more; turned down, not shown (...)`) of
+    every layer that a run's summary.json has a test of, on the most telling prompts (`rank_of`).
+
+    Either way is judged at its furthest alpha. It is a yes where the primary test is (its one-sided
+    p is at most 0.05) and the score moved the way of the dial, its 95% interval (of replies: the
+    paired p at 0.05) without 0; a no where it moved against the dial by as much; else not shown.
+    """
+    learned, found = in_norms(summary[summary["direction"] == "learned"]), []
+    for test in record.get("slope", []):
+        here = learned[learned["layer"] == test["layer"]]
+        groups = sorted(distinct(here, GROUP), key=lambda group: rank_of(*map(str, group)))
+        if not groups:
+            continue
+        same = summary[_of_group(summary, groups[0]) & (summary["direction"] == "baseline")]
+        rows = here[_of_group(here, groups[0])].sort_values("alpha")
+        base = float(same["refusal_rate"].iloc[0])
+        ways = []
+        for name, sign, end in (("up", 1, rows.iloc[-1]), ("down", -1, rows.iloc[0])):
+            if sign * end["alpha"] > 0:
+                ways.append(f"turned {name}, {_turned(end, base, sign, test)}")
+        if ways:
+            found.append((f"the dial, layer {test['layer']}", "; ".join(ways)))
+    return found
+
+
+def _turned(end: pd.Series[Any], base: float, sign: int, test: Mapping[str, Any]) -> str:
+    """One way of the dial: yes, no or not shown, and what the model does."""
+    # 1. How far the end of the dial is from unsteered, and whether that is more than chance.
+    rate = float(end["refusal_rate"]) - base
+    change, sure = rate, end.get("p_paired", np.nan) <= LIKE_NOTHING
+    if not pd.isna(low := end.get("shift_lo", np.nan)):
+        change, sure = float(end["shift"]), low > 0 or end["shift_hi"] < 0
+    if not sure:
+        return f"not shown (no change beyond chance at alpha {end['alpha']:g})"
+    # 2. In words: of the refusals, where they moved with the score.
+    does = f"it refuses {'more' if change > 0 else 'less'}"
+    if rate * change <= 0 or abs(rate) < LEAST_RATE:
+        does = f"the score {'rises' if change > 0 else 'falls'}, the refusals do not"
+    if change * sign < 0:
+        return f"no, {does}"
+    # 3. Whether labels that mean nothing would have done as much.
+    if test["p"] is None:
+        return f"not shown ({test['reason']})"
+    if test["p"] > LIKE_NOTHING:
+        return f"not shown ({does}, as it does with permuted labels)"
+    return f"yes, {does}"
+
+
+def rank_of(subset: str, split: str) -> tuple[int, int]:
+    """The order of groups of prompts: those that nothing was learned from first, and of these EDGE,
+    where the dial has room to turn."""
+    seen = UNSEEN.index(split) if split in UNSEEN else len(UNSEEN)
+    return seen, FIRST_SUBSETS.index(subset) if subset in FIRST_SUBSETS else len(FIRST_SUBSETS)
 
 
 def slope_sentences(record: Mapping[str, Any]) -> list[tuple[str, str]]:
