@@ -215,6 +215,8 @@ def leave(folder: Path, kind: str) -> Path:
         verdict["judge"] = {"judge": "made", "version": "1", "unscored": 0, "measured": [measured]}
         verdict["judge"]["disagrees_with_substring"] = 0.1
         verdict["coherence"] = coherent_range(summary)
+        trace = {"panel": "EDGE e1, layer 20", "name": "unsteered", "prompt": 1}
+        verdict["trace"] = [{**trace, "tokens": ["How", "I"], "values": [0.1, -0.2]}]
     run = open_run(f"made_{kind}", settings, str(folder))
     append(run, rows)
     finish(run, summary, verdict)

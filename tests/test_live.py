@@ -88,6 +88,32 @@ def test_a_step_is_its_hooks_and_a_reply_only_grows(dial, site):
     assert {one.plain for one in shown[:-1]} == {""}
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out"])
+def test_the_trace_is_of_both_replies_and_moved_by_alpha_from_the_last_prompt_token_on(dial, site):
+    *rest, last = turn(dial, TEXT, 1, site, "learned", 0.5)
+    assert not any(one.trace for one in rest)
+    plain, steered = last.trace
+    assert (plain.name, steered.name) == ("unsteered", "alpha +0.5")
+    n = tokens_of(dial).ids.shape[1]
+    assert plain.prompt == steered.prompt == n
+    assert len(steered.values) - n <= 6
+    moved = [b - a for a, b in zip(plain.values[:n], steered.values[:n], strict=True)]
+    assert moved[:-1] == pytest.approx([0] * (n - 1), abs=1e-4)
+    assert moved[-1] == pytest.approx(0.5, abs=1e-2)
+    *_, still = turn(dial, TEXT, 1, site, "learned", 0.0)
+    assert [one.name for one in still.trace] == ["unsteered"]
+    assert still.trace[0].values == pytest.approx(plain.values, abs=1e-5)
+
+
+def test_the_figure_comes_with_the_last_answer_and_its_texts_are_escaped(dial):
+    *rest, (*_, figure) = answered(dial, "<b>rob</b>", *GOOD[1:])
+    assert all(one[-1] is None for one in rest)
+    assert len(figure.data) == 2
+    assert not re.search(
+        "<(?!br>|extra>|/extra>)", json.dumps(figure.to_dict()["data"], default=str)
+    )
+
+
 def test_the_random_direction_is_as_long_and_no_other_every_time(dial):
     known, random = dial.directions(1, "resid_pre").values()
     assert float(random.unit.norm()) == pytest.approx(float(known.unit.norm()))
@@ -127,11 +153,11 @@ def test_whatever_arrives_is_answered_in_words(dial, place):
             continue
         if place == 1 and value == -1:
             continue
-        *_, (message, rows, reply, plain) = answered(dial, *asked)
+        *_, (message, rows, reply, plain, figure) = answered(dial, *asked)
         assert message.startswith("error: "), (place, value)
         assert "\n" not in message
         assert len(message) < 400
-        assert (rows, reply, plain) == ([], "", "")
+        assert (rows, reply, plain, figure) == ([], "", "", None)
     asked = [None if i == place else value for i, value in enumerate(GOOD)]
     message = next(iter(answered(dial, *asked)))[0]
     assert "is empty: " in message
@@ -180,21 +206,22 @@ def test_the_page_says_what_the_dial_says(served, dial):
     from gradio_client import Client
 
     client = Client(served.local_url, verbose=False)
-    score, rows, reply, plain = client.predict(
+    score, rows, reply, plain, figure = client.predict(
         TEXT, 0.5, 1, "resid_pre", "learned", api_name="/turn"
     )
     *_, last = turn(dial, TEXT, 1, "resid_pre", "learned", 0.5)
     assert score.startswith(f"{last.score:+.2f}")
     assert (reply, plain) == (last.reply, last.plain)
     assert [row[1] for row in rows["data"]] == [f"{p:.3f}" for _, p in last.tokens]
-    score, _, reply, _ = client.predict("", 0.5, 1, "resid_pre", "learned", api_name="/turn")
+    assert "unsteered" in json.dumps(figure)
+    score, _, reply, *_ = client.predict("", 0.5, 1, "resid_pre", "learned", api_name="/turn")
     assert score.startswith("error: ")
     assert reply == ""
     for sent in ([TEXT, None, 1], [TEXT, 0.5, None], [TEXT, 7, 1], [TEXT, 0.5, 99], [None, 0.5, 1]):
-        score, _, _, _ = client.predict(*sent, "resid_pre", "learned", api_name="/turn")
+        score, *_ = client.predict(*sent, "resid_pre", "learned", api_name="/turn")
         assert score.startswith("error: ")
     for named in ([None, "learned"], ["resid_pre", None], ["nowhere", "learned"]):
-        score, _, _, _ = client.predict(TEXT, 0.5, 1, *named, api_name="/turn")
+        score, *_ = client.predict(TEXT, 0.5, 1, *named, api_name="/turn")
         assert score.startswith("error: ")
 
 

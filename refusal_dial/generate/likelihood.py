@@ -154,7 +154,7 @@ def kl_per_token(
     A whole reply is read in one pass wherever a hook says the same there as token by token.
     """
     longest = max(map(len, completions), default=0)
-    cells = [_at_once(cell, longest) for cell in grid]
+    cells = [at_once(cell, longest) for cell in grid]
     length = torch.tensor([len(row) for row in completions])
     total = torch.zeros(len(grid), len(completions), dtype=torch.float64)
     size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
@@ -300,7 +300,7 @@ def as_decoded(grid: Sequence[Sequence[Hook]]) -> list[list[Hook]]:
     ]
 
 
-def _at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | None:
+def at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | None:
     """The hooks as they act on a prompt with `longest` more tokens after it, of which `pos` counts
     those of the prompt; None for hooks that only a step at a time can tell."""
     found = []
@@ -321,6 +321,18 @@ def _at_once(cell: Sequence[Hook], longest: int) -> list[tuple[str, Edit]] | Non
     return found
 
 
+def continued(tokens: Tokens, completions: Sequence[Sequence[int]], longest: int) -> Tokens:
+    """Each prompt with its reply after it, and padding after that up to `longest`: every reply
+    begins where the prompts end."""
+    length = torch.tensor([len(row) for row in completions])
+    new = torch.tensor(
+        [[*row, *[0] * (longest - len(row))] for row in completions], dtype=torch.long
+    )
+    new = new.reshape(len(completions), longest).to(tokens.ids)
+    real = (torch.arange(longest) < length[:, None]).to(tokens.mask)
+    return Tokens(torch.cat([tokens.ids, new], 1), torch.cat([tokens.mask, real], 1))
+
+
 def _read(
     model: TransformerBridge,
     tokens: Tokens,
@@ -329,16 +341,11 @@ def _read(
     longest: int,
 ) -> Float[Tensor, "batch step d_vocab"]:
     """Logits before each token of the replies and after the last."""
-    device = tokens.ids.device
-    length = torch.tensor([len(row) for row in completions])
-    new = torch.tensor(
-        [[*row, *[0] * (longest - len(row))] for row in completions], dtype=torch.long
-    )
-    new = new.reshape(len(completions), longest).to(device)
-    real = (torch.arange(longest) < length[:, None]).to(tokens.mask)
-    ids, mask = torch.cat([tokens.ids, new], 1), torch.cat([tokens.mask, real], 1)
+    whole = continued(tokens, completions, longest)
     with model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
-        logits = model(ids, attention_mask=mask, logits_to_keep=longest + 1, use_cache=False)
+        logits = model(
+            whole.ids, attention_mask=whole.mask, logits_to_keep=longest + 1, use_cache=False
+        )
     return logits[:, -longest - 1 :].cpu()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
+
+import plotly.graph_objects as go
 
 from refusal_dial.cells import SteeringPlace, alphas_in, cells_at
 from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
@@ -16,8 +18,10 @@ from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import stream
+from refusal_dial.generate.trace import TokenTrace, token_traces
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import last_logits
+from refusal_dial.report.trace import trace_figure
 from refusal_dial.studies.base import Study, load_study, prompt_tokens, study_of
 from refusal_dial.studies.steering import at_place, learn
 
@@ -53,6 +57,7 @@ class DialState:
     reply: str
     done: bool
     plain: str = ""
+    trace: Sequence[TokenTrace] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +136,7 @@ def turn(
     dial: Dial, text: str, layer: int, site: str, name: str, alpha: float
 ) -> Iterator[DialState]:
     """What the prompt comes to at this step: first its score and next tokens, then the greedy reply
-    as it grows; the last is `done`, and has the unsteered reply too.
+    as it grows; the last is `done`, and has the unsteered reply and the trace too.
 
     Raises `DialError` for what `hooks_at` and `tokenize` refuse, or a prompt that is empty or
     longer than `--max-chars`.
@@ -161,11 +166,18 @@ def turn(
         found.append(token)
         known = replace(known, reply=str(model.tokenizer.decode(found, skip_special_tokens=True)))
         yield known
-    plain = known.reply
+    ids = list(stream(model, tokens, [], min(flags.max_new_tokens, room))) if hooks else found
+    plain = str(model.tokenizer.decode(ids, skip_special_tokens=True))
+    direction, norm = dial.directions(layer, site)[name], dial.at(site).residual_norm(layer)
+    ways: dict[str, tuple[list[int], list[Hook]]] = {"unsteered": (ids, [])}
     if hooks:
-        ids = list(stream(model, tokens, [], min(flags.max_new_tokens, room)))
-        plain = str(model.tokenizer.decode(ids, skip_special_tokens=True))
-    yield replace(known, done=True, plain=plain)
+        ways[f"alpha {alpha:+g}"] = (found, hooks)
+    trace = [
+        one
+        for way, (reply, acting) in ways.items()
+        for one in token_traces(model, tokens, [reply], direction, norm, acting, way)
+    ]
+    yield replace(known, done=True, plain=plain, trace=trace)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,7 +199,7 @@ NO_FONTS = ("system-ui", "sans-serif")
 
 T = TypeVar("T")
 
-Row = tuple[str, list[list[str]], str, str]
+Row = tuple[str, list[list[str]], str, str, Any]
 
 
 def gradio() -> Any:
@@ -203,10 +215,9 @@ def gradio() -> Any:
 def answered(
     dial: Dial, asked: object, alpha: object, layer: object, site: object, name: object
 ) -> Iterator[Row]:
-    """(score, likeliest tokens, reply, unsteered reply) as the page shows them while they come; the
-    unsteered one last. Whatever arrives
-    that cannot be used, a cleared slider's None among it, is answered in words in place of the
-    score."""
+    """(score, likeliest tokens, reply, unsteered reply, figure of the trace) as the page shows them
+    while they come, the figure with the last. Whatever arrives that cannot be used, a cleared
+    slider's None among it, is answered in words in place of the score."""
     try:
         prompt = _read("prompt", parse_text, "" if asked is None else asked)
         place = (
@@ -221,9 +232,15 @@ def answered(
             kind = "refuses" if found.refused else "complies"
             score = f"{found.score:+.2f} ({kind}); unsteered {found.unsteered:+.2f}"
             rows = [[repr(token), f"{p:.3f}"] for token, p in found.tokens]
-            yield score, rows, found.reply, found.plain or "..."
+            figure = _traced(found.trace) if found.trace else None
+            yield score, rows, found.reply, found.plain or "...", figure
     except DialError as error:
-        yield f"error: {printable(str(error))}", [], "", ""
+        yield f"error: {printable(str(error))}", [], "", "", None
+
+
+def _traced(trace: Sequence[TokenTrace]) -> go.Figure:
+    lines = [{"panel": "", **asdict(one)} for one in trace]
+    return trace_figure(lines, "What the direction reads at every token")
 
 
 def _read(what: str, reader: Callable[[Any], T], value: object) -> T:
@@ -276,6 +293,7 @@ def live_page(dial: Dial) -> Any:
         with gr.Row():
             plain = gr.Textbox(label="unsteered reply", lines=4, interactive=False)
             reply = gr.Textbox(label="reply", lines=4, interactive=False)
+        trace = gr.Plot(show_label=False)
         tokens = gr.Dataframe(
             headers=["next token", "probability"],
             datatype=["str", "str"],
@@ -291,7 +309,7 @@ def live_page(dial: Dial) -> Any:
                 yield from answered(dial, *asked)
             ),  # bare: Gradio looks for a generator function
             inputs=asked,
-            outputs=[score, tokens, reply, plain],
+            outputs=[score, tokens, reply, plain, trace],
             api_name="turn",
             trigger_mode="always_last",
             show_progress="hidden",

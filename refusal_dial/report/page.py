@@ -41,6 +41,7 @@ from refusal_dial.report.theme import (
     title_of,
     unit_label,
 )
+from refusal_dial.report.trace import trace_figure, trace_lines
 from refusal_dial.run.folder import versions_used
 from refusal_dial.stats.comparison import fairest_p
 from refusal_dial.stats.summary import GROUP
@@ -319,9 +320,11 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
         }
     if reading.kind == "replies":
         asked, strength = title("Completions along the dial"), unit_label("strength", settings)
+        token_by_token = title_of(reading.config, "What the direction reads at every token")
         return {
             "curves": lambda: reply_curves(summary, asked, strength),
             "trade_off": lambda: trade_off_curve(summary, title("Over-refusal")),
+            "trace": lambda: trace_figure(trace_lines(reading.verdict), token_by_token),
             "histograms": lambda: score_histograms(scores, title("How scores are spread")),
         }
     wanted: dict[str, Draw] = {

@@ -229,6 +229,7 @@ VERDICT_KINDS: Kinds = {
     "judge.measured[].two_way": NUMBER,
     "judge.measured[].three_way": NUMBER,
     "judge.disagrees_with_substring": (*NUMBER, *NONE),
+    "trace": LIST,
     "coherence[].tolerance": NUMBER,
     "coherence[].holds_to": NUMBER,
     "coherence[].breaks_at": (*NUMBER, *NONE),
