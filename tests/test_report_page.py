@@ -248,6 +248,44 @@ def test_figures_out_of_view_are_on_paper_too(visit):
     assert tab.locator(drawn).count() == boxes
 
 
+BEYOND = """[...document.querySelectorAll("header *, main *")].filter((one) => {
+  const box = one.getBoundingClientRect();
+  return box.width && !one.closest(".hidden") && (box.right > innerWidth + 1 || box.left < -1);
+}).map((one) => `${one.tagName}.${one.className}: ${one.textContent.slice(0, 40)}`)"""
+
+
+@pytest.mark.parametrize("name", ["one", "two", "completions"])
+def test_on_paper_nothing_is_beyond_the_page_nor_left_out(visit, name):
+    """As wide as A4 within its margins, from a dark page: light, all rows of a table, figures no
+    higher than a page, panels whose titles are clear of the axis above."""
+    tab = visit(name, width=718, scheme="dark")
+    turn(tab, 2.0)
+    tab.emulate_media(media="print")
+    tab.wait_for_function("typeof window.Plotly !== 'undefined'")
+    assert tab.evaluate(BEYOND) == []
+    assert tab.locator("html").get_attribute("data-theme") == "light"
+    for count in tab.locator(".pages span").all_inner_texts():
+        assert re.fullmatch(r"1 to (\d+) of \1 rows", count)
+    assert (
+        tab.evaluate(
+            "Math.max(...[...document.querySelectorAll('.plot')].map((one) => one.clientHeight))"
+        )
+        <= 800
+    )
+    titles, axes = (
+        [box.bounding_box() for box in tab.locator(f"#figures .figure:first-child {kind}").all()]
+        for kind in (".annotation-text-g", ".g-xtitle, .g-x2title, .g-x3title")
+    )
+    assert titles
+    assert axes
+    for title in titles:
+        for axis in axes:
+            clear = title["y"] >= axis["y"] + axis["height"] or (
+                axis["y"] >= title["y"] + title["height"]
+            )
+            assert clear or title["x"] >= axis["x"] + axis["width"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1300, 800), (400, 700)])
 def test_a_figure_of_its_own_fills_its_window(visit, size, scheme):

@@ -47,4 +47,17 @@ dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
 byId("theme").addEventListener("click", () =>
   theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
 );
+
+// Before the page is printed, and after. Paper is light.
+function onPaper(listener) {
+  addEventListener("beforeprint", () => listener(true));
+  addEventListener("afterprint", () => listener(false));
+  matchMedia("print").addEventListener("change", (change) => listener(change.matches));
+}
+let shown = null;
+onPaper((paper) => {
+  if (paper) shown ??= document.documentElement.dataset.theme;
+  theme(paper ? "light" : (shown ?? document.documentElement.dataset.theme));
+  if (!paper) shown = null;
+});
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -7,7 +7,9 @@ const LIGHTER = {
 };
 const SETTINGS = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 const NARROW = 0.66; // of the width that a figure was made for: below it panels are stacked
-const PANEL = 270; // pixels of height of a stacked panel
+const PANEL = 270; // pixels of height of a stacked panel, with what is below it
+const LOWEST = 160; // where a page is short
+const BETWEEN = 70; // pixels that a panel's axis and the title of the next one take
 
 let plotlyText = null;
 const plotlyReady = unpacked("plotly").then((text) => (plotlyText = text));
@@ -60,8 +62,8 @@ function panelsOf(layout) {
 }
 
 // One panel a row; its title goes with it, and it says what its axes are.
-function stacked(layout) {
-  const panels = panelsOf(layout), gap = 0.3 / panels.length, high = (1 - gap * (panels.length - 1)) / panels.length;
+function stacked(layout, panel) {
+  const panels = panelsOf(layout), gap = Math.max(0.3, BETWEEN / panel) / panels.length, high = (1 - gap * (panels.length - 1)) / panels.length;
   const label = (axes) => axes.map((name) => layout[name].title?.text).find(Boolean);
   const below = label(axesOf(layout, "x")), beside = label(axesOf(layout, "y"));
   const moves = panels.map(({ x, y }, i) => {
@@ -78,8 +80,9 @@ function stacked(layout) {
   return panels.length;
 }
 
-// The layout in `width` pixels; `height` where the box has one of its own.
-function fitted(figure, width, colours, height = null) {
+// The layout in `width` pixels; `height` where the box has one of its own; stacked panels are lower
+// where they so fit into `most`.
+function fitted(figure, width, colours, height = null, most = Infinity) {
   const layout = coloured(structuredClone(figure.layout), colours);
   delete layout.title;
   const narrow = width < NARROW * figure.layout.width;
@@ -87,7 +90,7 @@ function fitted(figure, width, colours, height = null) {
   const many = named(figure.data), above = heads ? 56 : 36;
   let below = 84, high = figure.layout.height - (figure.layout.margin?.t || 0) + above;
   if (narrow) {
-    const panels = panelsOf(layout).length > 1 ? stacked(layout) : 1;
+    const panels = panelsOf(layout).length;
     below = 64 + 30 * Math.ceil(many / Math.max(1, Math.floor(width / 330)));
     if (layout.coloraxis?.colorbar) {
       const { title, ...bar } = layout.coloraxis.colorbar, flat = title?.text?.replaceAll("<br>", " ");
@@ -95,8 +98,11 @@ function fitted(figure, width, colours, height = null) {
       layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, ...place, title: { text: flat, side: "top" } } };
       below += 70;
     }
-    if (panels > 1) high = above + below + PANEL * panels;
-    else high = Math.min(high, Math.max(340, high)) + below - 84;
+    if (panels > 1) {
+      const room = (most - above - below) / panels, panel = room < LOWEST ? PANEL : Math.min(PANEL, room);
+      stacked(layout, panel);
+      high = above + below + panel * panels;
+    } else high = Math.min(high, Math.max(340, high)) + below - 84;
     layout.margin = { ...layout.margin, l: 56, r: 16 };
   }
   layout.margin = { ...layout.margin, t: above, b: below };

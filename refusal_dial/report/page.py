@@ -217,7 +217,11 @@ COLUMN_NAMES = {
     "effect_mean": "effect",
     "logit_rate": "share by logit",
     "p_value": "p",
+    "alpha_relative": "alpha (residual norms)",
 }
+
+SHARES = ("refusal_rate", "logit_rate", "coherence")
+"""Columns that are shares: two digits."""
 
 WHERE = ("layer", "site", "pos", "samples", "system", "way")
 
@@ -226,7 +230,8 @@ CHOSEN = 12
 
 
 def summary_table(reading: RunReading) -> dict[str, Any]:
-    """`{caption, columns: [{name, kind}], rows}`; kind is text, number or interval."""
+    """`{caption, columns: [{name, kind, digits}], rows}`; kind is text, number or interval; digits
+    after the point, where a column has its own."""
     frame = reading.summary
     spans = {
         name: stem
@@ -253,6 +258,7 @@ def summary_table(reading: RunReading) -> dict[str, Any]:
             {
                 "name": COLUMN_NAMES.get(name, name.replace("_", " ")),
                 "kind": kind,
+                "digits": 2 if name in SHARES else None,
                 "menu": bool(menu and values.nunique() <= CHOSEN),
             }
         )

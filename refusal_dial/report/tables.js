@@ -1,11 +1,15 @@
-// Tables that sort and filter, a page of rows at a time.
+// Tables that sort and filter, a page of rows at a time; on paper, more of them.
 
-const ROWS = 25;
+const ROWS = 25, PAPER_ROWS = 200;
+const MANY = 20; // columns from which a table is in small print on paper
 
 function tableElement({ caption, columns, rows }) {
-  const state = { by: -1, down: false, page: 0, menus: columns.map(() => ""), sought: "" };
+  const state = { by: -1, down: false, page: 0, rows: ROWS, menus: columns.map(() => ""), sought: "" };
   const plain = (cell) => (Array.isArray(cell) ? cell[0] : cell);
-  const text = (cell) => (cell === null ? "" : typeof cell === "number" ? short(cell) : String(cell));
+  const text = (cell, digits = null) => {
+    if (typeof cell !== "number") return cell === null ? "" : String(cell);
+    return digits === null ? short(cell) : number(cell, digits);
+  };
   const body = el("tbody"), count = el("span", { class: "muted", role: "status" });
   const heads = columns.map((column, c) => {
     const sort = el("button", { type: "button", onclick: () => {
@@ -30,18 +34,18 @@ function tableElement({ caption, columns, rows }) {
     return [...ranked, ...found.filter((row) => value(row) === null)];
   }
 
-  function cellElement(cell, { kind }) {
+  function cellElement(cell, { kind, digits }) {
     if (kind !== "interval" || plain(cell) === null) {
-      return el("td", { class: kind === "text" ? null : "number" }, text(plain(cell)));
+      return el("td", { class: kind === "text" ? null : "number" }, text(plain(cell), digits));
     }
-    const span = cell[1] === null ? "" : ` [${text(cell[1])}, ${text(cell[2])}]`;
-    return el("td", { class: "number" }, text(cell[0]), el("small", {}, span));
+    const span = cell[1] === null ? "" : ` [${text(cell[1], digits)}, ${text(cell[2], digits)}]`;
+    return el("td", { class: "number" }, text(cell[0], digits), el("small", {}, span));
   }
 
   function draw() {
-    const found = matching(), last = Math.max(0, Math.ceil(found.length / ROWS) - 1);
+    const found = matching(), last = Math.max(0, Math.ceil(found.length / state.rows) - 1);
     state.page = Math.min(Math.max(0, state.page), last);
-    const from = state.page * ROWS, part = found.slice(from, from + ROWS);
+    const from = state.page * state.rows, part = found.slice(from, from + state.rows);
     body.replaceChildren(...part.map((row) => el("tr", {}, ...row.map((cell, c) => cellElement(cell, columns[c])))));
     heads.forEach((head, c) =>
       head.setAttribute("aria-sort", state.by !== c ? "none" : state.down ? "descending" : "ascending"));
@@ -70,9 +74,13 @@ function tableElement({ caption, columns, rows }) {
     if (column.name === "direction" && values.includes("learned")) state.menus[c] = select.value = "learned";
   });
   draw();
+  onPaper((paper) => {
+    Object.assign(state, { rows: paper ? PAPER_ROWS : ROWS, page: 0 });
+    draw();
+  });
   return el("div", { class: "table" }, el("h3", {}, caption), filters,
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-      el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body)),
+      el("table", { class: columns.length > MANY ? "many" : null }, el("thead", {}, el("tr", {}, ...heads)), body)),
     el("div", { class: "pages" }, back, next, count));
 }
 
