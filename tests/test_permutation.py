@@ -70,6 +70,15 @@ def test_labels_stay_within_their_group():
             )
 
 
+def test_drawn_labels_are_those_of_shuffled_weights():
+    """Kept as bytes, they are the same draws as of the weights themselves."""
+    weights = contrast_weights(40, range(5), range(30, 38))
+    found, complete = permuted_weights(weights, 60, 3)
+    assert not complete
+    plain = np.random.default_rng(3).permuted(np.tile(weights, (60, 1)), axis=1)
+    np.testing.assert_array_equal(found, plain)
+
+
 def experiment(seed, effect=0.0, n=20, layers=3, width=16):
     """p-values of one experiment on Gaussian activations, with a planted effect of this size."""
     rng = np.random.default_rng([7, seed])

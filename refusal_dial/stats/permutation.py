@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,15 +68,27 @@ def permuted_weights(
     All of them, the given one first, where there are n or fewer; else n drawn at random. Weights
     move within their group.
     """
+    values, codes, complete = _permuted_codes(weights, n, seed, groups)
+    return values[codes], complete
+
+
+def _permuted_codes(
+    weights: Floats, n: int, seed: int, groups: Sequence[object] | None
+) -> tuple[Floats, NDArray[np.integer[Any]], bool]:
+    """`permuted_weights` as (values, which value each prompt has "permutation prompt", complete): a
+    byte instead of eight, where there are few values."""
+    values, own = np.unique(weights, return_inverse=True)
+    own = own.astype(np.min_scalar_type(len(values)))
     if count_permutations(weights, groups) <= n:
-        found = np.array(list(_every(weights, _members(len(weights), groups))))
-        own = (found == weights).all(1)
-        return np.concatenate([found[own][:1], found[~own]]), True
+        every = list(_every(own.astype(float), _members(len(own), groups)))
+        found = np.array(every).astype(own.dtype)
+        same = (found == own).all(1)
+        return values, np.concatenate([found[same][:1], found[~same]]), True
     rng = np.random.default_rng(seed)
-    found = np.tile(weights, (n, 1))
-    for members in _members(len(weights), groups):
+    found = np.tile(own, (n, 1))
+    for members in _members(len(own), groups):
         found[:, members] = rng.permuted(found[:, members], axis=1)
-    return found, False
+    return values, found, False
 
 
 def _members(n: int, groups: Sequence[object] | None) -> list[list[int]]:
@@ -141,12 +154,12 @@ def slope_test(
         )
     if not ((weights > 0).any() and (weights < 0).any()):
         raise DialError("labels of both kinds are needed: the top and the bottom")
-    drawn, complete = permuted_weights(np.asarray(weights, dtype=float), n, seed, groups)
+    values, drawn, complete = _permuted_codes(np.asarray(weights, dtype=float), n, seed, groups)
     table = pd.DataFrame({"n": [len(drawn)] * places})
     observed = _statistics(projections, grams, np.asarray(weights, dtype=float)[None])
     null = [np.empty((len(drawn), places)) for _ in observed]
     for start in range(0, len(drawn), CHUNK):
-        parts = _statistics(projections, grams, drawn[start : start + CHUNK])
+        parts = _statistics(projections, grams, values[drawn[start : start + CHUNK]])
         for whole, part in zip(null, parts, strict=True):
             whole[start : start + CHUNK] = part
     size = np.abs(projections).max(1) * np.abs(weights).sum()
