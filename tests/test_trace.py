@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from small_runs import small_run
 
 from refusal_dial.common import DialError, hook_name
 from refusal_dial.directions.learning import Direction, Provenance
@@ -157,14 +158,13 @@ def test_what_no_run_writes_is_one_line(trace):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_on_replies_has_a_trace_in_its_page(small_material):
-    from small_runs import small_run
-
-    reading = read_run(small_run(small_material, "eval_direction_on_xstest").folder)
+@pytest.mark.parametrize("name", ["eval_direction_on_xstest", "toxicity_steering"])
+def test_a_run_with_completions_has_a_trace_in_its_page(name, small_material):
+    reading = read_run(small_run(small_material, name).folder)
     lines = trace_lines(reading.verdict)
     assert json.dumps(lines)
     assert {one["name"] for one in lines} == {"unsteered", "alpha -1", "alpha +1"}
-    assert {one["panel"].split()[0] for one in lines} == {"HARMFUL", "EDGE"}
+    assert {one["panel"].split()[0] for one in lines} == set(reading.scores["subset"])
     # the same prompt, and at the last token of it a whole norm more and less
     for panel in {one["panel"] for one in lines}:
         by = {one["name"]: one for one in lines if one["panel"] == panel}

@@ -10,18 +10,21 @@ added. Hooks act first: what is read is what the rest of the layer reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from refusal_dial.cells import Cell
 from refusal_dial.common import DialError, Hook, hook_name
 from refusal_dial.directions.learning import Direction
 from refusal_dial.engine.score import check_grid
-from refusal_dial.generate.decode import follow
+from refusal_dial.generate.decode import Decoding, follow, generate
 from refusal_dial.generate.likelihood import at_once, continued
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
@@ -109,3 +112,47 @@ def token_traces(
         numbers = tuple(float(v) if math.isfinite(v) else None for v in trace.tolist())
         found.append(TokenTrace(name, len(prompt), texts, numbers))
     return found
+
+
+MOST_TRACED = 4
+"""Layers of a run that are traced, at most."""
+
+
+def dial_traces(
+    model: TransformerBridge,
+    tokens: Tokens,
+    rows: pd.DataFrame,
+    cells: Sequence[Cell],
+    learned: Sequence[Direction],
+    norm: Callable[[int], float],
+    decoding: Decoding,
+) -> list[dict[str, Any]]:
+    """What learned directions read at each token of the first prompt of each subset and of its
+    completion, unsteered and at both ends of the dial: a record each, of `panel` (prompt and layer)
+    and the fields of `TokenTrace`, in the mean residual norms that `norm` gives of a layer.
+
+    `rows` are the prompts' `prompt_id` and `subset`, one line each, as in `tokens`. The completions
+    are the first samples that a run of these cells has."""
+    first = sorted(rows.reset_index(drop=True).drop_duplicates("subset").index)
+    ids, subsets = (list(rows[name].iloc[first]) for name in ("prompt_id", "subset"))
+    some, found = tokens.chosen(first).on(model), []
+    for direction in learned:
+        layer = direction.provenance.layer
+        steered = [cell for cell in cells if cell.hooks and cell.labels["direction"] == "learned"]
+        mine = [cell for cell in steered if cell.labels["layer"] == layer]
+        mine.sort(key=lambda cell: float(cell.labels["strength"]))
+        ends = {f"alpha {one.labels['strength']:+g}": one.hooks for one in mine[:1] + mine[-1:]}
+        ways: dict[str, Sequence[Hook]] = {"unsteered": (), **ends}
+        replies = generate(model, some, list(ways.values()), decoding, keys=ids)
+        for number, (name, hooks) in enumerate(ways.items()):
+            own = [one.ids for one in replies if one.cell == number and one.sample == 0]
+            traces = token_traces(model, some, own, direction, norm(layer), hooks, name)
+            found += [
+                {"panel": f"{subset} {who}, layer {layer}", **asdict(trace)}
+                for subset, who, trace in zip(subsets, ids, traces, strict=True)
+            ]
+    return [{name: _listed(value) for name, value in one.items()} for one in found]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -306,6 +306,7 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
         return title_of(reading.config, question, rows)
 
     settings, threshold = reading.settings, reading.settings.get("threshold")
+    token_by_token = title_of(reading.config, "What the direction reads at every token")
     if reading.kind == "other":
         return {}
     if reading.kind == "patching":
@@ -323,10 +324,10 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
         return {
             "curves": lambda: alpha_sweep(summary, asked, alpha),
             "distributions": lambda: distributions(scores, every, alpha),
+            "trace": lambda: trace_figure(trace_lines(reading.verdict), token_by_token),
         }
     if reading.kind == "replies":
         asked, strength = title("Completions along the dial"), unit_label("strength", settings)
-        token_by_token = title_of(reading.config, "What the direction reads at every token")
         return {
             "curves": lambda: reply_curves(summary, asked, strength),
             "trade_off": lambda: trade_off_curve(summary, title("Over-refusal")),

@@ -44,13 +44,14 @@ from refusal_dial.directions.controls import random_directions, shuffled_directi
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff
 from refusal_dial.generate.completions import completion_rows
 from refusal_dial.generate.decode import Decoding, decoding_of
+from refusal_dial.generate.trace import MOST_TRACED, dial_traces
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
 from refusal_dial.run.folder import TOKENS, Run, read_config, read_table, read_verdict
 from refusal_dial.run.job import begin, carry_out, files_by_layer
-from refusal_dial.run.plan import CellPlan, Task, generation_memory, tasks_over
+from refusal_dial.run.plan import CellPlan, Task, generation_memory, some_of, tasks_over
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
 from refusal_dial.stats.comparison import fair_ranks, finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval
@@ -630,7 +631,12 @@ def conduct_continuations(
     def close(scored: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
         summary = summarise_continuations(scored, flags.seed)
         found = {"alpha_unit": flags.unit, **continuation_verdict(summary, study)}
-        return summary, found
+        traced, norm = some_of(study.learned, MOST_TRACED), study.residual_norm
+        return summary, found | {
+            "trace": dial_traces(
+                study.model, study.tokens, rows, cells, traced, norm, plan.decoding
+            )
+        }
 
     with kept_results(run, lambda: results(run)):
         return carry_out(run, study, plan, close, flags, note)

@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import Cell, labelled
 from refusal_dial.cli.flags import ContrastFlags, HoldoutFlags, ReplyFlags
-from refusal_dial.common import DialError, Hook, without_nan
+from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.contrast import ContrastPair, from_matched, load_contrast
 from refusal_dial.data.prompts import (
     CHOOSE,
@@ -39,10 +39,10 @@ from refusal_dial.data.prompts import (
 from refusal_dial.directions.learning import Direction, Provenance, caa
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.generate.completions import completion_rows, completion_text
-from refusal_dial.generate.decode import Decoding, decoding_of, generate
+from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.generate.likelihood import LOOPS, coherence
 from refusal_dial.generate.thoughts import LOST, THOUGHT_ENDS, read_prompts
-from refusal_dial.generate.trace import token_traces
+from refusal_dial.generate.trace import MOST_TRACED, dial_traces
 from refusal_dial.model.activations import collect, nothing
 from refusal_dial.model.loading import identity
 from refusal_dial.model.tokens import (
@@ -791,40 +791,6 @@ def inverted_layers(summary: pd.DataFrame) -> list[int]:
 UNJUDGED = "no label from the judge"
 
 
-def reply_traces(
-    talk: Conversation, cells: Sequence[Cell], learned: Sequence[Direction], decoding: Decoding
-) -> list[dict[str, Any]]:
-    """What every learned direction reads at each token of the first prompt of each subset and of
-    its reply, unsteered and at both ends of the dial, in mean residual norms: a record each, of
-    `panel` (prompt and layer) and the fields of `generate.trace.TokenTrace`."""
-    first = {prompt.subset: i for i, prompt in reversed(list(enumerate(talk.prompts)))}
-    rows, found = sorted(first.values()), []
-    tokens = talk.tokens[""].chosen(rows).on(talk.model)
-    ids = [talk.prompts[i].id for i in rows]
-    for direction in learned:
-        layer = direction.provenance.layer
-        mine = [cell for cell in cells if _is_traced(cell, layer)]
-        mine.sort(key=lambda cell: float(cell.labels["strength"]))
-        ends = {f"alpha {one.labels['strength']:+g}": one.hooks for one in mine[:1] + mine[-1:]}
-        ways: dict[str, Sequence[Hook]] = {"unsteered": (), **ends}
-        replies = generate(talk.model, tokens, list(ways.values()), decoding, keys=ids)
-        norm = talk.study.residual_norm(layer)
-        for number, (name, hooks) in enumerate(ways.items()):
-            own = [one.ids for one in replies if one.cell == number and one.sample == 0]
-            traces = token_traces(talk.model, tokens, own, direction, norm, hooks, name)
-            found += [
-                {"panel": f"{talk.prompts[i].subset} {who}, layer {layer}", **asdict(trace)}
-                for i, who, trace in zip(rows, ids, traces, strict=True)
-            ]
-    return found
-
-
-def _is_traced(cell: Cell, layer: int) -> bool:
-    about = cell.labels
-    steered = about["direction"] == "learned" and about["layer"] == layer
-    return steered and about["system"] == "" and bool(cell.hooks)
-
-
 def conduct_replies(
     experiment: str,
     talk: Conversation,
@@ -872,7 +838,15 @@ def conduct_replies(
             "harm": _harm_report(talk.harm, replies),
             "thoughts": {end: int((replies["thought_end"] == end).sum()) for end in THOUGHT_ENDS},
             "slope": without_nan(test().to_dict("records")),
-            "trace": without_nan(reply_traces(talk, cells, learned, plan.decoding)),
+            "trace": dial_traces(
+                talk.model,
+                talk.tokens[""],
+                rows,
+                [cell for cell in cells if cell.labels["system"] == ""],
+                some_of(learned, MOST_TRACED),
+                talk.study.residual_norm,
+                plan.decoding,
+            ),
         }
 
     n_rows = sum(task.rows for task in plan.tasks)
