@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2": SMALL,
     "Qwen3": SMALL | {"head_dim": 8, "num_hidden_layers": 2},
@@ -53,7 +54,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2": GPT2 | {"bos_token_id": 0, "eos_token_id": 2},
     "GPTNeoX": SMALL | {"num_key_value_heads": 4, "rotary_pct": 0.5},
     "Olmo2": SMALL | {"num_hidden_layers": 2},
+    "Mixtral": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 3},
+    "Qwen2Moe": SMALL | EXPERTS | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [0]},
+    "Qwen3Moe": SMALL | EXPERTS | {"head_dim": 8, "num_hidden_layers": 2},
+    "Olmoe": SMALL | EXPERTS | {"num_hidden_layers": 2},
 }
+MIXTURES = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe")
+PLAIN_ONLY = {
+    "GraniteMoe": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "GptOss": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+}
+"""Mixtures that the engine leaves to plain forward passes."""
 CLASSES = {"GPT2": "GPT2LMHeadModel"}
 TYPES = {"Gemma3": "Gemma3TextConfig"}
 
@@ -67,7 +78,9 @@ def bridge(architecture: str) -> TransformerBridge:
 def fresh(architecture: str) -> TransformerBridge:
     config = getattr(transformers, TYPES.get(architecture, f"{architecture}Config"))
     kind = CLASSES.get(architecture, f"{architecture}ForCausalLM")
-    model = getattr(transformers, kind)(config(**CONFIGS[architecture], architectures=[kind]))
+    model = getattr(transformers, kind)(
+        config(**(CONFIGS | PLAIN_ONLY)[architecture], architectures=[kind])
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, bridge, fresh, prompts
+from architectures import CONFIGS, MIXTURES, bridge, fresh, prompts
 from grids import TOKENS, UNIT, add_one, logprob, messages, mixed_grid, plain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import SITES, DialError, Hook, hook_name
+from refusal_dial.common import DialError, Hook, hook_name
 from refusal_dial.engine import replay
 from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import ablate, ablate_subspace, affine, clamp, patch, rotate, steer
-from refusal_dial.model.loading import load_model
+from refusal_dial.model.loading import load_model, sites_in
 from refusal_dial.model.tokens import Tokens
 
 LAW = settings(
@@ -46,7 +46,7 @@ def logits_of(
 
 
 def sites(model: TransformerBridge) -> list[str]:
-    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
+    return list(sites_in(model))
 
 
 @st.composite
@@ -264,13 +264,15 @@ def test_other_number_formats(dtype: torch.dtype) -> None:
     torch.testing.assert_close(engine, expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "Olmo2"])
+@pytest.mark.parametrize(
+    "architecture", [name for name in CONFIGS if name not in ("Olmo2", *MIXTURES)]
+)
 def test_in_half_precision_a_grid_without_patches_is_recorded_by_sdpa(
     architecture: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scores are the plain ones within rounding; with a patch the trunk is the bridge's own, so
     that a patch of the run with itself is the unsteered score, bit for bit. (The bridge of OLMo2
-    cannot be cast to half precision.)"""
+    cannot be cast to half precision; of mixtures see test_mixtures.)"""
     model, recorded = fresh(architecture).to(torch.bfloat16), list[bool]()
     _, kept = model.run_with_cache(TOKENS.ids, attention_mask=TOKENS.mask)
     unsteered = patch(kept[hook_name("resid_pre", 1)][:, -1], layer=1, pos=-1)

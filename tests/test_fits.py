@@ -13,10 +13,11 @@ from architectures import CONFIGS, bridge
 from grids import TOKENS, UNIT, add_one, logprob, mixed_grid, plain
 from unchecked import unchecked
 
-from refusal_dial.common import SITES, DialError, Hook, hook_name
+from refusal_dial.common import DialError, Hook, hook_name
 from refusal_dial.engine.score import check_grid, score_grid, shape_of
 from refusal_dial.generate.decode import Decoding, follow, generate, stream
 from refusal_dial.hooks import ablate, clamp, patch, steer
+from refusal_dial.model.loading import sites_in
 
 ONE = {"layer": 1, "pos": -1}
 MISFITS: list[tuple[Callable[[], Hook], str]] = [
@@ -102,7 +103,7 @@ def test_the_predicted_shapes_are_those_that_hooks_see(architecture: str) -> Non
     def keep(site: str) -> Callable[[torch.Tensor, object], None]:
         return lambda activation, hook: seen.update({site: tuple(activation.shape)})
 
-    sites = [site for site in SITES if hook_name(site, 1) in model.hook_dict]
+    sites = sites_in(model)
     plain(model, TOKENS, [(hook_name(site, 1), keep(site)) for site in sites])
     assert seen == {site: shape_of(model, TOKENS, site) for site in sites}
 

@@ -63,12 +63,22 @@ def saved(path, architecture, **config):
 
 
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "num_key_value_heads": 4}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MODELS = {
     "Qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
     "Llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "Phi3": ("Phi3", {}),
     "GPTNeoX, parallel": ("GPTNeoX", {}),
     "GPT2, transposed": ("GPT2", GPT2),
+    "Mixtral, a mixture": ("Mixtral", {"num_local_experts": 4, "tie_word_embeddings": True}),
+    "Qwen2Moe, shared expert, dense layer": (
+        "Qwen2Moe",
+        EXPERTS | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+    ),
+    "Qwen3Moe": ("Qwen3Moe", EXPERTS | {"head_dim": 8}),
+    "Olmoe": ("Olmoe", EXPERTS),
+    "GraniteMoe, scaled": ("GraniteMoe", {"num_local_experts": 4, "residual_multiplier": 0.5}),
+    "GptOss, transposed, biases": ("GptOss", {"num_local_experts": 4, "head_dim": 8}),
 }
 
 
@@ -106,6 +116,22 @@ def test_a_shared_unembedding_stays_as_it_was(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(again.get_output_embeddings().weight, before)
     assert not again.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("name", ["Mixtral, a mixture", "Qwen2Moe, shared expert, dense layer"])
+def test_of_a_mixture_every_expert_loses_it_and_the_router_is_left_alone(name, tmp_path):
+    architecture, config = MODELS[name]
+    model = load_model(str(saved(tmp_path / "model", architecture, **config)), "cpu", "float32")
+    r, plain = unit(), orthogonalised(model, unit())
+    before = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "model").named_parameters())
+    assert any("experts.down_proj" in key for key in before)
+    for key, weight in plain.named_parameters():
+        if key.endswith(("down_proj", "down_proj.weight")):  # routed, shared and dense
+            assert (r @ weight).abs().max() < 1e-6 < (r @ before[key]).abs().max()
+        elif ".mlp." in key:
+            assert torch.equal(weight, before[key]), key
+    with pytest.raises(DialError, match="keeps its experts in one tensor, down_proj, and a LoRA"):
+        rank_one_lora(model, r)
 
 
 def test_what_weights_cannot_say_is_refused(tmp_path):

@@ -293,10 +293,27 @@ def check_layers(model: TransformerBridge, layers: Iterable[int]) -> tuple[int, 
     return layers
 
 
+def mixture_layers(model: TransformerBridge) -> tuple[int, ...]:
+    """The layers whose MLP is a mixture of experts: TransformerLens knows no neurons there, and
+    shows the block's output as `mlp_post`."""
+    return tuple(
+        layer
+        for layer, block in enumerate(model.blocks)
+        if "mlp" in getattr(block, "submodules", {})
+        and model.hook_dict.get(hook_name("mlp_post", layer)) is block.mlp.hook_out
+    )
+
+
+def sites_in(model: TransformerBridge) -> tuple[str, ...]:
+    """The sites that this architecture has: no `mlp_post` where a layer is a mixture of experts."""
+    lacking = {"mlp_post"} if mixture_layers(model) else set()
+    return tuple(s for s in SITES if hook_name(s, 0) in model.hook_dict and s not in lacking)
+
+
 def check_site(model: TransformerBridge, site: str) -> str:
     """The site, if this architecture has it. Raises `DialError` with those it has."""
-    here = [s for s in SITES if hook_name(s, 0) in model.hook_dict]
-    if hook_name(site, 0) not in model.hook_dict:
+    here = sites_in(model)
+    if site not in here:
         raise DialError(
             f"{type(model.original_model).__name__} has no site {site!r}: it has {', '.join(here)}"
         )

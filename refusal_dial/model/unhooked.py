@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refusal_dial.common import hook_name
+from refusal_dial.model.loading import mixture_layers
 from refusal_dial.model.tokens import Tokens
 
 # --------------------------------------------------------------------------------------------------
@@ -48,6 +49,10 @@ TOLERANCES = {torch.float32: 3e-4, torch.float64: 1e-6}
 
 HALF_TOLERANCE = 0.05
 """The same in half precision."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+ROUNDED = "rounding chooses its experts in half precision (--dtype float32 can be replayed)"
 
 MANAGED = "its modules are managed by another library (offload or a device map)"
 
@@ -115,6 +120,9 @@ class Unhooked:
             raise UnfitError("its weights were processed (compatibility mode)")
         if not hasattr(model, "blocks") or not hasattr(model, "ln_final"):
             raise UnfitError("it has no stack of blocks with a final norm")
+        half = next(model.original_model.parameters()).dtype in HALF
+        if half and mixture_layers(model):
+            raise UnfitError(ROUNDED)
         self._twins: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
         root = unwrapped(model.original_model)
@@ -135,7 +143,7 @@ class Unhooked:
         """Whether `last_logits` is several times as fast as the bridge: it is in half precision,
         and SDPA knows no soft cap."""
         config = next((c for c in self._configs.values()), None)
-        half = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
+        half = next(self._whole.parameters()).dtype in HALF
         return half and getattr(config, "attn_logit_softcapping", None) is None
 
     def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:

@@ -1,15 +1,17 @@
 """A direction taken out of a model's weights, so that plain transformers loads a model without it.
 
     E <- E - (E r) r^T     the embedding's rows
-    W <- W - r (r^T W)     what attention and the MLP write (W_O, W_down), biases too
+    W <- W - r (r^T W)     what attention and the MLP write (W_O, W_down), biases too;
+                           of a mixture, every expert's W_down
 
 Then nothing that the model ever writes into its residual stream has a component along r, and its
 logits are those of `hooks.ablate_everywhere` (Arditi et al. 2024). An unembedding that shares its
 weights with the embedding is given its own copy first, which stays as it was.
 
-This holds where attention and MLP write into the stream as they are. Where a norm stands between
-(Gemma 2, OLMo 2), or experts write (mixtures), it does not: such a model is refused, or found out
-by `difference`, which compares the two on prompts. This module does not know what r does.
+A mixture of experts writes a sum of its experts, weighted by a router that only reads, so what no
+expert can write their sum cannot. This holds where attention and MLP write into the stream as they
+are. Where a norm stands between (Gemma 2, OLMo 2) it does not: such a model is refused, or found
+out by `difference`, which compares the two on prompts. This module does not know what r does.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ EMBEDDINGS = ("embed", "pos_embed")
 
 WRITERS = {"attn": "o", "mlp": "out"}
 
+ROUTERS = ("gate", "router", "shared_expert_gate")
+
+READ_BY_EXPERTS = ("gate_proj", "up_proj", "gate_up_proj", "gate_up_proj_bias")
+
+WRITTEN_BY_EXPERTS = ("down_proj", "down_proj_bias")
+
 NORMS = ("ln1_post", "ln2_post")
 
 CHECK_TOLERANCE = 0.01
@@ -56,48 +64,65 @@ def orthogonalised(
     """
     unit = unit_of(direction).double().cpu()
     _check_width(unit, model)
-    names = list(_written(model))
-    plain = _plain(*_source(model), dtype)
+    plain = _plain(model, dtype)
+    written = list(_written(model, plain))
     _untie(plain)
-    for name, transposed in names:
-        module = plain.get_submodule(name)
-        weight = module.weight.double()
-        # rows along d_model: an embedding's, or those of GPT-2's transposed projections
-        rows = isinstance(module, nn.Embedding) or transposed
-        along = weight @ unit if rows else unit @ weight
-        taken = along[:, None] * unit if rows else unit[:, None] * along
-        module.weight.copy_((weight - taken).to(module.weight.dtype))
-        if getattr(module, "bias", None) is not None:
-            bias = module.bias.double()
-            module.bias.copy_((bias - (bias @ unit) * unit).to(module.bias.dtype))
+    for name, axis in written:
+        held = plain.get_parameter(name)
+        weight = held.double().movedim(axis, -1)
+        taken = (weight @ unit)[..., None] * unit
+        held.copy_((weight - taken).movedim(-1, axis).to(held.dtype))
     return plain
 
 
-def _written(model: TransformerBridge) -> Iterator[tuple[str, bool]]:
-    """(name in the transformers model, whether its weight is transposed) of all that writes."""
+def _written(model: TransformerBridge, plain: Any) -> Iterator[tuple[str, int]]:
+    """(name, axis along d_model) of every parameter of the transformers model that writes into the
+    residual stream, biases too."""
     mapping = model.adapter.component_mapping
     block = mapping["blocks"]
-    normed = [name for name in NORMS if name in block.submodules]
-    if normed:
-        raise DialError(
-            f"{type(model.original_model).__name__} normalises what attention and the MLP write "
-            "before it enters the residual stream, so no weights do what ablation does: use the "
-            "hooks (hooks.ablate_everywhere)"
-        )
     for name in EMBEDDINGS:
         if name in mapping:
-            yield str(mapping[name].name), False
+            yield f"{mapping[name].name}.weight", -1
     for layer in range(int(model.cfg.n_layers)):
         for part, out in WRITERS.items():
             inner = block.submodules.get(part)
-            if inner is None or out not in getattr(inner, "submodules", {}):
+            below = getattr(inner, "submodules", {})
+            path = f"{block.name}.{layer}.{getattr(inner, 'name', part)}"
+            if inner is not None and out in below:
+                yield from _projection(f"{path}.{below[out].name}", plain)
+            elif inner is not None and part == "mlp":
+                yield from _experts(path, plain)
+            else:
                 raise DialError(
-                    f"{type(model.original_model).__name__} has no single projection that its "
-                    f"{part} writes with (a mixture of experts?): use hooks.ablate_everywhere"
+                    f"{type(plain).__name__} has no single projection that its {part} writes with: "
+                    "use hooks.ablate_everywhere"
                 )
-            name = f"{block.name}.{layer}.{inner.name}.{inner.submodules[out].name}"
-            held = getattr(getattr(model.blocks[layer], part), out).original_component
-            yield name, type(held).__name__ == "Conv1D"
+
+
+def _projection(path: str, plain: Any) -> Iterator[tuple[str, int]]:
+    module = plain.get_submodule(path)
+    yield f"{path}.weight", -1 if type(module).__name__ == "Conv1D" else 0
+    if getattr(module, "bias", None) is not None:
+        yield f"{path}.bias", -1
+
+
+def _experts(path: str, plain: Any) -> Iterator[tuple[str, int]]:
+    """What a mixture of experts writes with: `down_proj` of every routed and shared expert (the
+    routed ones may be one tensor `expert d_model d_mlp`), and of a dense layer among mixtures. The
+    router only reads."""
+    mixture = plain.get_submodule(path)
+    for name, parameter in mixture.named_parameters():
+        owner, _, leaf = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")
+        if name.split(".")[0] in ROUTERS or leaf in READ_BY_EXPERTS:
+            continue
+        if leaf not in WRITTEN_BY_EXPERTS:
+            raise DialError(
+                f"{type(plain).__name__}: what {path}.{name} does in its mixture of experts is not "
+                "known, so it cannot be taken out of the weights: use hooks.ablate_everywhere"
+            )
+        rows = getattr(mixture.get_submodule(owner), "is_transposed", False)
+        bias = parameter.ndim == 1 or leaf.endswith("_bias")
+        yield f"{path}.{name}", -1 if bias or rows else -2
 
 
 def _check_width(unit: Tensor, model: TransformerBridge) -> None:
@@ -108,14 +133,23 @@ def _check_width(unit: Tensor, model: TransformerBridge) -> None:
         )
 
 
-def _source(model: TransformerBridge) -> tuple[str, str | None]:
-    """Where a model came from: a folder or hub id, and the hub's commit."""
-    return str(model.cfg.model_name), getattr(model.original_model.config, "_commit_hash", None)
+def _plain(model: TransformerBridge, dtype: str) -> Any:
+    """The transformers model that `model` was made of, loaded again.
 
-
-def _plain(source: str, revision: str | None, dtype: str) -> Any:
+    Raises `DialError` where it normalises what its blocks write, or was loaded quantised."""
     from transformers import AutoModelForCausalLM
 
+    normed = [
+        name for name in NORMS if name in model.adapter.component_mapping["blocks"].submodules
+    ]
+    if normed:
+        raise DialError(
+            f"{type(model.original_model).__name__} normalises what attention and the MLP write "
+            "before it enters the residual stream, so no weights do what ablation does: use the "
+            "hooks (hooks.ablate_everywhere)"
+        )
+    source = str(model.cfg.model_name)
+    revision = getattr(model.original_model.config, "_commit_hash", None)
     folder = Path(source).is_dir()
     try:
         plain, report = AutoModelForCausalLM.from_pretrained(
@@ -175,16 +209,17 @@ def rank_one_lora(model: TransformerBridge, direction: HasUnit | Tensor) -> dict
     """
     unit = unit_of(direction).double().cpu()
     _check_width(unit, model)
-    names = list(_written(model))
-    plain = _plain(*_source(model), "float32")
+    plain = _plain(model, "float32")
     tensors = {}
-    for name, _ in names:
-        module = plain.get_submodule(name)
-        if getattr(module, "bias", None) is not None:
+    for parameter, _ in _written(model, plain):
+        name, _, kind = parameter.rpartition(".")
+        if kind != "weight":
+            what = "has a bias" if kind == "bias" else f"keeps its experts in one tensor, {kind}"
             raise DialError(
-                f"{name} of {type(plain).__name__} has a bias, and a LoRA adapter changes none: "
+                f"{name} of {type(plain).__name__} {what}, and a LoRA adapter changes none: "
                 "export the whole model"
             )
+        module = plain.get_submodule(name)
         weight, key = module.weight.double(), f"base_model.model.{name}"
         if isinstance(module, nn.Embedding):
             tensors[f"{key}.lora_embedding_A"] = (weight @ unit)[None].float()
@@ -223,7 +258,7 @@ def save_lora(tensors: dict[str, Tensor], base: str, folder: str | Path) -> Path
 @torch.no_grad()
 def merged(model: TransformerBridge, adapter: str | Path) -> Any:
     """A fresh transformers model with the adapter of a folder added into its weights."""
-    plain = _plain(*_source(model), "float32")
+    plain = _plain(model, "float32")
     _untie(plain)
     tensors = load_file(Path(adapter) / "adapter_model.safetensors")
     for name, a in tensors.items():
