@@ -20,6 +20,9 @@ def test_every_script_has_one_command():
     for name, path in found.items():
         assert commands.script_of([*name.split(), "--layer", "3"]) == (path, ["--layer", "3"])
     assert commands.script_of(["run", "patch-sites.py"])[0].stem == "patch_sites"
+    for name in ("export", "export-direction"):  # the second is the script's own
+        path, left = commands.script_of([name, "d.safetensors", "--to", "svec"])
+        assert (path.stem, left) == ("export_direction", ["d.safetensors", "--to", "svec"])
 
 
 def test_the_overview_names_every_command_with_its_question(capsys):
@@ -56,6 +59,8 @@ def test_a_slip_is_one_line_before_anything_runs(words, says, tmp_path, monkeypa
     ("words", "offered"),
     [
         (["do"], ["doctor"]),
+        (["ex"], ["experiment-log", "export", "export-model"]),
+        (["export", "--to"], ["--to"]),
         (["run", "patch_r"], ["patch_resid_pre"]),
         (["plot", "xs"], ["xstest"]),
         (["run", "patch_sites", "--lay"], ["--layer"]),

@@ -3,6 +3,7 @@
     refusal-dial demo                                 the first question, then its report
     refusal-dial run EXPERIMENT [flags]               experiments/EXPERIMENT.py
     refusal-dial plot FIGURE RUN [flags]              scripts/plot_FIGURE.py
+    refusal-dial export DIRECTION --to gguf|svec|...  scripts/export_direction.py
     refusal-dial report|doctor|dial|... [arguments]   scripts/COMMAND.py
 
 A command runs the script of that name as `python` would, with its own flags, help and guard. The
@@ -26,6 +27,9 @@ PACKAGE = Path(__file__).parents[1]
 
 DEMO = "steering_holdout_control"
 
+SHORTER = {"export-direction": "export"}
+"""What a script's own name is called as a command; its own name is understood too."""
+
 COMPLETION = """\
 _refusal_dial() {
   COMPREPLY=($(refusal-dial --complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
@@ -48,13 +52,14 @@ def scripts() -> dict[str, Path]:
     for path in sorted(folder("scripts").glob("*.py")):
         plot = path.stem.removeprefix("plot_")
         name = f"plot {plot}" if plot != path.stem else path.stem.replace("_", "-")
-        found[name] = path
+        found[SHORTER.get(name, name)] = path
     return found
 
 
 def script_of(words: Sequence[str]) -> tuple[Path, list[str]]:
     """The script that a command line means, and what is left for it. Raises `DialError`."""
     known, (first, *rest) = scripts(), words
+    first = SHORTER.get(first, first)
     if first in ("run", "plot"):
         names = [name.split()[1] for name in known if name.startswith(f"{first} ")]
         if not rest or rest[0].startswith("-"):
