@@ -10,10 +10,12 @@ from architectures import bridge, fresh, prompts
 from refusal_dial.common import DialError
 from refusal_dial.hooks import ablate
 from refusal_dial.model.activations import (
+    LastLogits,
     collect,
     collect_pooled,
     collect_positions,
     fast_reader,
+    nothing,
 )
 from refusal_dial.model.tokens import last_logits, tokenize
 
@@ -68,6 +70,23 @@ def test_several_positions_are_each_position_by_itself(qwen):
         one, same = collect(qwen, tokens, [0, 2], site="attn_out", pos=pos, batch_size=2)
         torch.testing.assert_close(got[i], one, atol=0, rtol=0)
         torch.testing.assert_close(logits, same, atol=0, rtol=0)
+
+
+def test_of_the_logits_stays_what_is_read_of_them(qwen):
+    """A scorer batch by batch gives the scores of all logits; nothing is nothing."""
+    tokens, seen = tokenize(qwen, tiny.sentences(5)), []
+
+    def scorer(logits):
+        seen.append(len(logits))
+        return logits.double().logsumexp(-1)
+
+    kept, logits = collect(qwen, tokens, [1], batch_size=2)
+    same, scores = collect(qwen, tokens, [1], batch_size=2, read=scorer)
+    assert seen == [2, 2, 1]
+    assert torch.equal(same, kept)
+    torch.testing.assert_close(scores, logits.double().logsumexp(-1), atol=1e-9, rtol=0)
+    assert collect_positions(qwen, tokens, [1], (-1,), read=nothing)[1].shape == (5, 0)
+    torch.testing.assert_close(LastLogits(qwen, tokens)[[3, 1]], logits[[3, 1]])
 
 
 def test_what_is_read_under_hooks_is_read_after_them(qwen):

@@ -48,7 +48,7 @@ from refusal_dial.data.prompts import Prompt, extremes, of_subset, some_of_each
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff
 from refusal_dial.hooks import ablate_everywhere
-from refusal_dial.model.activations import collect_positions
+from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Parts, SweepPlan, grid_of, groups
@@ -182,7 +182,12 @@ def study_kinds(study: Study, flags: KindFlags) -> KindStudy:
     read: dict[int, Float[Tensor, "prompt d_model"]] = {-1: study.activations[0]}
     if places:
         others, _ = collect_positions(
-            study.model, study.tokens, [flags.layer], places, batch_size=flags.batch_size
+            study.model,
+            study.tokens,
+            [flags.layer],
+            places,
+            batch_size=flags.batch_size,
+            read=nothing,
         )
         read |= {pos: others[i, 0] for i, pos in enumerate(places)}
     contrasts = tuple(
