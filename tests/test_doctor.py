@@ -115,6 +115,12 @@ def test_half_a_download_cannot_start(qwen_folder, tmp_path):
     assert "memory" not in one
 
 
+def test_quantised_weights_are_counted_by_their_bits(qwen_folder):
+    whole, few = (found(str(qwen_folder), dtype=d)["memory"].found for d in ("float32", "4bit"))
+    assert "at 4 bytes each" in whole
+    assert "at 0.5 bytes each" in few
+
+
 def test_memory_is_judged_by_the_configuration_where_it_wants_more(qwen_folder, tmp_path):
     folder = shutil.copytree(qwen_folder, tmp_path / "wide")
     about = json.loads((folder / "config.json").read_text())

@@ -7,9 +7,11 @@ GGUF file (see `gguf`).
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ from refusal_dial.model.gguf import PACKAGED, dequantised, gguf_file, gguf_sourc
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+QUANTIZED = {"8bit": 1.0, "4bit": 0.5}
+"""Bytes a weight, by bitsandbytes (LLM.int8, NF4); activations stay in the device's own format."""
+
+
 def device_of(device: str) -> tuple[str, str]:
     """The device that a flag means, and why. Raises `DialError` for one that is not usable."""
     if device == "auto":
@@ -64,14 +70,15 @@ def device_of(device: str) -> tuple[str, str]:
 
 def dtype_of(dtype: str, device: str) -> tuple[torch.dtype, str]:
     """The number format that a flag means on a device, and why."""
-    if dtype == "auto":
+    if dtype == "auto" or dtype in QUANTIZED:
         kind = device.split(":")[0]
-        return {
+        number, why = {
             "cuda": (torch.bfloat16, "half precision on CUDA"),
             "mps": (torch.float16, "half precision on MPS"),
         }.get(kind, (torch.float32, "full precision on the CPU"))
+        return number, why if dtype == "auto" else f"{why}, under weights of {dtype}"
     if dtype not in DTYPES:
-        raise one_of(dtype, ["auto", *DTYPES], "dtype")
+        raise one_of(dtype, ["auto", *DTYPES, *QUANTIZED], "dtype")
     return DTYPES[dtype], "asked for"
 
 
@@ -117,7 +124,8 @@ def load_model(
 
     `device="auto"` takes CUDA, then Apple MPS, then the CPU. `dtype="auto"` is bfloat16 on CUDA,
     float16 on MPS and float32 on the CPU. Both choices are logged with their reason. Parameters are
-    frozen; gradients with respect to activations and added vectors still work.
+    frozen; gradients with respect to activations and added vectors still work. `dtype="8bit"` and
+    `"4bit"` keep the weights of linear layers in so few bits, by bitsandbytes.
 
     `device_map` splits a model that no one device holds, by accelerate: `"auto"` over what there
     is, or `{module: device}` with `"disk"` among the devices. TransformerLens takes maps of GPUs
@@ -126,7 +134,7 @@ def load_model(
     Raises `DialError` for a folder that is missing or holds no model, a hub id that is not found or
     cannot be reached, weights that are missing from the files, a tokenizer with tokens that the
     weights do not embed, a number of layers that no model has, an unknown device, dtype or device
-    map, or a map beside a device.
+    map, a map beside a device, or quantised weights where bitsandbytes is not installed.
     """
     if device_map is not None and device != "auto":
         raise DialError(f"--device {device} and --device-map {device_map}: give one of them")
@@ -134,6 +142,8 @@ def load_model(
         raise one_of(device_map, DEVICE_MAPS, "device map")
     where, why = device_of(device)
     number, why_number = dtype_of(dtype, where)
+    if dtype in QUANTIZED and find_spec("bitsandbytes") is None:
+        raise DialError(f"--dtype {dtype} needs bitsandbytes: pip install bitsandbytes")
     source = source_of(name, revision)
     commit = None if Path(source).is_dir() else _commit(source, revision)
     if device_map is not None:
@@ -148,7 +158,7 @@ def load_model(
             dtype=number,
             revision=commit or revision,
             trust_remote_code=trust_remote_code,
-            model_class=_Whole(name),
+            model_class=_Whole(name, _quantisation(dtype, where, number)),
         )
     except DialError:
         raise
@@ -188,13 +198,43 @@ class _Whole:
     architecture asks for, and `check_whole` of what it reports."""
 
     name: str
+    quantisation: Mapping[str, Any]
 
     def from_pretrained(self, source: str, **options: Any) -> Any:
         architecture = determine_architecture_from_hf_config(options["config"])
         kind = get_hf_model_class_for_architecture(architecture)
+        options = {**options, **self.quantisation}
         model, report = kind.from_pretrained(source, **options, **LOADING_INFO)
         check_whole(self.name, report, exactly=self.name == "embedded")
         return model
+
+
+def _quantisation(dtype: str, device: str, number: torch.dtype) -> dict[str, Any]:
+    """What makes transformers quantise the weights that it loads; nothing for a plain dtype."""
+    if dtype not in QUANTIZED:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every cast
+    asked = BitsAndBytesConfig(
+        load_in_8bit=dtype == "8bit",
+        load_in_4bit=dtype == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=number,
+    )
+    placed = {} if device.startswith("map ") else {"device_map": {"": device}}
+    return {"quantization_config": asked, **placed}
+
+
+def quantised_as(model: TransformerBridge) -> str:
+    """How a model's weights were quantised: 8bit or 4bit by bitsandbytes, else the method's own
+    name; empty for plain weights."""
+    found = getattr(model.original_model.config, "quantization_config", None)
+    if found is None:
+        return ""
+    told = found if isinstance(found, dict) else found.to_dict()
+    bits = [bits for bits in QUANTIZED if told.get(f"load_in_{bits}")]
+    return bits[0] if bits else str(told.get("quant_method", "unknown"))
 
 
 def quiet_transformers() -> None:
@@ -280,7 +320,8 @@ def identity(model: TransformerBridge) -> Identity:
         n_layers=int(model.cfg.n_layers),
         d_model=int(model.cfg.d_model),
         device=str(model.cfg.device),
-        dtype=str(next(model.original_model.parameters()).dtype).removeprefix("torch."),
+        dtype=quantised_as(model)
+        or str(next(model.original_model.parameters()).dtype).removeprefix("torch."),
     )
 
 

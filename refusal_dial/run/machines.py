@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cli.values import host_and_port
 from refusal_dial.common import DialError, log, one_line
-from refusal_dial.model.loading import device_of, identity, load_model
+from refusal_dial.model.loading import DTYPES, QUANTIZED, device_of, identity, load_model
 from refusal_dial.run.folder import versions
 from refusal_dial.run.plan import Plan, Task
 
@@ -341,7 +341,7 @@ def _on_ray(
         revision=who.revision if len(who.revision) == COMMIT_LENGTH else None,
         device=device if machines.device_map is None else "auto",
         device_map=machines.device_map,
-        dtype=who.dtype,
+        dtype=who.dtype if who.dtype in (*DTYPES, *QUANTIZED) else "auto",
         plan=plan,
     )
     with connected(machines.ray_address) as ray:

@@ -27,7 +27,7 @@ from refusal_dial.hooks import steer
 from refusal_dial.hub import hub_reachable
 from refusal_dial.model.activations import collect
 from refusal_dial.model.checkpoint import configured, missing_shards, parameters
-from refusal_dial.model.loading import device_of, dtype_of, load_model, source_of
+from refusal_dial.model.loading import QUANTIZED, device_of, dtype_of, load_model, source_of
 from refusal_dial.model.tokens import last_logits, tokenize
 from refusal_dial.scoring.logits import NotCalibratedError, refusal_tokens
 from refusal_dial.studies.judged_tokens import judged_tokens
@@ -88,7 +88,7 @@ def examine(
     yield weights
     if weights.verdict == "fail":
         return
-    room = _memory(source, where, number)
+    room = _memory(source, where, QUANTIZED.get(dtype, float(number.itemsize)))
     yield room
     if room.verdict == "fail":
         return
@@ -162,21 +162,21 @@ def _weights(name: str, source: str) -> Finding:
     return Finding("weights", "fail", f"{name} is on the hub, which cannot be reached", remedy)
 
 
-def _memory(source: str, device: str, dtype: torch.dtype) -> Finding:
+def _memory(source: str, device: str, size: float) -> Finding:
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _free()
     known = [n for n in (parameters(Path(source)), configured(source)) if n is not None]
     count = max(known, default=None)
     if count is None:
         text = f"{free / GIGABYTE:.1f} GB free, the model's size is not known before it is loaded"
         return Finding("memory", "warn", text)
-    need = ROOM * count * dtype.itemsize
+    need = ROOM * count * size
     text = (
-        f"{count / 1e6:.1f} million parameters want {need / GIGABYTE:.2f} GB in {dtype}, "
-        f"{free / GIGABYTE:.1f} GB are free"
+        f"{count / 1e6:.1f} million parameters want {need / GIGABYTE:.2f} GB at {size:g} bytes "
+        f"each, {free / GIGABYTE:.1f} GB are free"
     )
     if need <= free:
         return Finding("memory", "ok", text)
-    half = " --dtype bfloat16 halves it;" if dtype == torch.float32 else ""
+    half = " --dtype bfloat16 halves it;" if size == torch.float32.itemsize else ""
     return Finding("memory", "fail", text, f"free memory, or take a smaller model;{half}")
 
 

@@ -32,7 +32,7 @@ from refusal_dial.common import ALL, DialError, one_line, one_of
 from refusal_dial.directions import Direction, interchange
 from refusal_dial.hooks import HasUnit, ablate_everywhere, steer, unit_of
 from refusal_dial.model.checkpoint import LOADING_INFO, check_whole
-from refusal_dial.model.loading import check_layers
+from refusal_dial.model.loading import check_layers, quantised_as
 from refusal_dial.model.tokens import Tokens, last_logits, tokenize
 
 EMBEDDINGS = ("embed", "pos_embed")
@@ -147,6 +147,11 @@ def _plain(model: TransformerBridge, dtype: str) -> Any:
             f"{type(model.original_model).__name__} normalises what attention and the MLP write "
             "before it enters the residual stream, so no weights do what ablation does: use the "
             "hooks (hooks.ablate_everywhere)"
+        )
+    if quantised := quantised_as(model):
+        raise DialError(
+            f"the model's weights are quantised ({quantised}), and what is taken out of them would "
+            "be rounded back in: load it in float32, or use the hooks (hooks.ablate_everywhere)"
         )
     source = str(model.cfg.model_name)
     revision = getattr(model.original_model.config, "_commit_hash", None)
