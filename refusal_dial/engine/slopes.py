@@ -156,11 +156,13 @@ def _zeros_added(
 
 @contextmanager
 def _in_float32(model: TransformerBridge) -> Iterator[None]:
-    """Parameters in half precision as float32, for as long as this lasts; then the very same.
-    Within another of its kind it changes nothing."""
+    """Parameters in half precision as float32, for as long as this lasts; then the very same. So
+    are buffers: the bridge gives an unembedding without a bias one of zeros. Within another of its
+    kind it changes nothing."""
+    whole = model.original_model
     half = [
         one
-        for one in model.original_model.parameters()
+        for one in (*whole.parameters(), *whole.buffers())
         if one.dtype in (torch.float16, torch.bfloat16)
     ]
     before = [one.data for one in half]
