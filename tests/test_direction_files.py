@@ -72,7 +72,8 @@ def test_a_layer_is_taken_from_the_file_where_it_says_so(tmp_path):
     [
         (VECTOR, None, "does not say which layer its direction is for: give --layer"),
         (STACK, None, "directions of 4 layers, 0 to 3: give --layer"),
-        (STACK, 4, "no direction of layer 4: it has 0 to 3"),
+        (STACK, 4, r"no direction of layer 4: it has 0 to 3 \(what leaves a block, "),
+        ({"layer_19": VECTOR}, 20, r"no direction of layer 20: it has 19 \(what leaves a block, "),
         ({3: VECTOR, 9: VECTOR}, 4, "it has 3, 9"),
         (VECTOR.int(), 1, "no tensor of floats"),
         (torch.zeros(1, 1, 1, 1), 1, "expected d_model, or layer d_model"),

@@ -280,7 +280,12 @@ def _of_layers(path: str, tensors: Mapping[Any, Tensor], layer: int | None) -> t
             f"{path} has directions of {len(known)} layers, {known[0]} to {known[-1]}: give --layer"
         )
     if layer not in layers:
-        raise DialError(f"{path} has no direction of layer {layer}: it has {_ranges(known)}")
+        before = (
+            " (what leaves a block, resid_post, enters the next)" if layer - 1 in layers else ""
+        )
+        raise DialError(
+            f"{path} has no direction of layer {layer}: it has {_ranges(known)}{before}"
+        )
     vector = layers[layer].squeeze()
     if vector.ndim != 1 or vector.dtype not in FLOATS:
         raise DialError(f"{path}: what it has for layer {layer} is no vector of floats")
@@ -294,7 +299,7 @@ def _layer_of(name: Any) -> int | None:
 
 
 def _ranges(known: list[int]) -> str:
-    whole = known == list(range(known[0], known[-1] + 1))
+    whole = len(known) > 1 and known == list(range(known[0], known[-1] + 1))
     return f"{known[0]} to {known[-1]}" if whole else ", ".join(map(str, known))
 
 
