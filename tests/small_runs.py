@@ -71,6 +71,8 @@ TYPED = {
     " --positions=-2,-1 --batch-size 2",
     "verify_direction": "{direction} {study} --layer 2 --reference contrast --n-random 2"
     " --n-permutations 19 --n-test 8 --n-replies 3 --max-new-tokens 2",
+    "decompose_direction": "{study} --layer 2 --gap 0 --n-pairs 4 --n-top 3 --n-neurons 4"
+    " --n-random 2 --n-permutations 99 --gate-pairs 2 --batch-size 4",
     "map_direction": "{study} --positions=-2,-1 --n-permutations 99 --n-check 12 --n-prompts 4"
     " --batch-size 4 --alphas=0.02,0.6",
     "calibrate": "{study} --part null --layer 1 --n-experiments 20 --n-learn 6 --n-report 2"

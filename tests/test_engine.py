@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, hook_name
 from refusal_dial.engine import replay
-from refusal_dial.engine.score import score_grid
+from refusal_dial.engine.score import residual_grid, score_grid
 from refusal_dial.hooks import ablate, ablate_subspace, affine, clamp, patch, rotate, steer
 from refusal_dial.model.loading import load_model, sites_in
 from refusal_dial.model.tokens import Tokens
@@ -133,6 +133,43 @@ def test_the_engine_is_the_plain_forward_pass(
         law()
     messages = [record.message for record in caplog.records]
     assert all("hook of one's own" in message for message in messages), messages
+
+
+def stream_into(
+    model: TransformerBridge, tokens: Tokens, cell: Sequence[Hook], layer: int
+) -> Tensor:
+    """The residual stream entering a layer at the last token, by TransformerLens itself."""
+    seen: list[Tensor] = []
+    name = hook_name("resid_pre", layer)
+    plain(model, tokens, [*cell, (name, lambda activation, hook: seen.append(activation[:, -1]))])
+    return seen[0]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_what_enters_a_layer_is_that_of_the_plain_forward_pass(architecture: str) -> None:
+    model = bridge(architecture)
+
+    @LAW
+    @given(grids(model), st.integers(0, len(model.blocks) - 1))
+    def law(drawn: tuple[Tokens, list[list[Hook]]], layer: int) -> None:
+        tokens, grid = drawn
+        seen: list[Tensor] = []
+
+        def reader(stream: Tensor) -> Tensor:
+            seen.append(stream)
+            return torch.full((len(stream),), len(seen) - 1.0, dtype=torch.float64)
+
+        rows = residual_grid(model, tokens, grid, reader, layer=layer)
+        for cell, row in zip(grid, rows, strict=True):
+            expected = stream_into(model, tokens, cell, layer)
+            torch.testing.assert_close(seen[int(row[0])], expected, atol=1e-4, rtol=1e-4)
+
+    law()
+
+
+def test_a_layer_that_the_model_has_not_is_refused() -> None:
+    with pytest.raises(DialError, match="layer 9 is out of range: this model has layers 0 to 2"):
+        residual_grid(bridge("Qwen2"), TOKENS, [[]], lambda stream: stream[:, 0], layer=9)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out"])

@@ -816,6 +816,40 @@ class PositionFlags(StudyFlags, InUnit):
 
 
 # --------------------------------------------------------------------------------------------------
+# The flags of the study of who writes a direction, with their defaults and their help.
+
+
+@dataclass(frozen=True)
+class DecompositionFlags(StudyFlags):
+    """Which direction, on which pairs, and how much of what writes it is replaced."""
+
+    direction: str | None = flag(
+        None, "a direction file of any format, or a run folder; default: learned on half of EDGE"
+    )
+    any_model: bool = flag(False, "use a direction that was learned on another model")
+    layer: int = flag(20, "the layer of the direction", at_least(1, parse_whole))
+    holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
+    k: int | None = flag(
+        None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
+    )
+    gap: float = flag(
+        1.0, "leave out pairs whose scores differ by less than this", at_least(0, parse_number)
+    )
+    n_pairs: int = flag(48, "matched pairs, at most, drawn by seed", at_least(2, parse_whole))
+    n_top: int = flag(12, "heads and neurons that are replaced", at_least(1, parse_whole))
+    n_neurons: int = flag(48, "neurons shown one by one", at_least(0, parse_whole))
+    n_random: int = flag(10, "random sets of as many units", at_least(0, parse_whole))
+    n_permutations: int = flag(9_999, "times the labels are permuted", at_least(19, parse_whole))
+    gate_pairs: int = flag(
+        12, "pairs on which heads are searched for gates; 0 for no search", at_least(0, parse_whole)
+    )
+
+    @property
+    def site(self) -> str:
+        return "resid_pre"
+
+
+# --------------------------------------------------------------------------------------------------
 # The flags of the study of subspaces, with their defaults and their help.
 
 

@@ -62,11 +62,13 @@ class Stream:
         rectangle: Rectangle,
         cells: Sequence[Sequence[Touch]],
         rows: Int[Tensor, " batch"],
+        n_layers: int,
     ) -> None:
         """`cells` are all cells of the grid, resolved on the recording's prompts. `rows` says which
-        rows of the whole batch those prompts are, for operands that differ from row to row."""
+        rows of the whole batch those prompts are, for operands that differ from row to row. It ends
+        after `n_layers` blocks."""
         self.unhooked, self.recording, self.rectangle = unhooked, recording, rectangle
-        self.n_layers, self.end = len(unhooked.blocks), recording.length
+        self.n_layers, self.end = n_layers, recording.length
         self.rows = rows[list(rectangle.prompts)]
         self.local = torch.tensor(rectangle.prompts)
         self.prompts = self.local.to(recording.logits.device)
@@ -307,14 +309,17 @@ class Replay:
         tokens: Tokens,
         cells: Sequence[Sequence[Edit]],
         room: int,
+        until: int | None = None,
     ) -> None:
-        """`room` is the memory to use, in bytes."""
+        """`room` is the memory to use, in bytes. With `until` cells run up to this layer alone, no
+        edit lies beyond it, and the residual stream that enters it takes the place of logits."""
         batch, length = tokens.ids.shape
-        self.model, self.tokens, self.room = model, tokens, room
+        self.model, self.tokens, self.room, self.until = model, tokens, room, until
         self.cells = [touches(cell, batch, length, int(model.cfg.d_head)) for cell in cells]
         self.sizes = Sizes.of(model)
         self.unhooked = Unhooked(model, places_of(self.cells))
         self.alone = recorder(self.unhooked, cells)
+        self.n_layers = len(self.unhooked.blocks) if until is None else until
         self.pads = tokens.mask.long().argmax(-1).cpu()
         everywhere = (int(one.where.min()) for cell in self.cells for one in cell)
         self.first = min(everywhere, default=length - 1)
@@ -329,7 +334,8 @@ class Replay:
         """(cell, its scores), for every cell, in order. Of a scorer that says what it reads, no
         other token is unembedded."""
         read = scorer
-        if isinstance(scorer, Reader) and self.unhooked.narrow(scorer.reads):
+        unembed = self.unhooked.logits if self.until is None else torch.clone
+        if self.until is None and isinstance(scorer, Reader) and self.unhooked.narrow(scorer.reads):
             read, self.reads = scorer.read, list(scorer.reads)
         unsteered: Tensor | None = None
         batch, d_model = len(self.tokens), self.sizes.d_model
@@ -340,7 +346,7 @@ class Replay:
             found = Finals(weight, len(cells), batch, d_model)
             for prompts in self._groups():
                 self._record(prompts, cells, found)
-            for cell, logits in enumerate(found.logits(self.unhooked.logits, self.rows)):
+            for cell, logits in enumerate(found.logits(unembed, self.rows)):
                 if logits is not None:
                     score = read(logits).cpu()
                 elif unsteered is None:
@@ -381,14 +387,14 @@ class Replay:
         cells = [[one.of(prompts, cut) for one in cell] for cell in all_cells]
         first = max(0, self.first - cut)
         recording = record_run(self.model, tokens, first, places_of(cells), self.alone)
-        logits = recording.logits
+        logits = recording.logits if self.until is None else recording.residual(self.until)[:, -1]
         found.keep_recorded(prompts, logits if self.reads is None else logits[:, self.reads])
-        length, n_layers = recording.length, self.sizes.n_layers
+        length, n_layers = recording.length, self.n_layers
         start, leave = changes(recording, cells, prompts, self.pads[prompts] - cut)
         found.changed[:, prompts.numpy()] = start != NOTHING
 
         def run(area: Rectangle) -> Tensor:
-            return Stream(self.unhooked, recording, area, cells, prompts).run()
+            return Stream(self.unhooked, recording, area, cells, prompts, n_layers).run()
 
         for area in rectangles(start, leave, n_layers, length, self.sizes.spare()):
             for piece in area.pieces(self.stream_tokens, length):

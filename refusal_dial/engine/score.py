@@ -194,7 +194,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     for first in sorted({0, length // 2, max(0, length - len(edit.pos))}):
         used = np.ones((batch, 2), dtype=bool)
         area = Rectangle(first, tuple(range(batch)), (0, 1), (0, edit.layer), used)
-        final = Stream(twin, recording, area, cells, rows).run()
+        final = Stream(twin, recording, area, cells, rows, len(twin.blocks)).run()
         off += [twin.logits(final[:, cell]) - plain[cell] for cell in (0, 1)]
     ids = [0, plain[1].shape[-1] - 1]
     if twin.narrow(ids):
@@ -254,6 +254,51 @@ def score_grid(
     Raises `DialError` for an unknown engine, or a grid that does not fit the model or the prompts
     (`fits.check_grid`).
     """
+    return _read_grid(model, tokens, grid, scorer, None, engine, memory_gb)
+
+
+def residual_grid(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    reader: Callable[[Float[Tensor, "batch d_model"]], Tensor],
+    *,
+    layer: int,
+    engine: str = "auto",
+    memory_gb: float | None = None,
+) -> Float64[Tensor, "cell batch"]:
+    """`read[c, b] = reader(residual stream that enters the layer at prompt b's last token under the
+    hooks of cell c)`: `score_grid` for what a direction reads. Blocks from the layer on do not run,
+    and an edit there or later, but for the stream at the layer itself, changes nothing.
+
+    Raises `DialError` as `score_grid` does, and for a layer that the model has not.
+    """
+    check_layers(model, (layer,))
+    check_grid(model, tokens, grid)
+    return _read_grid(
+        model, tokens, [_before(cell, layer) for cell in grid], reader, layer, engine, memory_gb
+    )
+
+
+def _before(cell: Sequence[Hook], layer: int) -> list[Hook]:
+    """The cell's hooks, without edits that the stream entering the layer never sees."""
+
+    def sees(edit: object) -> bool:
+        return not isinstance(edit, Edit) or edit.layer - (edit.site == "resid_pre") < layer
+
+    return [(name, function) for name, function in cell if sees(function)]
+
+
+def _read_grid(
+    model: TransformerBridge,
+    tokens: Tokens,
+    grid: Sequence[Sequence[Hook]],
+    scorer: Scorer,
+    until: int | None,
+    engine: str,
+    memory_gb: float | None,
+) -> Float64[Tensor, "cell batch"]:
+    """Of logits, or of the residual stream that enters layer `until`."""
     if engine not in ENGINES:
         raise one_of(engine, ENGINES, "engine")
     check_grid(model, tokens, grid)
@@ -262,11 +307,11 @@ def score_grid(
     replayed = _replayable(model, tokens, grid) if engine == "auto" else {}
     if replayed:
         numbers, cells = list(replayed), list(replayed.values())
-        for place, score in Replay(model, tokens, cells, room).scores(scorer):
+        for place, score in Replay(model, tokens, cells, room, until).scores(scorer):
             scores[numbers[place]] = score
     rows = max(1, room // Sizes.of(model).plain(tokens.ids.shape[1]))
     for c in sorted(set(range(len(grid))) - set(replayed)):
-        scores[c] = scorer(_plain(model, tokens, grid[c], rows)).cpu()
+        scores[c] = scorer(_plain(model, tokens, grid[c], rows, until)).cpu()
     return scores
 
 
@@ -303,10 +348,15 @@ def _read(model: TransformerBridge, cell: Sequence[Hook]) -> list[Edit] | None:
 
 
 def _plain(
-    model: TransformerBridge, tokens: Tokens, cell: Sequence[Hook], rows: int
-) -> Float[Tensor, "batch d_vocab"]:
-    """Last logits by plain forward passes over at most `rows` prompts, halved on running out of
-    memory. A hook that is not an edit may depend on the whole batch, so that is never divided."""
+    model: TransformerBridge,
+    tokens: Tokens,
+    cell: Sequence[Hook],
+    rows: int,
+    until: int | None,
+) -> Float[Tensor, "batch read"]:
+    """Last logits (or the stream entering layer `until`) by plain forward passes over at most
+    `rows` prompts, halved on running out of memory. A hook that is not an edit may depend on the
+    whole batch, so that is never divided."""
     batch = len(tokens)
     whole = any(not isinstance(f, Edit) or not isinstance(f.operation, KNOWN) for _, f in cell)
     rows = batch if whole else min(rows, batch)
@@ -320,7 +370,7 @@ def _plain(
             mine = [(name, restrict(edit, index)) for name, edit in cell]  # type: ignore[arg-type]
             some = Tokens(tokens.ids[start : start + rows], tokens.mask[start : start + rows])
         try:
-            parts.append(last_logits(model, some, mine))
+            parts.append(_last(model, some, mine, until))
         except RuntimeError as error:
             if not is_out_of_memory(error) or whole or rows == 1:
                 raise
@@ -328,3 +378,17 @@ def _plain(
             continue
         start += rows
     return torch.cat(parts)
+
+
+def _last(
+    model: TransformerBridge, tokens: Tokens, cell: Sequence[Hook], until: int | None
+) -> Float[Tensor, "batch read"]:
+    if until is None:
+        return last_logits(model, tokens, cell)
+    seen: list[Tensor] = []
+
+    def see(activation: Tensor, hook: object) -> None:
+        seen.append(activation[:, -1].clone())
+
+    last_logits(model, tokens, [*cell, (hook_name("resid_pre", until), see)])
+    return seen[0]

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from refusal_dial.common import DialError
 from refusal_dial.report.continuation import alpha_sweep, distributions
+from refusal_dial.report.decomposition import decomposition_figure, decomposition_sentences
 from refusal_dial.report.dial import dials
 from refusal_dial.report.direction_map import map_figure, map_sentence
 from refusal_dial.report.kinds import kind_lines, kinds_figure
@@ -78,6 +79,9 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
         return [VerdictLine(*map_sentence(part), "") for _, part in parts]
     if reading.kind == "kinds":
         return [VerdictLine(*line) for line in kind_lines(summary)]
+    if reading.kind == "decomposition":
+        found = decomposition_sentences(summary, reading.verdict)
+        return [VerdictLine(*line, "") for line in found]
     if reading.kind == "other":
         return [
             VerdictLine(
@@ -318,6 +322,9 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
     if reading.kind == "map":
         asked = title_of(reading.config, "Where a direction turns refusal")
         return {"map": lambda: map_figure(summary, asked)}
+    if reading.kind == "decomposition":
+        asked = title_of(reading.config, "Who writes the direction")
+        return {"decomposition": lambda: decomposition_figure(summary, reading.verdict, asked)}
     if reading.kind == "continuations":
         asked, alpha = title("Score of completions"), unit_label("alpha", settings)
         every = title("Every completion's score")

@@ -18,6 +18,7 @@ from refusal_dial.run.folder import find_run, read_config, read_table, read_verd
 from refusal_dial.run.schema import (
     COMPLETION_ROWS,
     CONTINUATION_COLUMNS,
+    DECOMPOSITION,
     KIND_COLUMNS,
     KIND_ROWS,
     MAP_COLUMNS,
@@ -117,6 +118,7 @@ RUN_KINDS = {
     "continuations": (COMPLETION_ROWS, CONTINUATION_COLUMNS),
     "map": (SCORES, MAP_COLUMNS),
     "kinds": (KIND_ROWS, KIND_COLUMNS),
+    "decomposition": (("prompt_id", "score", "measure"), DECOMPOSITION),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
@@ -145,10 +147,12 @@ class RunReading:
     @property
     def kind(self) -> str:
         """What was measured: `patching`, judged `replies`, `continuations`, `scores`, a `map` of
-        slopes, or something `other`, whose rows have no baseline or whose summary has no groups of
-        prompts."""
+        slopes, a `decomposition`, `kinds`, or something `other`, whose rows have no baseline or
+        whose summary has no groups of prompts."""
         if "labels" in self.summary:
             return "map"
+        if {"share", "repair"} <= set(self.summary):
+            return "decomposition"
         if {"kind", "other"} & set(self.summary):
             return "kinds"
         if not {"subset", "split"} & set(self.summary):

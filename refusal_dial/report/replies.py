@@ -64,7 +64,7 @@ def print_replies(summary: pd.DataFrame, unit: str) -> None:
             far = near.loc[near["strength"] == row["strength"], "difference"]
             band = f"[{far.min():+.2f}, {far.max():+.2f}] x{len(far)}" if len(far) else ""
             table.add_row(
-                f"{row['alpha']:g}",
+                f"{row['strength']:g}",
                 _with(row, "refusal_rate", "rate"),
                 *([_with(row, "harm", "harm")] if harmed else []),
                 f"{row['logit_rate']:.2f}",

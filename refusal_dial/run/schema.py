@@ -38,9 +38,9 @@ TEXT_COLUMN_NAMES = {
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
 TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts", "labels"}
-TEXT_COLUMN_NAMES |= {"ablated", "kind", "other"}
+TEXT_COLUMN_NAMES |= {"ablated", "kind", "other", "later", "dest_role", "top_source_role"}
 
-WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
+WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample", "unit"}
 
 NATURAL = WHOLE - {"pos"}
 
@@ -142,6 +142,15 @@ KIND_COLUMNS = (
     *("ceiling", "p_holm", "whole", "reach"),
 )
 """Those of the rows and of the summary of kinds: a line for every two kinds and measure."""
+
+DECOMPOSITION = (
+    *("layer", "kind", "unit", "dest_role", "n", "write_refused", "write_complied"),
+    *("share", "share_lo", "share_hi", "p_shuffled", "top_source_role", "d_projection"),
+    *("d_score_denoise", "d_score_denoise_lo", "d_score_denoise_hi", "d_score_noise"),
+    *("d_score_noise_lo", "d_score_noise_hi", "p_score", "same_class", "norm_matched"),
+    *("mean_by_role", "knockout", "attribution", "repair"),
+)
+"""Those of the summary of who writes a direction: a row a part, no cells."""
 
 MEASURED_COLUMNS = {
     *SUMMARY,

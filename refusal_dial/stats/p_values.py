@@ -87,19 +87,54 @@ def sign_flip_p(
     n = rows.shape[1]
     if n == 0:
         return np.full(len(rows), np.nan)
-    if n <= EXACT_UP_TO:
-        signs = (np.arange(2**n)[:, None] >> np.arange(n) & 1) * 2.0 - 1
-        counted, total = 0, 2**n
-    else:
-        rng = np.random.default_rng(seed)
-        signs = rng.integers(0, 2, (n_permutations, n), dtype=np.int8) * 2.0 - 1
-        counted, total = 1, 1 + n_permutations
+    signs, counted = _signs(n, seed, n_permutations)
+    total = counted + len(signs)
     least = np.abs(rows.sum(1)) - 1e-12 * np.abs(rows).sum(1)
     reached = [
         (np.abs(signs @ row) >= low).sum() if np.isfinite(row).all() else np.nan
         for row, low in zip(rows, least, strict=True)
     ]
     return (counted + np.array(reached, dtype=float)) / total
+
+
+def sign_flip_max_p(
+    differences: ArrayLike, seed: int = 0, n_permutations: int = N_PERMUTATIONS
+) -> Floats:
+    """Each row's two-sided p that its mean is 0, corrected for all rows by the same flips of signs
+    (max-T), `row pair -> row`:
+
+    `p = (1 + #{flips: max over rows of |t| >= |t[row]|}) / (1 + n)`,  `t = sum(d) / |d|`
+
+    |d| is the length of a row, which no flip changes. Labels permuted within pairs flip all rows of
+    a pair together. 1 where a row is all 0. Up to 13 pairs all flips are tried, of which the
+    observed ones are the 1. Raises `DialError` for NaN or no pairs.
+    """
+    rows = np.atleast_2d(np.asarray(differences, dtype=float))
+    n = rows.shape[1]
+    if n == 0 or not np.isfinite(rows).all():
+        raise DialError(f"differences of {n} pairs, of which {(~np.isfinite(rows)).sum()} are NaN")
+    signs, counted = _signs(n, seed, n_permutations)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    furthest = np.zeros(len(signs))
+    for start in range(0, len(unit), FLIPPED_AT_ONCE):
+        part = np.abs(signs @ unit[start : start + FLIPPED_AT_ONCE].T)
+        furthest = np.maximum(furthest, part.max(1))
+    least = np.abs(unit.sum(1)) - 1e-12
+    reached = len(furthest) - np.searchsorted(np.sort(furthest), least, side="left")
+    return np.asarray((counted + reached) / (counted + len(signs)))
+
+
+FLIPPED_AT_ONCE = 1024  # rows
+
+
+def _signs(n: int, seed: int, n_permutations: int) -> tuple[Floats, int]:
+    """(signs "flip pair", 1 where the observed ones are not among them): all, or drawn."""
+    if n <= EXACT_UP_TO:
+        drawn = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        drawn = np.random.default_rng(seed).integers(0, 2, (n_permutations, n), dtype=np.int8)
+    return drawn.astype(float) * 2 - 1, int(n > EXACT_UP_TO)
 
 
 def holm(p_values: ArrayLike) -> Floats:
