@@ -42,7 +42,8 @@ UNIT = torch.nn.functional.normalize(
     torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0
 )
 NORMED = ("Gemma2", "Gemma3", "Olmo2")
-PLAIN = sorted(set(CONFIGS) - set(NORMED))
+MIXTURES = tuple(sorted(name for name in CONFIGS if "Moe" in name.title() or name == "Mixtral"))
+PLAIN = sorted(set(CONFIGS) - set(NORMED) - set(MIXTURES))
 
 
 def taken_apart(architecture, layer):
@@ -68,6 +69,12 @@ def test_a_norm_behind_the_writers_is_refused_with_its_name(architecture):
     with pytest.raises(
         DialError, match=r"a norm behind what its blocks compute \(ln1_post, ln2_post\)"
     ):
+        readers_of(bridge(architecture), UNIT, 1)
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_mixture_of_experts_whose_neurons_are_no_site_is_refused(architecture):
+    with pytest.raises(DialError, match=f"{architecture}ForCausalLM has no site 'mlp_post'"):
         readers_of(bridge(architecture), UNIT, 1)
 
 
