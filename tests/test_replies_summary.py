@@ -8,7 +8,7 @@ import pytest
 
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import CHOOSE, REPORT
-from refusal_dial.report.replies import layer_strength
+from refusal_dial.report.replies import layer_strength, print_replies
 from refusal_dial.studies.replies import (
     best_cell,
     coherent_range,
@@ -184,3 +184,12 @@ def test_inverted_polarity_is_flagged_and_noise_is_not():
     parts += [cell("learned", 1.0, [YES], layer=14, subset="HARMFUL")]
     parts += [cell("learned", 1.0, [NO] * 11 + [YES], layer=16, subset="HARMFUL")]
     assert inverted_layers(summarise_replies(rows(*parts))) == [14]
+
+
+def test_the_table_shows_alphas_in_the_unit_that_its_head_names(capsys):
+    table = rows(cell("baseline", 0.0, [YES]), cell("learned", 0.4, [NO]))
+    print_replies(summarise_replies(table), "residual")
+    printed = capsys.readouterr().out
+    assert "mean residual" in printed
+    (line,) = [line for line in printed.splitlines() if "1.00 [" in line]
+    assert line.split()[1] == "0.4"
