@@ -9,7 +9,7 @@ import numpy as np
 import planted
 import pytest
 import torch
-from architectures import CONFIGS, bridge, prompts
+from architectures import CONFIGS, MIXTURES, bridge, prompts
 from script_case import load
 from small_runs import small_run
 
@@ -42,7 +42,6 @@ UNIT = torch.nn.functional.normalize(
     torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0
 )
 NORMED = ("Gemma2", "Gemma3", "Olmo2")
-MIXTURES = tuple(sorted(name for name in CONFIGS if "Moe" in name.title() or name == "Mixtral"))
 PLAIN = sorted(set(CONFIGS) - set(NORMED) - set(MIXTURES))
 
 

@@ -354,6 +354,8 @@ def sites_in(model: TransformerBridge) -> tuple[str, ...]:
 def check_site(model: TransformerBridge, site: str) -> str:
     """The site, if this architecture has it. Raises `DialError` with those it has."""
     here = sites_in(model)
+    if site not in SITES:
+        raise one_of(site, SITES, "site")
     if site not in here:
         raise DialError(
             f"{type(model.original_model).__name__} has no site {site!r}: it has {', '.join(here)}"

@@ -26,7 +26,7 @@ def part_name(row: pd.Series[Any]) -> str:
     layer, unit = row["layer"], row["unit"]
     if pd.isna(layer):
         return str(row["kind"])
-    return f"{row['kind']} {layer}" + ("" if pd.isna(unit) else f".{unit}")
+    return f"{row['kind']} {layer}" + ("" if pd.isna(unit) else f".{int(unit)}")
 
 
 def decomposition_sentences(

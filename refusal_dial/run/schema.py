@@ -40,7 +40,7 @@ TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "m
 TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts", "labels"}
 TEXT_COLUMN_NAMES |= {"ablated", "kind", "other", "later", "dest_role", "top_source_role"}
 
-WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample", "unit"}
+WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
 NATURAL = WHOLE - {"pos"}
 

@@ -54,7 +54,7 @@ from refusal_dial.model.unhooked import HALF_TOLERANCE, unwrapped
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of
-from refusal_dial.run.schema import DECOMPOSITION, WHOLE
+from refusal_dial.run.schema import DECOMPOSITION
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import holm, sign_flip_max_p, sign_flip_p
 from refusal_dial.studies.base import Study, provenance_of, study_settings
@@ -785,8 +785,9 @@ Numbers = dict[tuple[Any, ...], NDArray[np.float64]]
 
 def _numbers(rows: pd.DataFrame, names: Sequence[str]) -> Numbers:
     """The scores of every group of rows with these labels; a number that is missing is -1."""
-    whole = {name: rows[name].fillna(-1).astype(int) for name in names if name in WHOLE}
-    texts = {name: rows[name].fillna("") for name in names if name not in WHOLE}
+    numbers = {"layer", "unit", "seed"} & set(names)
+    whole = {name: rows[name].fillna(-1).astype(int) for name in numbers}
+    texts = {name: rows[name].fillna("") for name in names if name not in numbers}
     grouped = rows.assign(**whole, **texts).groupby(list(names), sort=False)["score"]
     return {
         tuple(np.atleast_1d(np.array(key, dtype=object))): part.to_numpy() for key, part in grouped
