@@ -50,7 +50,7 @@ from refusal_dial.hooks import patch
 from refusal_dial.model.activations import collect_positions, collect_rows
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens, last_logits
-from refusal_dial.model.unhooked import HALF_TOLERANCE, unwrapped
+from refusal_dial.model.unhooked import HALF, HALF_TOLERANCE, unwrapped
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Task, batches, grid_of
@@ -58,15 +58,19 @@ from refusal_dial.run.schema import DECOMPOSITION
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import holm, sign_flip_max_p, sign_flip_p
 from refusal_dial.studies.base import Study, provenance_of, study_settings
-from refusal_dial.studies.pairs import Pair, Pairs, far_apart, match
-from refusal_dial.studies.patching import LAST_ROLE, as_far
+from refusal_dial.studies.pairs import ROLE_PARTS, Pair, Pairs, role_order
+from refusal_dial.studies.patching import (
+    LAST_ROLE,
+    WAY_RUNS,
+    Place,
+    as_far,
+    choose_pairs,
+    unit_noise,
+)
 from refusal_dial.studies.steering import learned_from
 
 SIDES = ("refused", "complied")
 """The prompt of a pair that scores higher, and the other."""
-
-RUN_OF = {"denoise": 1, "noise": 0}
-"""Which side is run. Denoising runs the complied prompt and writes the refused one's units."""
 
 EXACT = 1e-3
 """How far the sum may be from what stands there, as a share of its size, in float32."""
@@ -88,11 +92,17 @@ class Unit:
     def name(self) -> str:
         return f"{self.kind} {self.layer}.{self.number}"
 
+    @property
+    def place(self) -> Place:
+        """Where patching writes it."""
+        if self.kind == "head":
+            return Place(self.layer, "z", (LAST_ROLE,), head=self.number)
+        return Place(self.layer, "mlp_post", (LAST_ROLE,), neuron=self.number)
+
     def write(self, value: Float[Tensor, "batch width"]) -> Hook:
         """The hook that puts these values in its place, at the last position."""
-        if self.kind == "head":
-            return patch(value, layer=self.layer, site="z", head=self.number, pos=-1)
-        return patch(value, layer=self.layer, site="mlp_post", neuron=self.number, pos=-1)
+        at = self.place
+        return patch(value, layer=at.layer, site=at.site, head=at.head, neuron=at.neuron, pos=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +244,7 @@ def completeness(*sides: Writes) -> float:
 def check_complete(model: TransformerBridge, off: float) -> None:
     """Raises `DialError` where the parts do not add up to what stands there (`completeness`)."""
     dtype = next(model.original_model.parameters()).dtype
-    allowed = HALF_TOLERANCE if dtype in (torch.bfloat16, torch.float16) else EXACT
+    allowed = HALF_TOLERANCE if dtype in HALF else EXACT
     if not off <= allowed:
         raise DialError(
             f"the parts of {type(model.original_model).__name__} do not add up to its residual "
@@ -274,11 +284,6 @@ class Decomposition:
     @property
     def layer(self) -> int:
         return self.direction.provenance.layer
-
-    @cached_property
-    def gap(self) -> Float64[Tensor, " pair"]:
-        """r·h of the refused prompt minus that of the complied one."""
-        return self.writes[0].total - self.writes[1].total
 
 
 def study_decomposition(
@@ -320,7 +325,7 @@ def study_decomposition(
         dict(zip(units, p_values.tolist(), strict=True)),
         tuple(chosen),
         tuple(listed),
-        tuple(part for part in PARTS if part in parts),
+        tuple(part for part in ROLE_PARTS if part in parts),
     )
 
 
@@ -350,31 +355,15 @@ def unseen_pairs(study: Study, flags: DecompositionFlags, train: Sequence[Prompt
 
     Raises `DialError` where fewer than two are left.
     """
-    pairs = match(
-        study.model,
-        study.prompts,
-        study.tokens,
-        system=flags.system,
-        chat=not flags.plain,
-        thought=flags.thought,
-    )
-    seen, place = {one.id for one in train}, {p.id: i for i, p in enumerate(study.prompts)}
-    members = list(by_pair(study.prompts).values())
-    new = [i for i, two in enumerate(members) if not seen & {p.id for p in two}]
-    if len(new) < 2:
-        raise DialError(
-            f"{len(new)} of {len(members)} matched pairs have no prompt that the direction was "
-            "learned from: expected 2 or more; lower or raise --holdout, or give more pairs"
-        )
-    scores = study.scores[np.array([[place[p.id] for p in members[i]] for i in new])]
-    used = far_apart(scores[:, 0], scores[:, 1], flags.gap, flags.n_pairs, flags.seed)
-    if len(used) < 2:
+    found = choose_pairs(study, flags, {prompt.id for prompt in train})
+    chosen, new = found.pairs, found.counts["matched"]
+    if len(chosen) < 2:
         raise DialError(f"1 pair differs in score by {flags.gap:g}: expected 2; lower --gap")
-    counts = len(members), len(new), len(used)
+    counts = len(by_pair(study.prompts)), new, len(chosen)
     log.info("%d matched pairs, %d of them new to the direction, %d used", *counts)
-    inverted = scores[used, 0] < scores[used, 1]
-    chosen = pairs.chosen([new[i] for i in used])
-    return _swapped(chosen, inverted)
+    score = dict(zip((prompt.id for prompt in study.prompts), study.scores, strict=True))
+    inverted = [score[pair.clean.id] < score[pair.corrupted.id] for pair in chosen.items]
+    return _swapped(chosen, np.array(inverted))
 
 
 def _swapped(pairs: Pairs, which: NDArray[np.bool_]) -> Pairs:
@@ -408,12 +397,9 @@ def _padded(tokens: Tokens, width: int) -> Tokens:
     return Tokens(pad(tokens.ids, more), pad(tokens.mask, more))
 
 
-PARTS = ("start", "before", "phrase", "after", "turn", "think", "end")
-
-
 def _part(role: str) -> str:
     """The part of a prompt that a role belongs to: `phrase-2` to `phrase`."""
-    return role.replace("+", "-").split("-")[0]
+    return ROLE_PARTS[role_order(role)[0]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -509,11 +495,11 @@ class DecompositionPlan:
             yield Label("write", "", way, "bias"), bias
             for unit in listed:
                 yield Label.of("write", "", way, unit), writes.of(unit)[some].numpy()
-            for layer in range(self.opened.layer):
-                rest = writes.neurons[some, layer].sum(1)
-                for unit in listed:
-                    if unit.kind == "neuron" and unit.layer == layer:
-                        rest = rest - writes.of(unit)[some]
+            others = writes.neurons[some].clone()
+            for unit in listed:
+                if unit.kind == "neuron":
+                    others[:, unit.layer, unit.number] = 0
+            for layer, rest in enumerate(others.sum(2).T):
                 yield Label("write", "", way, "other neurons", layer), rest.numpy()
 
     # 2. From which part of the prompt each of the heads reads what it writes.
@@ -525,7 +511,7 @@ class DecompositionPlan:
             zip(SIDES, (batch.clean, batch.corrupted), strict=True)
         ):
             found = source_writes(model, tokens, heads, self.opened.readers)
-            parts = [parts_of(pair, side, tokens.ids.shape[1]) for pair in batch.items]
+            parts = [position_parts(pair, side, tokens.ids.shape[1]) for pair in batch.items]
             for unit, each in zip(heads, found, strict=True):
                 for part in self.opened.sources:
                     mine = torch.tensor([[here == part for here in row] for row in parts])
@@ -538,17 +524,16 @@ class DecompositionPlan:
         opened, batch = self.opened, self.opened.pairs.chosen(rows).on(model)
         unit = opened.direction.unit.double()
         how = partial(dict[str, Any], engine=self.budget.engine, memory_gb=self.budget.memory_gb)
-        for way, run in RUN_OF.items():
+        for way, (run, _) in WAY_RUNS.items():
             tokens = (batch.clean, batch.corrupted)[run]
             cells = [(Label("", "baseline", way, "set"), list[Hook]())]
             for one in opened.units:
                 for control in CONTROLS:
                     value = self._value(one, control, rows, run)
                     cells.append((Label.of("", control, way, one), [one.write(value)]))
-            cells += [
-                (label, [one.write(self._value(one, "patch", rows, run)) for one in members])
-                for label, members in self._sets(way)
-            ]
+            for name, number, members in self._sets:
+                together = [one.write(self._value(one, "patch", rows, run)) for one in members]
+                cells.append((Label("", name, way, "set", seed=number), together))
             grid = [hooks for _, hooks in cells]
             scores = score_grid(model, tokens, grid, opened.study.scorer, **how())
 
@@ -576,13 +561,9 @@ class DecompositionPlan:
         if control == "same_class":
             return own.of(unit, [self._donors[run][i] for i in here])
         if control == "random":
-            width = own.of(unit, here).shape[-1]
-            drawn = torch.Generator().manual_seed(
-                self.seed + 7919 * (unit.layer + 1) + unit.number + 104_729 * (unit.kind == "head")
-            )
-            noise = torch.randn(len(own.embed), 1, width, generator=drawn)
-            noise = (noise / noise.norm(dim=-1, keepdim=True))[here]
-            return as_far(own.of(unit, here)[:, None], other.of(unit, here)[:, None], noise)[:, 0]
+            before, value = (side.of(unit, here)[:, None] for side in (own, other))
+            noise = unit_noise(unit.place, len(own.embed), before.shape[-1], self.seed)
+            return as_far(before, value, noise[here])[:, 0]
         if control == "mean":
             every = list(range(len(other.embed)))
             return other.of(unit, every).mean(0).expand(len(here), -1)
@@ -599,26 +580,19 @@ class DecompositionPlan:
             found.append(giver.tolist())
         return found[0], found[1]
 
-    def _sets(self, way: str) -> list[tuple[Label, tuple[Unit, ...]]]:
-        """The units together, and as many heads and neurons drawn from the others."""
-        return [
-            (Label("", "top" if number is None else "random_set", way, "set", seed=number), members)
-            for number, members in self._members
-        ]
-
     @cached_property
-    def _members(self) -> list[tuple[int | None, tuple[Unit, ...]]]:
-        top = self.opened.units
-        rng = np.random.default_rng([self.seed, 2])
-        found: list[tuple[int | None, tuple[Unit, ...]]] = [(None, top)]
+    def _sets(self) -> list[tuple[str, int | None, tuple[Unit, ...]]]:
+        """(name, number, members): the units together, and random sets of as many of the others."""
+        top, rng = self.opened.units, np.random.default_rng([self.seed, 2])
+        rest = [unit for unit in self.opened.p_values if unit not in top]
+        others = {kind: [unit for unit in rest if unit.kind == kind] for kind in ("head", "neuron")}
+        found: list[tuple[str, int | None, tuple[Unit, ...]]] = [("top", None, top)]
         for number in range(self.n_random):
             drawn: list[Unit] = []
-            for kind in ("head", "neuron"):
-                n = sum(one.kind == kind for one in top)
-                others = [u for u in self.opened.p_values if u.kind == kind and u not in set(top)]
-                picked = rng.permutation(len(others))[:n]
-                drawn += [others[i] for i in picked]
-            found.append((number, tuple(drawn)))
+            for kind, some in others.items():
+                picked = rng.permutation(len(some))[: sum(one.kind == kind for one in top)]
+                drawn += [some[i] for i in picked]
+            found.append(("random_set", number, tuple(drawn)))
         return found
 
     # 4. Is the set enough: everything else at the last position is that of the complied prompt.
@@ -626,12 +600,11 @@ class DecompositionPlan:
     def _kept(self, model: TransformerBridge, rows: range) -> Iterator[Row]:
         opened, batch = self.opened, self.opened.pairs.chosen(rows).on(model)
         unit, other, here = opened.direction.unit.double(), opened.held[1], list(rows)
-        for number, members in self._members:
+        for name, number, members in self._sets:
             hooks = keep_only(members, other.z[here], other.post[here])
             seen, logits = collect_positions(
                 model, batch.clean, [opened.layer], [-1], batch_size=len(here), hooks=hooks
             )
-            name = "top" if number is None else "random_set"
             label = Label("kept_score", name, "noise", "set", seed=number)
             yield label, opened.study.scorer(logits).double().cpu().numpy()
             along = seen[0, 0].double() @ unit
@@ -676,7 +649,7 @@ class DecompositionPlan:
     @property
     def _rows_a_pair(self) -> int:
         """Without those of gates."""
-        opened, sets = self.opened, len(self._members)
+        opened, sets = self.opened, len(self._sets)
         heads = sum(unit.kind == "head" for unit in opened.units)
         written = 3 + len(opened.listed) + opened.layer
         replaced = 1 + len(CONTROLS) * len(opened.units) + sets
@@ -703,7 +676,7 @@ def _reading(unit: Unit, seen: dict[Unit, Tensor]) -> Hook:
     def see(activation: Tensor, hook: object) -> None:
         seen[unit] = activation[:, -1, unit.number].clone()
 
-    return hook_name("z" if unit.kind == "head" else "mlp_post", unit.layer), see
+    return hook_name(unit.place.site, unit.layer), see
 
 
 def keep_only(
@@ -761,7 +734,7 @@ def source_writes(
     return found
 
 
-def parts_of(pair: Pair, side: int, length: int) -> list[str]:
+def position_parts(pair: Pair, side: int, length: int) -> list[str]:
     """The part that each position of one side's prompt plays; "" for padding, `phrase` for tokens
     of the phrase that the other prompt has no partner for."""
     found = [""] * (length - pair.lengths[side]) + ["phrase"] * pair.lengths[side]
@@ -776,9 +749,6 @@ def parts_of(pair: Pair, side: int, length: int) -> list[str]:
 
 UNIT = ["kind", "layer", "unit"]
 
-ENDS = ("denoise", "noise")
-"""The ways of `RUN_OF`: their unsteered runs are the complied and the refused prompt as it is."""
-
 Numbers = dict[tuple[Any, ...], NDArray[np.float64]]
 """What is named by a tuple of labels, for every pair in order."""
 
@@ -788,10 +758,8 @@ def _numbers(rows: pd.DataFrame, names: Sequence[str]) -> Numbers:
     numbers = {"layer", "unit", "seed"} & set(names)
     whole = {name: rows[name].fillna(-1).astype(int) for name in numbers}
     texts = {name: rows[name].fillna("") for name in names if name not in numbers}
-    grouped = rows.assign(**whole, **texts).groupby(list(names), sort=False)["score"]
-    return {
-        tuple(np.atleast_1d(np.array(key, dtype=object))): part.to_numpy() for key, part in grouped
-    }
+    grouped: Any = rows.assign(**whole, **texts).groupby(list(names), sort=False)["score"]
+    return {tuple(key): part.to_numpy() for key, part in grouped}
 
 
 def summarise_decomposition(
@@ -891,7 +859,8 @@ def _replacements(rows: pd.DataFrame, seed: int) -> dict[Unit, dict[str, Any]]:
 
 
 def _unreplaced(rows: pd.DataFrame) -> Numbers:
-    """By measure and way, the run in which nothing was replaced."""
+    """By measure and way, the run in which nothing was replaced: of `denoise` the complied prompt
+    as it is, of `noise` the refused one."""
     return _numbers(rows[rows["direction"] == "baseline"], ["measure", "way"])
 
 
@@ -910,7 +879,7 @@ def decomposition_record(
     sources = _numbers(rows[rows["measure"] == "source"], ["layer", "unit", "role", "way"])
     record = {
         "completeness": completeness(*opened.writes),
-        "gap_projection": float(opened.gap.mean()),
+        "gap_projection": float((opened.writes[0].total - opened.writes[1].total).mean()),
         "residual_norm": opened.study.residual_norm(opened.layer),
         "n_pairs": len(opened.pairs),
         "curve": units["share"].cumsum().head(100).tolist(),
@@ -928,12 +897,12 @@ def decomposition_record(
 def _sets_moved(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The mean share of the gap that patching a set of units moves, each way."""
     sets = rows[rows["direction"].isin(("top", "random_set"))]
-    sets = sets[sets["measure"].isin(("score", "projection"))]
+    sets, ends = sets[sets["measure"].isin(("score", "projection"))], _unreplaced(rows)
     found = []
     for (measure, way, name, number), value in _numbers(
         sets, ["measure", "way", "direction", "seed"]
     ).items():
-        low, high = (_unreplaced(rows)[measure, end].mean() for end in ENDS)
+        low, high = (ends[measure, end].mean() for end in WAY_RUNS)
         share = _share(value.mean() - low, high - low)
         share = share if way == "denoise" or share is None else 1 - share
         found.append({"measure": measure, "way": way, "set": name, "seed": number, "share": share})
@@ -943,10 +912,10 @@ def _sets_moved(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _sets_kept(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The mean share of the gap that is left where all but a set is the complied prompt's."""
     kept = rows[rows["measure"].isin(("kept_score", "kept_projection"))]
-    found = []
+    found, ends = [], _unreplaced(rows)
     for (name, set_name, number), value in _numbers(kept, ["measure", "direction", "seed"]).items():
         measure = name.removeprefix("kept_")
-        low, high = (_unreplaced(rows)[measure, end].mean() for end in ENDS)
+        low, high = (ends[measure, end].mean() for end in WAY_RUNS)
         share = _share(value.mean() - low, high - low)
         found.append({"measure": measure, "set": set_name, "seed": number, "share": share})
     return found

@@ -13,9 +13,10 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -721,11 +722,30 @@ class Chosen:
     counts: Mapping[str, int]
 
 
-def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
-    """The study's matched pairs whose scores differ by `--gap` or more, `--n-pairs` of them.
+@runtime_checkable
+class PairFlags(Protocol):
+    """Flags that say how prompts are read, and which of their matched pairs are used."""
+
+    @property
+    def system(self) -> str | None: ...
+    @property
+    def plain(self) -> bool: ...
+    @property
+    def thought(self) -> int: ...
+    @property
+    def gap(self) -> float: ...
+    @property
+    def n_pairs(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def choose_pairs(study: Study, flags: PairFlags, seen: AbstractSet[str] = frozenset()) -> Chosen:
+    """The study's matched pairs whose scores differ by `--gap` or more, `--n-pairs` of them, and
+    none of whose prompts is in `seen`.
 
     `counts` says how many were left out, and in how many of those used the corrupted prompt scores
-    higher than the clean one (`inverted`).
+    higher than the clean one (`inverted`). Raises `DialError` where `seen` leaves fewer than two.
     """
     pairs = match(
         study.model,
@@ -736,16 +756,22 @@ def choose_pairs(study: Study, flags: PatchingFlags) -> Chosen:
         thought=flags.thought,
     )
     place = {prompt.id: i for i, prompt in enumerate(study.prompts)}
-    rows = [[place[p.id] for p in members] for members in by_pair(study.prompts).values()]
-    clean, corrupted = study.scores[np.array(rows)].T
+    members = [[prompt.id for prompt in two] for two in by_pair(study.prompts).values()]
+    new = [i for i, two in enumerate(members) if seen.isdisjoint(two)]
+    if seen and len(new) < 2:
+        raise DialError(
+            f"{len(new)} of {len(members)} matched pairs have no prompt that the direction was "
+            "learned from: expected 2 or more; lower or raise --holdout, or give more pairs"
+        )
+    clean, corrupted = study.scores[np.array([[place[one] for one in members[i]] for i in new])].T
     used = far_apart(clean, corrupted, flags.gap, flags.n_pairs, flags.seed)
     counts = {
-        "matched": len(pairs),
-        "excluded": len(pairs) - len(far_apart(clean, corrupted, flags.gap)),
+        "matched": len(new),
+        "excluded": len(new) - len(far_apart(clean, corrupted, flags.gap)),
         "used": len(used),
         "inverted": int((clean[used] < corrupted[used]).sum()),
     }
-    return Chosen(pairs.chosen(used), counts)
+    return Chosen(pairs.chosen([new[i] for i in used]), counts)
 
 
 def conduct_patching(
