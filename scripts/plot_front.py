@@ -10,14 +10,14 @@ from refusal_dial.cli.flags import PlotFlags
 
 
 def main(flags: PlotFlags) -> None:
-    from refusal_dial.report.objectives import front_figure, measured_on
+    from refusal_dial.report.objectives import front_counts, front_figure
     from refusal_dial.report.theme import title_of, write_figures
     from refusal_dial.run.folder import find_run, read_config, read_table
     from refusal_dial.run.schema import FRONT
 
     folder = find_run(flags.run)
     config, summary = read_config(folder, "model.name"), read_table(folder, "summary", *FRONT)
-    title = title_of(config, "Toxicity down, refusal in its place", n=measured_on(summary))
+    title = title_of(config, "Toxicity down, refusal in its place", n=front_counts(summary))
     figure = front_figure(summary, title)
     for path in write_figures({"front": figure}, folder, flags.format, flags.out):
         print(f"figure: {path.resolve()}")

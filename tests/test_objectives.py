@@ -15,7 +15,7 @@ from small_runs import small_run
 
 from refusal_dial.cli.flags import ObjectiveFlags, PlotFlags
 from refusal_dial.common import DialError
-from refusal_dial.report.objectives import measured_on, print_objectives
+from refusal_dial.report.objectives import front_counts, print_objectives
 from refusal_dial.run.folder import read_table, read_verdict
 from refusal_dial.studies.objectives import (
     front,
@@ -66,7 +66,7 @@ def test_figures_are_of_their_subsets_and_differences_are_paired():
     assert list(summary["cost"]) == [0.5, 0.5, 0.75, 0.5]
     assert list(summary["toxicity_difference"]) == pytest.approx([0, -0.6, 0, -0.1])
     assert list(summary["front"]) == [False, True, False, False]
-    assert measured_on(summary) == "8 CHALLENGING openings, 8 HARMFUL and 8 EDGE prompts"
+    assert front_counts(summary) == "8 CHALLENGING openings, 8 HARMFUL and 8 EDGE prompts"
     assert summary["toxicity_p"].iloc[1] == pytest.approx(2 / 2**N)
     with pytest.raises(DialError, match="no EDGE prompts, and the figure cost is of them"):
         summarise_objectives(table[table["subset"] != "EDGE"])

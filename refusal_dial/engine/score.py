@@ -254,6 +254,7 @@ def score_grid(
     Raises `DialError` for an unknown engine, or a grid that does not fit the model or the prompts
     (`fits.check_grid`).
     """
+    check_grid(model, tokens, grid)
     return _read_grid(model, tokens, grid, scorer, None, engine, memory_gb)
 
 
@@ -298,10 +299,9 @@ def _read_grid(
     engine: str,
     memory_gb: float | None,
 ) -> Float64[Tensor, "cell batch"]:
-    """Of logits, or of the residual stream that enters layer `until`."""
+    """Of logits, or of the residual stream that enters layer `until`; the grid is checked."""
     if engine not in ENGINES:
         raise one_of(engine, ENGINES, "engine")
-    check_grid(model, tokens, grid)
     room = budget(tokens.ids.device, memory_gb)
     scores = torch.zeros(len(grid), len(tokens), dtype=torch.float64)
     replayed = _replayable(model, tokens, grid) if engine == "auto" else {}

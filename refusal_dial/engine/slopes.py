@@ -30,6 +30,7 @@ from refusal_dial.engine.score import Scorer, check_grid
 from refusal_dial.hooks import Edit
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
+from refusal_dial.model.unhooked import HALF
 
 Key = tuple[str, int]
 """A site and a layer."""
@@ -160,11 +161,7 @@ def _in_float32(model: TransformerBridge) -> Iterator[None]:
     are buffers: the bridge gives an unembedding without a bias one of zeros. Within another of its
     kind it changes nothing."""
     whole = model.original_model
-    half = [
-        one
-        for one in (*whole.parameters(), *whole.buffers())
-        if one.dtype in (torch.float16, torch.bfloat16)
-    ]
+    half = [one for one in (*whole.parameters(), *whole.buffers()) if one.dtype in HALF]
     before = [one.data for one in half]
     try:
         for one in half:

@@ -117,16 +117,14 @@ def nll(
         longest = len(completions[order[-1]])
         size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
         part, order = order[-size:], order[:-size]
-        device = tokens.ids.device
+        device, prompt = tokens.ids.device, tokens.ids.shape[1]
         length = torch.tensor([len(completions[i]) for i in part])
-        new = torch.tensor(
-            [[*completions[i], *[0] * (longest - len(completions[i]))] for i in part]
+        some = Tokens(tokens.ids[part], tokens.mask[part])
+        whole = continued(some, [completions[i] for i in part], longest)
+        new, real = whole.ids[:, prompt:], whole.mask[:, prompt:].cpu()
+        logits = model(
+            whole.ids, attention_mask=whole.mask, logits_to_keep=longest + 1, use_cache=False
         )
-        new = new.to(device).long().reshape(len(part), longest)
-        real = (torch.arange(longest) < length[:, None]).long()
-        ids = torch.cat([tokens.ids[part], new], 1)
-        mask = torch.cat([tokens.mask[part], real.to(device)], 1)
-        logits = model(ids, attention_mask=mask, logits_to_keep=longest + 1, use_cache=False)
         logits, every = logits[:, -longest - 1 :], torch.arange(len(part), device=device)
         normaliser = log_total(logits)
         each = logits[:, :longest].gather(-1, new[..., None])[..., 0].double()

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, check_pos, hook_name, log, progress
 from refusal_dial.model.tokens import Tokens, last_logits
-from refusal_dial.model.unhooked import HALF_TOLERANCE, UnfitError, Unhooked
+from refusal_dial.model.unhooked import HALF, HALF_TOLERANCE, UnfitError, Unhooked
 
 Take = Callable[[Tensor, Tensor], Tensor]
 """(activation `batch pos width`, mask `batch pos`) to what is kept of it, a row a prompt."""
@@ -167,7 +167,7 @@ def fast_reader(
     """
     weight = next(model.original_model.parameters())
     attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
-    if weight.dtype not in (torch.bfloat16, torch.float16) or attached:
+    if weight.dtype not in HALF or attached:
         return None
     shortest = int(tokens.mask.sum(-1).argmin())
     some = tokens.chosen(sorted({0, shortest}))

@@ -65,7 +65,7 @@ def _with(row: pd.Series[Any], name: str) -> str:
     return f"{value:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]"
 
 
-def measured_on(summary: pd.DataFrame) -> str:
+def front_counts(summary: pd.DataFrame) -> str:
     """What the figure's three figures are of, and how many: the most that any cell has."""
     n = {name: int(summary[f"{name}_n"].max()) for name in ("toxicity", "refused", "cost")}
     return (

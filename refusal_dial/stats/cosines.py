@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from refusal_dial.stats.intervals import LEVEL, Floats, expanded
 from refusal_dial.stats.p_values import N_PERMUTATIONS
+from refusal_dial.stats.permutation import contrast_weights
 
 Places = NDArray[np.int64]
 
@@ -147,7 +148,7 @@ def apart_p(
     rows = np.concatenate([one, other])
     rows = rows - rows.mean(0)
     gram = rows @ rows.T
-    weights = np.r_[np.full(len(one), 1 / len(one)), np.full(len(other), -1 / len(other))]
+    weights = contrast_weights(len(rows), range(len(one)), range(len(one), len(rows)))
     drawn = np.random.default_rng(seed).permuted(np.tile(weights, (n_permutations, 1)), axis=1)
     every = np.concatenate([weights[None], drawn])
     size = ((every @ gram) * every).sum(1)

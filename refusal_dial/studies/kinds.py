@@ -12,7 +12,7 @@ of EDGE prompts that the model refuses; its direction is their mean minus BENIGN
 token. Beside them stand all of HARMFUL, harmfulness (the same, read at the last token of the
 prompt's own text: Zhao et al. 2025, arXiv 2507.11878), refusal of EDGE (top minus bottom third by
 score), and politeness (BENIGN with and without a polite word). Deflection has none: no label of the
-prompts or of the judge tells it from refusing. Controls: labels dealt anew, as many HARMFUL and
+prompts or of the judge tells it from refusing. Controls: permuted labels, as many HARMFUL and
 BENIGN prompts on either side (`permuted`), and random directions. Directions are learned from half
 of the prompts, and all is measured on the other half. Whether directions that differ trade refusal
 against over-refusal alike is the question of arXiv 2602.02132.
@@ -131,9 +131,9 @@ def kinds_of(study: Study, flags: KindFlags) -> tuple[list[RefusalKind], dict[st
     for i in range(flags.n_random):
         one, other = [], []
         for group in (harmful, benign):
-            dealt = [group[j] for j in rng.permutation(len(group))]
-            one += dealt[: len(group) // 2]
-            other += dealt[len(group) // 2 :]
+            permuted = [group[j] for j in rng.permutation(len(group))]
+            one += permuted[: len(group) // 2]
+            other += permuted[len(group) // 2 :]
         kinds.append(RefusalKind(f"{KIND_CONTROLS[0]} {i}", tuple(one), tuple(other)))
     return [kind for kind in kinds if kind.name not in few], few
 
