@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +88,10 @@ def test_what_a_prompt_takes_does_not_grow_with_the_vocabulary(tmp_path: Path) -
         text=True,
         cwd=Path(__file__).parent,
         check=False,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},  # what is freed is given back
     )
     assert done.returncode == 0, done.stderr[-2000:]
     _, some, listed, calibrated, kept = json.loads(done.stdout.splitlines()[-1])
-    assert listed - some < 0.3 * ROW * PROMPTS_READ
-    assert calibrated - some < 0.3 * ROW * PROMPTS_READ
+    assert listed - some < 0.15 * ROW * PROMPTS_READ
+    assert calibrated - some < 0.15 * ROW * PROMPTS_READ
     assert kept - calibrated > 0.7 * ROW * PROMPTS_READ
