@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -312,6 +314,34 @@ def test_failures_of_a_real_script_keep_their_exit_codes(script):
     code, _, err, _ = script("RUN", work="1 / 0")
     assert code == 1
     assert "Traceback" in err
+    assert "ZeroDivisionError" in err
+
+
+class Freed:
+    """Its destructor gets a signal. Python cannot pass on an error raised in there."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_python_loses_in_a_destructor_comes_once_more(inside):
+    passed = []
+
+    def work():
+        Freed()
+        passed.append("the destructor")
+        time.sleep(60)  # the signal ends it
+
+    code, _, err, _ = inside("RUN", work=work)
+    assert passed
+    assert (code, err.splitlines()[-1].split(":")[0]) == (130, "interrupted")
+    assert "Traceback" not in err
+
+
+def test_an_error_that_is_no_signal_is_printed_from_a_destructor_as_ever(script):
+    work = "type('Freed', (), {'__del__': lambda self: 1 / 0})()"
+    code, _, err, _ = script("RUN", work=work)
+    assert code == 0
     assert "ZeroDivisionError" in err
 
 

@@ -9,6 +9,7 @@ not wait for torch. It does not know what a script does.
 
 from __future__ import annotations
 
+import _thread
 import difflib
 import inspect
 import logging
@@ -91,13 +92,25 @@ def run(main: Callable[[Any], object], argv: Sequence[str] | None = None) -> Non
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C, and SIGTERM, which schedulers send before they kill, raise `KeyboardInterrupt` in
-    here, also where a library that was being imported made another error of it. A signal that
+    here, also where a library that was being imported made another error of it. Where Python
+    cannot pass an error on (in a destructor or a callback, such as the one that frees the lock of
+    an import), it prints the error and goes on: then the signal comes once more. A signal that
     somebody else handles, or that the shell has set to be ignored, is left alone."""
     asked: list[int] = []
+    again: list[threading.Timer] = []
 
     def stop(number: int, frame: object) -> None:
         asked.append(number)
         raise KeyboardInterrupt
+
+    printed = sys.unraisablehook
+
+    def once_more(lost: sys.UnraisableHookArgs) -> None:
+        if not (asked and issubclass(lost.exc_type, KeyboardInterrupt)):
+            return printed(lost)
+        # after a moment, for in here the next one would be lost too
+        again.append(threading.Timer(0.05, _thread.interrupt_main, asked[-1:]))
+        again[-1].start()
 
     ours: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
@@ -108,12 +121,16 @@ def _stoppable() -> Iterator[None]:
     try:
         for one in taken:
             signal.signal(one, stop)
+        sys.unraisablehook = once_more
         yield
     except Exception as error:
         if asked:
             raise KeyboardInterrupt from error
         raise
     finally:
+        for timer in again:
+            timer.cancel()
+        sys.unraisablehook = printed
         for one in taken:
             signal.signal(one, ours[one])
 
