@@ -7,6 +7,7 @@ loaded; those that need one take a tiny one. `test_there_are_enough_cases` count
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import get_type_hints
 
 import bad_case
 import pytest
+import torch
 from script_case import ROOT, SCRIPTS, load
 
 from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.flags import CALIBRATION_PARTS
 from refusal_dial.common import DialError
 from refusal_dial.data.contrast import load_contrast
 
@@ -251,6 +254,42 @@ def test_contrast_pairs_that_cannot_be_read(kind, tmp_path):
     file = written(tmp_path, kind, suffix, content)
     with pytest.raises(DialError, match=re.escape(file)):
         load_contrast(file)
+
+
+@pytest.mark.parametrize("path", taking("out", "dry_run"), **name)
+def test_a_folder_that_is_no_run_is_refused_before_the_model_is_read(path, run, tmp_path):
+    """The model named is not there either, and reading one may take minutes."""
+    notes = tmp_path / "notes"
+    for folder in (notes, *(notes / part for part in CALIBRATION_PARTS)):
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    direction = tmp_path / "unit.pt"
+    torch.save(torch.nn.functional.one_hot(torch.tensor(0), 8).float(), direction)
+    given = [str(direction), "--layer", "1"] if required(path) else []
+    line = run(path, *given, "--model", "/nowhere", "--out", str(notes)).line
+    assert "is not a run folder: it has no config.json" in line
+
+
+@pytest.fixture
+def nobody():
+    """The process is still root's, but may write what a user who owns nothing may write, as
+    `os.access` has it; where it is not root's, it is as it is."""
+    user = os.getuid()
+    if os.geteuid() == 0:
+        os.setreuid(65534, -1)
+    yield
+    if os.geteuid() == 0:
+        os.setreuid(user, -1)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_model_is_read(run, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    path, asked = ROOT / "experiments" / "score_models.py", ["--model", "/nowhere"]
+    line = run(path, *asked, "--out", str(closed / "run")).line
+    assert line.endswith(f"{closed} cannot be written to: give --out a folder that can")
+    assert "/nowhere" in run(path, *asked, "--out", str(closed / "run"), "--dry-run").line
 
 
 def test_there_are_enough_cases():

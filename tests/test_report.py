@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from html import escape
+from html import unescape
 from importlib.resources import files
 from pathlib import Path
 
@@ -209,7 +209,7 @@ def test_the_page_asks_for_nothing_and_holds_texts_as_data(html):
 
 
 def test_command_versions_hashes_and_settings_are_on_the_page(html, reading, folder):
-    assert escape(str(reading.config["command"])) in html
+    assert str(reading.config["command"]) in unescape(html)
     assert reading.settings["data"]["hash"] in html
     assert reading.files["scores.csv"] in html
     for name, version in reading.config["versions"].items():
@@ -222,6 +222,13 @@ def test_a_run_that_went_on_under_other_versions_shows_both(reading):
     }
     html = report_page([replace(reading, config=config)])
     assert f"<dt>torch</dt><dd>{config['versions']['torch']}, then 9.9</dd>" in html
+
+
+def test_a_command_with_quotes_and_markup_stands_there_as_it_was_typed(reading):
+    typed = """python -m pytest -k 'dial and not "slow"' --out <&>"""
+    html = report_page([replace(reading, config=dict(reading.config) | {"command": typed})])
+    assert typed in unescape(html)
+    assert "<&>" not in html
 
 
 def test_a_name_that_is_markup_is_text(tmp_path, scores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,40 @@ def test_draws_that_no_p_could_have_been_small_with_show_nothing_and_refute_noth
         assert claim.reason == "5 draws are too few for any effect: raise --n-random"
     other_way = judge_claims(ends(measured(0.0, draws=5, swing=-2.0)), 0.05)
     assert [claim.status for claim in other_way.claims] == ["fail", "fail"]
+
+
+def test_where_draws_bound_p_the_claim_says_how_many_would_do():
+    """39 draws give 1/40 and, of a swing, 1/80 at least: nine claims take that away."""
+    few, others = measured(0.0, draws=39), [evidence(0.04) for _ in range(6)]
+    verdict = judge_claims([*ends(few), beyond_controls(few), *others], 0.05)
+    up, _, swing = verdict.claims[:3]
+    assert [one.status for one in verdict.claims[:3]] == ["not shown"] * 3
+    assert up.reason == (
+        "p = 0.025 is 0.2 once corrected for 9 claims, over 0.05; it is the smallest p that 39 "
+        "draws can give: try --n-random 179"
+    )
+    assert swing.reason.endswith("the smallest p that 39 draws can give: try --n-random 89")
+    enough = measured(0.0, draws=179)
+    again = judge_claims([*ends(enough), beyond_controls(enough), *others], 0.05)
+    assert [one.status for one in again.claims[:3]] == ["pass"] * 3
+    assert "try --n-random" not in judge_claims([evidence(0.04)] * 2, 0.05).claims[0].reason
+
+
+def test_prompts_are_not_too_few_for_an_effect_that_they_show():
+    """Scattered prompts could not have shown a gap as small as this one; the shift is larger."""
+    found = measured(0.0, swing=20.0)
+    scattered = np.random.default_rng(1).normal(0, 2, 100)
+    table = dict(found.table)
+    table["learned", "score", "EDGE", 4.0] = table["learned", "score", "EDGE", 4.0] + scattered
+    table["baseline", "score", "HARMFUL", 0.0] = table["baseline", "score", "BENIGN", 0.0] + 0.1
+    small = replace(found, table=table)
+    up = judge_claims(ends(small), 0.05).claims[0]
+    assert up.evidence.smallest > small.gap
+    assert up.status == "pass"
+    table["learned", "score", "EDGE", 4.0] = table["baseline", "score", "EDGE", 0.0] + scattered
+    none = judge_claims(ends(replace(found, table=table)), 0.05).claims[0]
+    assert none.status == "not shown"
+    assert "100 prompts are too few: the smallest shift" in none.reason
 
 
 @pytest.mark.parametrize(("size", "status"), [(0.02, "pass"), (0.3, "fail")])

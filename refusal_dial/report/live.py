@@ -13,16 +13,16 @@ from refusal_dial.cells import SteeringPlace, alphas_in, cells_at
 from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
 from refusal_dial.cli.values import parse_number, parse_text, parse_whole
 from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
-from refusal_dial.data.prompts import of_subset
+from refusal_dial.data.prompts import load_prompts, of_subset
 from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import stream
 from refusal_dial.generate.trace import TokenTrace, token_traces
-from refusal_dial.model.loading import check_layers, check_site
+from refusal_dial.model.loading import check_layers, check_site, load_model
 from refusal_dial.model.tokens import last_logits
 from refusal_dial.report.trace import trace_figure
-from refusal_dial.studies.base import Study, load_study, prompt_tokens, study_of
+from refusal_dial.studies.base import Study, prompt_tokens, study_of
 from refusal_dial.studies.steering import at_place, learn
 
 # --------------------------------------------------------------------------------------------------
@@ -106,7 +106,9 @@ def load_dial(flags: LiveFlags) -> Dial:
         if flags.direction is not None
         else None
     )
-    study = load_study(flags, None, flags.site, LIVE_POS)
+    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
+    model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
+    study = study_of(model, flags, None, flags.site, LIVE_POS)
     dial = Dial(flags, study, given, {flags.site: study})
     check_layers(study.model, [flags.layer])
     dial.directions(flags.layer, flags.site)

@@ -99,9 +99,8 @@ def planned_run(
     settings = json.loads(json.dumps(settings))
     key = key_of(settings)
     if out is not None:
+        check_out(out, written=False)
         folder = located(out)
-        _check_place(folder, out)
-        _check_files(folder)
         if _begun(folder):
             settings = _comparable(folder, settings)
             check_same_settings(folder, experiment, settings)
@@ -116,6 +115,22 @@ def planned_run(
     while folder.exists():
         folder = folder.with_name(f"{datetime.now():%Y%m%d-%H%M%S.%f}-{key[:8]}")
     return Run(folder, settings, experiment)
+
+
+def check_out(out: str | None, written: bool, root: Path = ROOT) -> None:
+    """What can be known of `--out` (of `root`, if it is None) before a model is read. Raises
+    `DialError` where no run can be, and, where one is to be `written`, no new folder."""
+    folder = root if out is None else located(out)
+    _check_place(folder, out)
+    if out is not None:
+        _check_files(folder)
+        if _begun(folder):
+            read_config(folder)
+            return
+    place = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    if written and not os.access(place, os.W_OK | os.X_OK):
+        name = "runs/" if out is None else f"--out {out!r}"
+        raise DialError(f"{name}: {place} cannot be written to: give --out a folder that can")
 
 
 def _begun(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.model.activations import LastLogits, collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokens_hash
-from refusal_dial.run.folder import TOKENS
+from refusal_dial.run.folder import TOKENS, check_out
 from refusal_dial.scoring.logits import Logits, RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import judged_replies, threshold_of, tokens_for
 
@@ -83,13 +83,15 @@ class Study:
 
 
 def load_study(
-    flags: OpenFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
+    flags: StudyFlags, layers: Sequence[int] | None = (), site: str = "resid_pre", pos: int = -1
 ) -> Study:
     """Load, tokenize and score what the flags name; `layers=None` means all of them.
 
-    Raises `DialError` for whatever of it cannot be used.
+    Raises `DialError` for whatever of it cannot be used; of files and folders before the model
+    loads, which may take minutes.
     """
-    load_prompts(flags.prompts)  # a mistake in them is found before the model loads
+    check_out(flags.out, written=not (flags.dry_run or flags.preview))
+    load_prompts(flags.prompts)
     model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
     return study_of(model, flags, layers, site, pos)
 

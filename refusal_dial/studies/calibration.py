@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from refusal_dial.directions.controls import (
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.decode import decoding_of
+from refusal_dial.run.folder import check_out
 from refusal_dial.run.job import Close, begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Parts, Plan, Task, batches
 from refusal_dial.stats.comparison import CORRECTED, NULLS, RANKED, compared
@@ -988,11 +988,15 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
     """The run and the summary of each part that `--part` names. With `--out` each has a folder of
     its name in there."""
     parts = CALIBRATION_PARTS if flags.part == "all" else (flags.part,)
-    study = load_study(flags, flags.layer or None, flags.site, flags.pos)
+    each = {
+        part: replace(flags, part=part, out=None if flags.out is None else f"{flags.out}/{part}")
+        for part in parts
+    }
+    for one in each.values():
+        check_out(one.out, written=not (one.dry_run or one.preview))
+    study = load_study(each[parts[0]], flags.layer or None, flags.site, flags.pos)
     found = {}
-    for part in parts:
-        out = None if flags.out is None else str(Path(flags.out) / part)
-        one = replace(flags, part=part, out=out)
+    for part, one in each.items():
         with suppress(DryRun):
             if part == "contradiction":
                 found[part] = conduct_contradiction(one)
@@ -1047,6 +1051,8 @@ def conduct_contradiction(flags: CalibrationFlags) -> Conducted:
         device=flags.device,
         dtype=flags.dtype,
         device_map=flags.device_map,
+        out=flags.out,
+        dry_run=flags.dry_run,
     )
     openings = load_continuations(asked)
     settings = continuation_settings(openings, asked) | {"part": flags.part, "runs": RUNS}

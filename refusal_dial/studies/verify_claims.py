@@ -9,6 +9,7 @@ effect, evidence of harm to other behaviour, stability, what is not shown, and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -58,7 +59,8 @@ class Evidence:
     """What was found for one claim. `holds` says whether the figure itself is as claimed, and `p`
     how likely that would be by chance. `because` is the reason where it does not hold or p is not
     small; `unable` why this study could not have shown it, or empty. `smallest` is the smallest
-    effect that it could have shown."""
+    effect that it could have shown, `draws` how many controls its p is a rank among, `least` the
+    smallest p that these can give."""
 
     name: str
     says: str
@@ -73,6 +75,8 @@ class Evidence:
     unable: str = ""
     smallest: float | None = None
     details: tuple[Mapping[str, Any], ...] = field(default=())
+    draws: int = 0
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,18 @@ def _judged(one: Evidence, corrected: float, level: float, m: int) -> tuple[str,
     if one.holds and corrected <= level:
         return PASS, one.found
     if one.holds and one.p <= level:
-        return NOT_SHOWN, (
-            f"p = {one.p:.3g} is {corrected:.3g} once corrected for {m} claims, over {level:g}"
-        )
+        lost = f"p = {one.p:.3g} is {corrected:.3g} once corrected for {m} claims, over {level:g}"
+        return NOT_SHOWN, lost + _enough(one, level, m)
     return FAIL, one.because
+
+
+def _enough(one: Evidence, level: float, m: int) -> str:
+    """Where p is the smallest that the draws can give: how many could give `level / m`, which no
+    correction for m claims takes away."""
+    if not one.draws or one.p > one.least * (1 + 1e-9):
+        return ""
+    draws = math.ceil(one.least * (one.draws + 1) * m / level - 1e-9) - 1
+    return f"; it is the smallest p that {one.draws} draws can give: try --n-random {draws}"
 
 
 def _together(claims: Sequence[Claim]) -> str:
@@ -184,13 +196,14 @@ def _end(found: Measurements, sign: int) -> Evidence:
     mean, n = float(shift.mean()), len(shift)
     way, verb = ("+alpha", "raises") if sign > 0 else ("-alpha", "lowers")
     p = float(stats.sign_flip_p(shift, found.seed)[0])
-    chance, few = "chance", ""
+    chance, few, draws = "chance", "", 0
     if "random" in found.kinds:
         null = sign * (found.values("random", sign, "EDGE") - base).mean(1)
         null = np.where(np.isfinite(null), null, np.inf)
         rank = (1 + (null >= sign * mean).sum()) / (1 + len(null))
         p, chance = max(p, float(rank)), "random directions of the same length"
-        few = found.too_few(len(null), 1 / (1 + len(null)))
+        draws = len(null)
+        few = found.too_few(draws, 1 / (1 + draws))
     rates = [float((values > found.threshold).mean()) for values in (base, steered)]
     moved = (
         f"{way} {verb} the score by {abs(mean):.2f} ({mean / found.gap:+.2f} of the gap between "
@@ -213,8 +226,10 @@ def _end(found: Measurements, sign: int) -> Evidence:
         bool(sign * (low if sign > 0 else high) > 0),
         moved,
         because,
-        found.unable or few or _too_few(smallest, found, n),
+        found.unable or few or _too_few(mean, smallest, found, n),
         smallest,
+        draws=draws,
+        least=1 / (1 + draws) if draws else 0.0,
     )
 
 
@@ -267,6 +282,8 @@ def beyond_controls(found: Measurements) -> Evidence:
         unable,
         max(row["smallest"] for row in details),
         tuple(details),
+        worst["draws"],
+        1 / (2 * worst["draws"] + 2),
     )
 
 
@@ -304,9 +321,9 @@ def beyond_length(found: Measurements) -> Evidence:
     )
 
 
-def _too_few(smallest: float, found: Measurements, n: int) -> str:
-    """Where even the whole gap between HARMFUL and BENIGN could not have been shown."""
-    if np.isfinite(smallest) and smallest <= abs(found.gap):
+def _too_few(shift: float, smallest: float, found: Measurements, n: int) -> str:
+    """Where neither this shift nor the gap between HARMFUL and BENIGN could have been shown."""
+    if np.isfinite(smallest) and smallest <= max(abs(shift), abs(found.gap)):
         return ""
     return (
         f"{n} prompts are too few: the smallest shift that they could have shown is {smallest:.2f}"
