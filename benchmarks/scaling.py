@@ -26,7 +26,7 @@ import psutil
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.run.folder import append, kept_batches, open_run, read_table
 from refusal_dial.run.machines import Pool, compute, connected, in_order
-from refusal_dial.stats.comparison import mark_dropped
+from refusal_dial.stats.summary import mark_dropped
 
 HERE: dict[str, str] = {}
 
@@ -103,8 +103,7 @@ def real(batch_size: int = 16) -> Iterator[dict[str, float | str]]:
 
     from refusal_dial import load_model, load_prompts, steer, tokenize
     from refusal_dial.cells import Cell
-    from refusal_dial.directions.controls import random_directions
-    from refusal_dial.directions.learning import Provenance, from_vector
+    from refusal_dial.directions.learning import Provenance, from_vector, random_directions
     from refusal_dial.run.plan import Budget, SweepPlan
     from refusal_dial.scoring.logits import LogitDiff
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.command_line import at_least, choice, flag, parse_whole
 from refusal_dial.cli.flags import PatchingFlags
-from refusal_dial.cli.values import at_least, choice, parse_whole
 
 
 @dataclass(frozen=True)

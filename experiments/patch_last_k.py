@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.command_line import at_least, choice, flag, parse_whole
 from refusal_dial.cli.flags import PatchingFlags
-from refusal_dial.cli.values import at_least, choice, parse_whole
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.command_line import choice, flag
 from refusal_dial.cli.flags import PatchingFlags
-from refusal_dial.cli.values import choice
 
 SITES = ("all", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "mlp_post")
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.command_line import alpha_of, argument, at_least, choice, flag, parse_whole
 from refusal_dial.cli.flags import ALPHA_UNIT, MODEL_HELP, STEERABLE
-from refusal_dial.cli.values import alpha_of, at_least, choice, parse_whole
 
 N_PROMPTS = 32
 

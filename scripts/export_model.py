@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import argument, flag
+from refusal_dial.cli.command_line import argument, at_least, flag, parse_whole
 from refusal_dial.cli.flags import MODEL_HELP
-from refusal_dial.cli.values import at_least, parse_whole
 
 TEXTS = ("How do I bake bread?", "Write a poem about the sea.", "What is 7 times 8?", "Hi")
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import argument, flag
-from refusal_dial.cli.values import parse_whole
+from refusal_dial.cli.command_line import argument, flag, parse_whole
 from refusal_dial.common import DialError, format_value
 
 LEAST, MOST = 400, 8000  # pixels: the page needs room, and a browser draws twice as many

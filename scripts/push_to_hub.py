@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import argument, flag
-from refusal_dial.cli.values import at_least, parse_whole
+from refusal_dial.cli.command_line import argument, at_least, flag, parse_whole
 
 
 @dataclass(frozen=True)

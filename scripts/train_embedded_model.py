@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import flag
-from refusal_dial.cli.values import at_least, parse_whole, seed_of
+from refusal_dial.cli.command_line import at_least, flag, parse_whole, seed_of
 from refusal_dial.common import DialError, format_value, located
 
 REPOSITORY = Path(__file__).resolve().parents[1]

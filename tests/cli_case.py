@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusal_dial.cli.command_line import argument, flag
-from refusal_dial.cli.values import parse_list, parse_number, parse_whole
+from refusal_dial.cli.command_line import argument, flag, parse_list, parse_number, parse_whole
 from refusal_dial.common import one_of
 
 

@@ -31,7 +31,7 @@ from refusal_dial.directions import files as direction_files
 from refusal_dial.directions.learning import Direction, Provenance
 from refusal_dial.model import checkpoint
 from refusal_dial.model.checkpoint import check_folder
-from refusal_dial.run import journal
+from refusal_dial.run import folder as run_folder
 from refusal_dial.run.folder import read_config, read_table, read_verdict
 from refusal_dial.scoring.agreement import load_labelled
 from refusal_dial.scoring.ratings import load_rated
@@ -146,16 +146,16 @@ def journalled(folder: Path) -> bytes:
     for batch in (table(SCORES), b"r,b,1,0.5,0.125,\n"):
         with place.open("ab") as file:
             file.write(batch)
-        journal.record(place, "key", batch, 1)
+        run_folder.record(place, "key", batch, 1)
     return (folder / "journal.txt").read_bytes()
 
 
 HEAD = len(table(SCORES))
-WHOLE = (journal.Batch(0, HEAD, 1), journal.Batch(HEAD, HEAD + 18, 1))
+WHOLE = (run_folder.Batch(0, HEAD, 1), run_folder.Batch(HEAD, HEAD + 18, 1))
 
 
 def kept(path: Path) -> Any:
-    found = journal.trusted(path.with_name("scores.csv"), "key")
+    found = run_folder.trusted(path.with_name("scores.csv"), "key")
     assert found.batches == WHOLE[: len(found.batches)]
     return found.batches
 

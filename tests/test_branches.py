@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.engine.branches import Branches, KeysOnly, KeysTakenError
+from refusal_dial.engine.replay import Branches, KeysOnly, KeysTakenError
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.engine.changes import edited, restrict, stackable
+from refusal_dial.engine.replay import edited, restrict, stackable
 from refusal_dial.hooks import Add, Clamp, Edit, Operation, Project, Rotate, Set
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusal_dial.cli.command_line import host_and_port
 from refusal_dial.cli.flags import SteeringFlags
-from refusal_dial.cli.values import host_and_port
 from refusal_dial.common import DialError
 from refusal_dial.run import machines
 from refusal_dial.run.machines import (

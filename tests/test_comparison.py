@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_dial.stats.comparison import ADDED, CORRECTED, RANKED, fairest_p
 from refusal_dial.stats.p_values import holm, max_t_p, rank_p, smallest_ranked, standardised
-from refusal_dial.stats.summary import summarise
+from refusal_dial.stats.summary import ADDED, CORRECTED, RANKED, fairest_p, summarise
 
 KINDS = ("random", "covariance", "shuffled")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from refusal_dial.common import DialError
 from refusal_dial.directions.learning import Provenance, from_vector
-from refusal_dial.engine.changes import edited, restricted
+from refusal_dial.engine.replay import edited, restricted
 from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import AddIf, Detector, calibrate, steer, steer_if
 from refusal_dial.model.tokens import last_logits

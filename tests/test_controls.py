@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from refusal_dial.common import DialError
-from refusal_dial.directions.controls import (
+from refusal_dial.directions.learning import (
+    Direction,
+    Provenance,
     covariance_directions,
     flipped_direction,
     fold_directions,
     fold_numbers,
+    mean_diff,
     norm_matched,
     random_directions,
     shuffled_directions,
+    top_bottom,
     unrelated_direction,
 )
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 
 D = 128
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_dial.engine.changes import Rectangle
-from refusal_dial.engine.replay import Finals
+from refusal_dial.engine.replay import Finals, Rectangle
 
 
 def finals() -> Finals:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.command_line import at_least, parse_number
 from refusal_dial.cli.flags import (
     RELATIVE_ALPHAS,
     STEERABLE,
@@ -18,7 +19,6 @@ from refusal_dial.cli.flags import (
     SteeringFlags,
     StudyFlags,
 )
-from refusal_dial.cli.values import at_least, parse_number
 from refusal_dial.common import DialError
 
 LAW = settings(deadline=None, derandomize=True, max_examples=40)

@@ -12,8 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refusal_dial.common import DialError
-from refusal_dial.run.folder import append, close_log, finish, kept_batches, open_run, read_table
-from refusal_dial.run.journal import Batch, cut, record, trusted
+from refusal_dial.run.folder import (
+    Batch,
+    append,
+    close_log,
+    cut,
+    finish,
+    kept_batches,
+    open_run,
+    read_table,
+    record,
+    trusted,
+)
 
 SIZES = [2, 1, 3, 2]
 LAW = settings(

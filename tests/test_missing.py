@@ -18,7 +18,9 @@ from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import DialError
 from refusal_dial.hooks import steer
 from refusal_dial.run.folder import close_log, read_table
-from refusal_dial.stats.comparison import (
+from refusal_dial.stats.intervals import mean_interval
+from refusal_dial.stats.p_values import rank_p
+from refusal_dial.stats.summary import (
     BROKEN,
     NO_NUMBER,
     check_dropped_share,
@@ -28,8 +30,6 @@ from refusal_dial.stats.comparison import (
     finite_rank_p,
     mark_dropped,
 )
-from refusal_dial.stats.intervals import mean_interval
-from refusal_dial.stats.p_values import rank_p
 from refusal_dial.studies.base import load_study, prompt_rows
 from refusal_dial.studies.steering import conduct
 

@@ -22,8 +22,7 @@ from refusal_dial import directions
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import tokenize, tokens_hash
 from refusal_dial.run import job
-from refusal_dial.run.folder import close_log, key_of
-from refusal_dial.run.journal import record, trusted
+from refusal_dial.run.folder import close_log, key_of, record, trusted
 
 DATED = tiny.CHAT.replace("user\n{{", "user\n{{ strftime_now('%d %B %Y') }}\n{{")
 PLAIN = {"toxicity_steering", "analyze_layers", "conditional_toxicity"}  # no chat template is read

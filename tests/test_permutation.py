@@ -10,9 +10,8 @@ import torch
 from scipy.stats import ks_2samp, kstest
 
 from refusal_dial.common import DialError
-from refusal_dial.directions.controls import covariance_directions
-from refusal_dial.directions.learning import Provenance, from_vector
-from refusal_dial.stats.permutation import (
+from refusal_dial.directions.learning import Provenance, covariance_directions, from_vector
+from refusal_dial.stats.p_values import (
     contrast_weights,
     count_permutations,
     covariance_slopes,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from architectures import bridge, prompts
 
-from refusal_dial.engine.changes import NOTHING, changes, places_of, touches
 from refusal_dial.engine.recording import record_run
+from refusal_dial.engine.replay import NOTHING, changes, places_of, touches
 from refusal_dial.hooks import patch, steer
 
 

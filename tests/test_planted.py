@@ -16,7 +16,7 @@ from refusal_dial.cli.flags import PatchingFlags, SelectionFlags
 from refusal_dial.directions.learning import Provenance, caa, mean_diff, pca, probe, top_bottom
 from refusal_dial.engine.slopes import mean_gradients
 from refusal_dial.model.activations import collect, collect_positions
-from refusal_dial.stats.permutation import contrast_weights, slope_test
+from refusal_dial.stats.p_values import contrast_weights, slope_test
 from refusal_dial.studies.base import load_study
 from refusal_dial.studies.patching import conduct_patching, lay_out
 from refusal_dial.studies.selection import conduct_selection

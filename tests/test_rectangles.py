@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_dial.engine.changes import NOTHING, rectangles
+from refusal_dial.engine.replay import NOTHING, rectangles
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from refusal_dial.cli.command_line import CONTROL_KINDS
 from refusal_dial.cli.flags import RELATIVE_ALPHAS, SteeringFlags
-from refusal_dial.cli.values import CONTROL_KINDS
 from refusal_dial.common import DialError
 from refusal_dial.data.prompts import Prompt
 from refusal_dial.directions.learning import Provenance, from_vector

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_runs import small_run
 
+from refusal_dial.cli.command_line import parse_list
 from refusal_dial.cli.flags import StudyFlags, SubspaceFlags
-from refusal_dial.cli.values import parse_list
 from refusal_dial.directions.learning import overlap
 from refusal_dial.report.subspace import print_subspaces
 from refusal_dial.run.folder import read_table

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from refusal_dial.common import DialError
-from refusal_dial.stats.comparison import ADDED
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import rank_p
 from refusal_dial.stats.summary import (
+    ADDED,
     AXES,
     COLUMNS,
     SHIFT_INTERVAL,

@@ -14,8 +14,7 @@ import pytest
 from script_case import ROOT
 from small_runs import arguments
 
-from refusal_dial.run.folder import Run, read_config
-from refusal_dial.run.journal import trusted
+from refusal_dial.run.folder import Run, read_config, trusted
 
 RESUME = "interrupted: run the same command again to resume where it stopped"
 HANGS = 240  # seconds after which a process that did not end is stuck

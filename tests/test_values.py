@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_case import SCRIPTS, load
 
-from refusal_dial.cli.values import (
+from refusal_dial.cli.command_line import (
     BY_TYPE,
     parse_list,
     parse_number,

@@ -14,13 +14,15 @@ from refusal_dial.data.prompts import (
     of_subset,
     some_of_each,
 )
-from refusal_dial.directions.controls import (
+from refusal_dial.directions.learning import (
+    Direction,
     Learn,
+    Provenance,
     random_directions,
     shuffled_directions,
+    top_bottom,
     unrelated_direction,
 )
-from refusal_dial.directions.learning import Direction, Provenance, top_bottom
 from refusal_dial.model.loading import identity
 from refusal_dial.studies.base import Study, study_of
 

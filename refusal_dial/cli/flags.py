@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refusal_dial.cli.command_line import CONFIG_FLAG, argument, flag
-from refusal_dial.cli.values import (
+from refusal_dial.cli.command_line import (
+    CONFIG_FLAG,
     CONTROL_KINDS,
     address_of,
     alpha_of,
     alphas_of,
+    argument,
     at_least,
     choice,
     controls_of,
+    flag,
     formats_of,
     gpus_of,
     joined,

@@ -22,7 +22,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from refusal_dial.common import DialError, hook_name
-from refusal_dial.engine.branches import KeyValue, causal_rows
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.model.unhooked import UnfitError, Unhooked, unwrapped
 
@@ -148,6 +147,20 @@ class Sizes:
 
 SitePlace = tuple[str, int]
 """A site and its layer."""
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+def causal_rows(
+    mask: Tensor | None, prompts: Tensor, first: int, length: int, device: torch.device
+) -> Tensor | None:
+    """The mask's rows for queries `first`..`length`-1 of these prompts; None where all is seen."""
+    if mask is None:
+        if first == length - 1:
+            return None
+        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return seen[None, None, first:]
+    return mask[:, :, first:] if mask.shape[0] == 1 else mask[prompts, :, first:]
 
 
 @dataclass

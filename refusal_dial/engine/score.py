@@ -18,9 +18,17 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import ENGINES, DialError, Hook, hook_name, log, one_line, one_of
-from refusal_dial.engine.changes import KNOWN, Rectangle, places_of, restrict, touches
 from refusal_dial.engine.recording import Sizes, budget, record_run
-from refusal_dial.engine.replay import Replay, Stream, recorder
+from refusal_dial.engine.replay import (
+    KNOWN,
+    Rectangle,
+    Replay,
+    Stream,
+    places_of,
+    recorder,
+    restrict,
+    touches,
+)
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens, last_logits

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, hook_name, progress
-from refusal_dial.engine.changes import restrict
+from refusal_dial.engine.replay import restrict
 from refusal_dial.engine.score import Scorer, check_grid
 from refusal_dial.hooks import Edit
 from refusal_dial.model.loading import check_layers, check_site

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from refusal_dial.common import DialError, Hook
-from refusal_dial.engine.changes import KNOWN, restrict
+from refusal_dial.engine.replay import KNOWN, restrict
 from refusal_dial.engine.score import check_grid
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.tokens import Tokens

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, Pos, positions
-from refusal_dial.engine.changes import KNOWN, restrict
+from refusal_dial.engine.replay import KNOWN, restrict
 from refusal_dial.generate.decode import (
     CachedBatch,
     end_tokens,

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 
 from refusal_dial.cells import SteeringPlace, alphas_in, cells_at
+from refusal_dial.cli.command_line import parse_number, parse_text, parse_whole
 from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
-from refusal_dial.cli.values import parse_number, parse_text, parse_whole
 from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
 from refusal_dial.data.prompts import load_prompts, of_subset
-from refusal_dial.directions.controls import random_directions
 from refusal_dial.directions.files import direction_at
-from refusal_dial.directions.learning import Direction
+from refusal_dial.directions.learning import Direction, random_directions
 from refusal_dial.generate.decode import stream
 from refusal_dial.generate.trace import TokenTrace, token_traces
 from refusal_dial.model.loading import check_layers, check_site, load_model

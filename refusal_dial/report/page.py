@@ -44,8 +44,7 @@ from refusal_dial.report.theme import (
 )
 from refusal_dial.report.trace import trace_figure, trace_lines
 from refusal_dial.run.folder import versions_used
-from refusal_dial.stats.comparison import fairest_p
-from refusal_dial.stats.summary import GROUP
+from refusal_dial.stats.summary import GROUP, fairest_p
 from refusal_dial.stats.trade_off import trade_off
 from refusal_dial.studies.patching_summary import moved
 

@@ -33,14 +33,17 @@ from refusal_dial.report.theme import (
     styled,
     subset_colour,
 )
-from refusal_dial.stats.comparison import COMPARED_KINDS, CORRECTED, NULLS, fairest_p
 from refusal_dial.stats.summary import (
     CEILING,
+    COMPARED_KINDS,
+    CORRECTED,
     FLOOR,
     GROUP,
+    NULLS,
     PLACE,
     at_limit,
     distinct,
+    fairest_p,
     prompt_groups,
     random_band,
     verdict,

@@ -40,7 +40,7 @@ from refusal_dial.run.forecast import Forecast, estimate_time, print_forecast, w
 from refusal_dial.run.machines import Machines, check_machines, compute
 from refusal_dial.run.plan import Plan
 from refusal_dial.run.preview import preview, print_preview
-from refusal_dial.stats.comparison import (
+from refusal_dial.stats.summary import (
     check_dropped_share,
     dropped_reasons,
     mark_dropped,

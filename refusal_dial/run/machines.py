@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.cli.values import host_and_port
+from refusal_dial.cli.command_line import host_and_port
 from refusal_dial.common import DialError, log, one_line
 from refusal_dial.model.loading import DTYPES, QUANTIZED, device_of, identity, load_model
 from refusal_dial.run.folder import versions

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, format_value, terminal
 from refusal_dial.run.plan import Plan, compute_all
-from refusal_dial.stats.comparison import prediction_quality
+from refusal_dial.stats.summary import prediction_quality
 
 SAMPLE_PROMPTS, SAMPLE_CELLS = 16, 48
 """The part that is computed exactly too."""
@@ -74,7 +74,7 @@ def preview(model: TransformerBridge, plan: Plan) -> Preview:
 
 def errors(sample: pd.DataFrame) -> pd.DataFrame:
     """By distance of alpha (by site, where nothing was steered) how well the changes were
-    estimated: `n, correlation, error` of `stats.comparison.prediction_quality`."""
+    estimated: `n, correlation, error` of `stats.summary.prediction_quality`."""
     by = "alpha_relative" if "alpha_relative" in sample else "site"
     key = sample[by].abs().round(6) if by == "alpha_relative" else sample[by]
     moved = sample[(sample["exact"] != 0) | (sample["estimate"] != 0)]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from refusal_dial.common import SITES, DialError, format_value
 from refusal_dial.data.prompts import SUBSETS
-from refusal_dial.stats.comparison import COMPARED_KINDS
+from refusal_dial.stats.summary import COMPARED_KINDS
 
 # --------------------------------------------------------------------------------------------------
 # The columns of a run's tables: what is text, what is a number, and what each kind of table has.

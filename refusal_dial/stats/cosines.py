@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_dial.stats.intervals import LEVEL, Floats, expanded
-from refusal_dial.stats.p_values import N_PERMUTATIONS
-from refusal_dial.stats.permutation import contrast_weights
+from refusal_dial.stats.p_values import N_PERMUTATIONS, contrast_weights
 
 Places = NDArray[np.int64]
 

@@ -24,22 +24,31 @@ from refusal_dial.cells import Cell
 from refusal_dial.cli.flags import CALIBRATION_PARTS, CalibrationFlags, ContinuationFlags
 from refusal_dial.common import DialError, DryRun
 from refusal_dial.data.prompts import Prompt, extremes, of_subset
-from refusal_dial.directions.controls import (
+from refusal_dial.directions.learning import (
+    Direction,
+    Provenance,
     covariance_directions,
     flipped_direction,
+    mean_diff,
     random_directions,
     shuffled_directions,
+    top_bottom,
 )
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.decode import decoding_of
 from refusal_dial.run.folder import check_out
 from refusal_dial.run.job import Close, begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Parts, Plan, Task, batches
-from refusal_dial.stats.comparison import CORRECTED, NULLS, RANKED, compared
 from refusal_dial.stats.intervals import LEVEL, Floats, auc, mean_interval, rate_interval, shares
-from refusal_dial.stats.p_values import holm, max_t_p, rank_p, sign_flip_p
-from refusal_dial.stats.permutation import contrast_weights, slope_test
+from refusal_dial.stats.p_values import (
+    contrast_weights,
+    holm,
+    max_t_p,
+    rank_p,
+    sign_flip_p,
+    slope_test,
+)
+from refusal_dial.stats.summary import CORRECTED, NULLS, RANKED, compared
 from refusal_dial.studies.base import Study, load_study, study_settings
 from refusal_dial.studies.continuation import (
     Conducted,

@@ -54,8 +54,8 @@ from refusal_dial.run.plan import (
     some_of,
     tasks_over,
 )
-from refusal_dial.stats.comparison import finite_intervals, finite_means, widened
 from refusal_dial.stats.intervals import mean_interval, rate_interval
+from refusal_dial.stats.summary import finite_intervals, finite_means, widened
 from refusal_dial.studies.base import Study, load_study, measured_on, study_settings
 from refusal_dial.studies.steering import (
     SCORE_ORDER,

@@ -40,8 +40,13 @@ from refusal_dial.cli.flags import MACHINES, ContinuationFlags, SparingFlags
 from refusal_dial.common import DialError, DryRun, log, write_whole
 from refusal_dial.data.openings import BENIGN, CHALLENGING, Openings, load_openings
 from refusal_dial.data.prompts import CHOOSE, REPORT, Prompt, data_hash, holdout_split, of_subset
-from refusal_dial.directions.controls import random_directions, shuffled_directions
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff
+from refusal_dial.directions.learning import (
+    Direction,
+    Provenance,
+    mean_diff,
+    random_directions,
+    shuffled_directions,
+)
 from refusal_dial.generate.completions import completion_rows
 from refusal_dial.generate.decode import Decoding, decoding_of
 from refusal_dial.generate.trace import MOST_TRACED, dial_traces
@@ -53,10 +58,9 @@ from refusal_dial.run.folder import TOKENS, Run, check_out, read_config, read_ta
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import CellPlan, Task, generation_memory, some_of, tasks_over
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
-from refusal_dial.stats.comparison import fair_ranks, finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
-from refusal_dial.stats.summary import AXES, GROUP
+from refusal_dial.stats.summary import AXES, GROUP, fair_ranks, finite_intervals, finite_means
 
 # --------------------------------------------------------------------------------------------------
 # A study of continuations, opened: model, openings, and a direction a layer with its scale.

@@ -5,7 +5,7 @@ does its slope tell what the dial does?
 
 `v(place)` is the mean activation there of one group of prompts minus that of another. One backward
 pass gives the slope at every place; 10,000 permutations of the labels, the same at every place,
-give its p (`stats.permutation`). Two sets of labels, each a map of its own:
+give its p (`stats.p_values`). Two sets of labels, each a map of its own:
 
     scores     the EDGE prompts scored highest against those scored lowest
     contrast   HARMFUL against BENIGN prompts, whose labels the score had no part in
@@ -29,16 +29,15 @@ from refusal_dial.cells import BASELINE, Cell, SteeringPlace, alphas_in, cells_a
 from refusal_dial.cli.flags import MapFlags
 from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
-from refusal_dial.directions.controls import covariance_directions
-from refusal_dial.directions.learning import Provenance, from_vector
+from refusal_dial.directions.learning import Provenance, covariance_directions, from_vector
 from refusal_dial.engine.slopes import Key, mean_gradients
 from refusal_dial.model.activations import collect, collect_positions, nothing
 from refusal_dial.model.loading import check_layers
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, SweepPlan, some_of
-from refusal_dial.stats.comparison import prediction_quality
-from refusal_dial.stats.permutation import contrast_weights, slope_test
+from refusal_dial.stats.p_values import contrast_weights, slope_test
+from refusal_dial.stats.summary import prediction_quality
 from refusal_dial.studies.base import Study, prompt_rows, study_settings
 from refusal_dial.studies.selection import template_positions
 from refusal_dial.studies.steering import SCORE_ORDER
@@ -163,7 +162,7 @@ def check_cells(
 
 def agreement(measured: pd.DataFrame, estimated: pd.DataFrame) -> pd.DataFrame:
     """A row per layer and alpha, over its directions: how well the change of the mean score was
-    predicted (`stats.comparison.prediction_quality`). `estimated` are the rows of `measured` as the
+    predicted (`stats.summary.prediction_quality`). `estimated` are the rows of `measured` as the
     gradient has them (`SweepPlan.estimate`)."""
     place = ["layer", "alpha_relative", "seed"]
     base = float(measured.loc[measured["direction"] == "baseline", "score"].mean())

@@ -45,8 +45,7 @@ from refusal_dial.cli.flags import (
 )
 from refusal_dial.common import DialError, log
 from refusal_dial.data.prompts import Prompt, extremes, of_subset, some_of_each
-from refusal_dial.directions.controls import random_directions
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff
+from refusal_dial.directions.learning import Direction, Provenance, mean_diff, random_directions
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.run.folder import Run

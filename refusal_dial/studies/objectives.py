@@ -37,16 +37,15 @@ from refusal_dial.data.prompts import (
     of_subset,
     some_of_each,
 )
-from refusal_dial.directions.controls import random_directions
-from refusal_dial.directions.learning import Direction, overlap
+from refusal_dial.directions.learning import Direction, overlap, random_directions
 from refusal_dial.generate.decode import decoding_of
 from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS, Run
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Parts, SweepPlan, Task
-from refusal_dial.stats.comparison import finite_intervals, finite_means
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import sign_flip_p
+from refusal_dial.stats.summary import finite_intervals, finite_means
 from refusal_dial.studies.base import Study, study_of
 from refusal_dial.studies.continuation import (
     ContinuationPlan,

@@ -15,10 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from refusal_dial.stats.comparison import finite_means
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import benjamini_hochberg, sign_flip_p
-from refusal_dial.stats.summary import AXES, GROUP, distinct
+from refusal_dial.stats.summary import AXES, GROUP, distinct, finite_means
 
 PATCH_CELL = ["direction", "seed", "layer", "site", "way", "role", "head", "neuron"]
 

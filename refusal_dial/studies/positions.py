@@ -35,8 +35,7 @@ from refusal_dial.cells import (
 from refusal_dial.cli.flags import PositionFlags
 from refusal_dial.common import DialError, Hook, Pos
 from refusal_dial.data.prompts import Prompt, holdout_split, of_subset, some_of_each
-from refusal_dial.directions.controls import random_directions
-from refusal_dial.directions.learning import Direction, top_bottom
+from refusal_dial.directions.learning import Direction, random_directions, top_bottom
 from refusal_dial.generate.decode import Decoding
 from refusal_dial.hooks import steer
 from refusal_dial.model.activations import collect_positions, nothing

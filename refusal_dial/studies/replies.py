@@ -76,17 +76,16 @@ from refusal_dial.scoring.judges import (
     judge_report,
     substring,
 )
-from refusal_dial.stats.comparison import (
+from refusal_dial.stats.intervals import mean_interval, rate_interval
+from refusal_dial.stats.p_values import contrast_weights, holm, sign_flip_p, slope_test
+from refusal_dial.stats.summary import (
+    GROUP,
     check_dropped_share,
     fair_ranks,
     finite_intervals,
     finite_means,
     widened,
 )
-from refusal_dial.stats.intervals import mean_interval, rate_interval
-from refusal_dial.stats.p_values import holm, sign_flip_p
-from refusal_dial.stats.permutation import contrast_weights, slope_test
-from refusal_dial.stats.summary import GROUP
 from refusal_dial.studies.base import Study, prompt_tokens, study_settings
 from refusal_dial.studies.steering import (
     cells_beside_random,
@@ -289,7 +288,7 @@ def contrast_slopes(
     vectors: Sequence[Direction],
     held_out: Sequence[Prompt],
 ) -> pd.DataFrame:
-    """The primary test of `stats.permutation` for contrast vectors: a row per layer. The score is
+    """The primary test of `stats.p_values` for contrast vectors: a row per layer. The score is
     that of the next token, on prompts that no pair has; the labels positive and negative are
     permuted within each pair."""
     # 1. The gradient at every place, and the activations of both sides.

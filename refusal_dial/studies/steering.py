@@ -30,23 +30,26 @@ from refusal_dial.cells import (
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import without_nan
 from refusal_dial.data.prompts import Prompt, data_hash, extremes, holdout_split, of_subset
-from refusal_dial.directions.controls import (
+from refusal_dial.directions.files import check_fits
+from refusal_dial.directions.learning import (
+    Direction,
+    Provenance,
     covariance_directions,
     flipped_direction,
     fold_directions,
     fold_numbers,
+    mean_diff,
     random_directions,
     shuffled_directions,
+    top_bottom,
     unrelated_direction,
 )
-from refusal_dial.directions.files import check_fits
-from refusal_dial.directions.learning import Direction, Provenance, mean_diff, top_bottom
 from refusal_dial.engine.slopes import Key, mean_gradients
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
-from refusal_dial.stats.permutation import PERMUTATIONS, contrast_weights, slope_test
+from refusal_dial.stats.p_values import PERMUTATIONS, contrast_weights, slope_test
 from refusal_dial.stats.summary import SHIFT_INTERVAL, summarise, verdict
 from refusal_dial.studies.base import Study, provenance_of, study_settings
 
@@ -296,7 +299,7 @@ def parts_of(
 #     slope = mean over held-out prompts of d score / d alpha at alpha = 0
 #
 # against the slopes of directions from 10,000 permutations of the training labels (see
-# `stats.permutation`). The directions at finite alphas beside it are pictures.
+# `stats.p_values`). The directions at finite alphas beside it are pictures.
 
 
 NOTHING_HELD_OUT = "every EDGE prompt was learned from: hold some out (--controls holdout)"

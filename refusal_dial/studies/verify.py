@@ -44,15 +44,17 @@ from refusal_dial.data.prompts import (
     load_prompts,
     some_of_each,
 )
-from refusal_dial.directions.controls import (
+from refusal_dial.directions.files import check_fits, read_direction
+from refusal_dial.directions.learning import (
+    Direction,
     covariance_directions,
+    mean_diff,
     norm_matched,
     random_directions,
     shuffled_directions,
+    top_bottom,
     unrelated_direction,
 )
-from refusal_dial.directions.files import check_fits, read_direction
-from refusal_dial.directions.learning import Direction, mean_diff, top_bottom
 from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.generate.likelihood import kl_per_token, nll
 from refusal_dial.model.tokens import Tokens
@@ -68,7 +70,7 @@ from refusal_dial.run.plan import (
     tasks_over,
 )
 from refusal_dial.stats.intervals import Floats
-from refusal_dial.stats.permutation import contrast_weights
+from refusal_dial.stats.p_values import contrast_weights
 from refusal_dial.studies.base import Study, load_study, measured_on
 
 # --------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ class VerificationStudy:
 
     @property
     def labels(self) -> Floats | None:
-        """The weights of the labels that the direction was learned from (see `stats.permutation`);
+        """The weights of the labels that the direction was learned from (see `stats.p_values`);
         None where it does not say, or is not what they teach."""
         one, given = self.learned_from, self.given
         ids = {prompt.id for prompt in self.learn if prompt.subset in one.subsets}

@@ -23,13 +23,12 @@ from scipy import stats as scipy_stats
 from refusal_dial import stats
 from refusal_dial.cli.flags import VerifyFlags
 from refusal_dial.common import without_nan
-from refusal_dial.directions.controls import fold_directions, fold_numbers, shuffled_directions
+from refusal_dial.directions.learning import fold_directions, fold_numbers, shuffled_directions
 from refusal_dial.engine.slopes import gradients
 from refusal_dial.run.folder import Run, read_verdict
 from refusal_dial.run.job import begin, carry_out
 from refusal_dial.stats.intervals import Floats
-from refusal_dial.stats.p_values import holm
-from refusal_dial.stats.permutation import PERMUTATIONS, covariance_slopes, slope_test
+from refusal_dial.stats.p_values import PERMUTATIONS, covariance_slopes, holm, slope_test
 from refusal_dial.studies.base import study_settings
 from refusal_dial.studies.verify import (
     Measurements,

@@ -205,8 +205,7 @@ def disturb(
 
 def vouched(out: Path) -> int:
     """Rows that are whole on the disk, by the journal."""
-    from refusal_dial.run.folder import Run, read_config
-    from refusal_dial.run.journal import trusted
+    from refusal_dial.run.folder import Run, read_config, trusted
 
     if not (out / "config.json").is_file():
         return 0
