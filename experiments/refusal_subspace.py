@@ -21,6 +21,7 @@ def main(flags: SubspaceFlags) -> None:
     run, summary = conduct_subspaces("refusal_subspace", study, flags)
     print_subspaces(summary)
     print(f"run: {run.folder}")
+    print(f"plot it: python scripts/plot_subspaces.py {run.folder}")
     print(f"report: python scripts/report.py {run.folder}")
 
 

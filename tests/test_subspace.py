@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import planted
 import pytest
 import torch
+from script_case import load
 from small_runs import small_run
 
 from refusal_dial.cli.command_line import parse_list
-from refusal_dial.cli.flags import StudyFlags, SubspaceFlags
+from refusal_dial.cli.flags import PlotFlags, StudyFlags, SubspaceFlags
 from refusal_dial.directions.learning import overlap
+from refusal_dial.report.page import figures_of, verdict_lines
+from refusal_dial.report.reading import read_run
 from refusal_dial.report.subspace import print_subspaces
 from refusal_dial.run.folder import read_table
 from refusal_dial.run.plan import compute_all
@@ -146,6 +151,9 @@ def test_on_two_planted_ways_both_pay_at_equal_damage_and_random_axes_do_not(two
     assert harmful.loc[("planted", 1, 0.0)]["refusal_rate"] == 0.5  # the other half of the prompts
     assert harmful.loc[("random", 2, 0.0)]["refusal_rate"] == 1
     assert not harmful.loc[("random", 2, 0.0)]["gain_lo"] > 0
+    # The planted axes have a writer each, and do not see each other's removal.
+    assert both["dependence"] < 1e-5 < harmful.loc[("random", 2, 0.0)]["dependence"]
+    assert harmful["dependence"].notna().sum() == 3  # of two axes alone
     again = harmful.loc[("mixed", 2, 0.0)]["score_mean"]  # the same span, in another order
     assert again == pytest.approx(both["score_mean"], abs=1e-3)
     print_subspaces(summary)
@@ -196,6 +204,20 @@ def test_a_small_run_is_read_back(small_material, capsys):
     assert set(summary["direction"]) == {"baseline", "iterated", "cone", "random"}
     base = summary[summary["direction"] == "baseline"]
     assert (base["kl"] == 0).all()
+
+
+def test_the_page_and_the_figure_of_a_small_run_say_which_ways_pay(small_material, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(small_run(small_material, "refusal_subspace").folder, folder)
+    reading = read_run(folder)
+    assert reading.kind == "subspaces"
+    lines = verdict_lines(reading)
+    assert [line.about for line in lines] == ["iterated, 2 axes", "cone, 2 axes"]
+    assert all("the removal of one axis moves" in line.effect for line in lines)
+    assert all(line.controls.startswith("random axes:") for line in lines)
+    assert set(figures_of(reading)) == {"subspaces"}
+    load("plot_subspaces").main(PlotFlags(run=str(folder)))
+    assert (folder / "subspaces.html").stat().st_size > 1000
 
 
 def test_every_way_that_is_offered_has_a_loss():

@@ -878,7 +878,7 @@ class SubspaceFlags(StudyFlags):
     layer: int = flag(16, "the layer of the mean difference", at_least(0, parse_whole))
     k: int = flag(2, "dimensions, at most", at_least(1, parse_whole))
     ways: tuple[str, ...] = flag(
-        ("span", "cone"),
+        LEARNED_WAYS,
         f"learned by gradient: a list of {', '.join(LEARNED_WAYS)}; or none",
         _ways,
     )

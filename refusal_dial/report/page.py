@@ -32,6 +32,7 @@ from refusal_dial.report.steering import (
     slope_sentences,
     trade_off_curves,
 )
+from refusal_dial.report.subspace import subspace_figure, subspace_sentences
 from refusal_dial.report.theme import (
     SCORE_AXIS,
     in_norms,
@@ -78,6 +79,8 @@ def verdict_lines(reading: RunReading) -> list[VerdictLine]:
         return [VerdictLine(*map_sentence(part), "") for _, part in parts]
     if reading.kind == "kinds":
         return [VerdictLine(*line) for line in kind_lines(summary)]
+    if reading.kind == "subspaces":
+        return [VerdictLine(*line) for line in subspace_sentences(summary)]
     if reading.kind == "decomposition":
         found = decomposition_sentences(summary, reading.verdict)
         return [VerdictLine(*line, "") for line in found]
@@ -318,6 +321,9 @@ def _wanted(reading: RunReading) -> dict[str, Draw]:
     if reading.kind == "kinds":
         asked = title_of(reading.config, "Kinds of refusal")
         return {"kinds": lambda: kinds_figure(summary, asked)}
+    if reading.kind == "subspaces":
+        asked = title_of(reading.config, "When more than one dimension pays")
+        return {"subspaces": lambda: subspace_figure(summary, asked)}
     if reading.kind == "map":
         asked = title_of(reading.config, "Where a direction turns refusal")
         return {"map": lambda: map_figure(summary, asked)}

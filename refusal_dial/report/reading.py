@@ -28,6 +28,7 @@ from refusal_dial.run.schema import (
     REPLY_COLUMNS,
     REPLY_ROWS,
     SCORES,
+    SUBSPACES,
     SUMMARY,
     check_config,
     check_table,
@@ -119,6 +120,7 @@ RUN_KINDS = {
     "map": (SCORES, MAP_COLUMNS),
     "kinds": (KIND_ROWS, KIND_COLUMNS),
     "decomposition": (("prompt_id", "score", "measure"), DECOMPOSITION),
+    "subspaces": (("prompt_id", "score", "measure"), SUBSPACES),
     "scores": (SCORES, SUMMARY),
 }
 """Which columns of scores.csv and of summary.csv a report of each kind of run is made of."""
@@ -147,12 +149,14 @@ class RunReading:
     @property
     def kind(self) -> str:
         """What was measured: `patching`, judged `replies`, `continuations`, `scores`, a `map` of
-        slopes, a `decomposition`, `kinds`, or something `other`, whose rows have no baseline or
-        whose summary has no groups of prompts."""
+        slopes, a `decomposition`, `kinds`, `subspaces`, or something `other`, whose rows have no
+        baseline or whose summary has no groups of prompts."""
         if "labels" in self.summary:
             return "map"
         if {"share", "repair"} <= set(self.summary):
             return "decomposition"
+        if {"gain", "push"} <= set(self.summary):
+            return "subspaces"
         if {"kind", "other"} & set(self.summary):
             return "kinds"
         if not {"subset", "split"} & set(self.summary):

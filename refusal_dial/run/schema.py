@@ -38,7 +38,7 @@ TEXT_COLUMN_NAMES = {
 }
 TEXT_COLUMN_NAMES |= {"way", "role", "token", "stop", "completion", "reason", "measure"}
 TEXT_COLUMN_NAMES |= {"thought", "thought_end", "prompts", "labels"}
-TEXT_COLUMN_NAMES |= {"ablated", "kind", "other", "later", "dest_role", "top_source_role"}
+TEXT_COLUMN_NAMES |= {"beside", "ablated", "kind", "other", "later", "dest_role", "top_source_role"}
 
 WHOLE = {"seed", "layer", "pos", "head", "neuron", "sample"}
 
@@ -142,6 +142,13 @@ KIND_COLUMNS = (
     *("ceiling", "p_holm", "whole", "reach"),
 )
 """Those of the rows and of the summary of kinds: a line for every two kinds and measure."""
+
+SUBSPACES = (
+    *("direction", "seed", "k", "push", "subset", "n", "score_mean", "score_lo", "score_hi"),
+    *("refusal_rate", "rate_lo", "rate_hi", "kl", "gain", "gain_lo", "gain_hi", "beside"),
+    *("dependence", "dependence_lo", "dependence_hi"),
+)
+"""Those of the summary of subspaces that are removed."""
 
 DECOMPOSITION = (
     *("layer", "kind", "unit", "dest_role", "n", "write_refused", "write_complied"),
@@ -348,8 +355,9 @@ def _check_cells(path: Path, frame: pd.DataFrame, needed: Sequence[str]) -> None
                 "none, and only the baseline may"
             )
     columns = [str(name) for name in frame]
-    # alpha is strength * step; rho is what was planted in a calibration
-    axes = ALPHA_COLUMNS - {"alpha" if "strength" in frame else ""} | {"rho"}
+    # alpha is strength * step; rho is what was planted in a calibration, push how far one direction
+    # is taken beyond 0
+    axes = ALPHA_COLUMNS - {"alpha" if "strength" in frame else ""} | {"rho", "push"}
     floats = {name for name in columns if pd.api.types.is_float_dtype(frame[name])}
     named = [
         name

@@ -114,28 +114,37 @@ def addition_loss(lesson: Lesson, unit: Float[Tensor, " d_model"]) -> Float[Tens
 
 
 def dependence(lesson: Lesson, directions: Axes) -> Float[Tensor, ""]:
-    """How far the ablation of one axis moves what is read along another: over pairs (r, v), layers
-    and harmful prompts, `mean |cos(h, v) - cos(h without r, v)|`, at the last token: 0 where the
-    axes are representationally independent (Wollschlaeger et al. 2025)."""
-    plain = _read(lesson, ())
-    moved = [
-        (_cosines(plain, v) - _cosines(_read(lesson, ablate_everywhere(r, lesson.n_layers)), v))
-        for i, r in enumerate(directions)
-        for j, v in enumerate(directions)
-        if i != j
-    ]
-    return torch.stack([one.abs().mean() for one in moved]).mean() if moved else plain.sum() * 0
+    """The mean of `reading_moved` over the harmful prompts: a loss."""
+    return reading_moved(lesson.model, lesson.harmful, directions).mean()
 
 
-def _read(lesson: Lesson, hooks: Sequence[Hook]) -> Float[Tensor, "layer batch d_model"]:
+def reading_moved(
+    model: TransformerBridge, tokens: Tokens, directions: Axes
+) -> Float[Tensor, " batch"]:
+    """How far the ablation of one axis moves what is read along another, prompt by prompt: over
+    pairs (r, v) and layers, `mean |cos(h, v) - cos(h without r, v)|`, at the last token. 0 where
+    the axes are representationally independent (Wollschlaeger et al. 2025), and of one axis."""
+    plain = _read(model, tokens, ())
+    total, pairs = plain.new_zeros(len(tokens)), len(directions) * (len(directions) - 1)
+    for i, r in enumerate(directions if pairs else ()):
+        without = _read(model, tokens, ablate_everywhere(r, int(model.cfg.n_layers)))
+        for j, v in enumerate(directions):
+            if i != j:
+                total = total + (_cosines(plain, v) - _cosines(without, v)).abs().mean(0)
+    return total / max(1, pairs)
+
+
+def _read(
+    model: TransformerBridge, tokens: Tokens, hooks: Sequence[Hook]
+) -> Float[Tensor, "layer batch d_model"]:
     """The residual stream after every block, last token, under hooks."""
     seen: list[Tensor] = []
 
     def keep(activation: Tensor, hook: Any) -> None:
         seen.append(activation[:, -1])
 
-    names = [hook_name("resid_post", n) for n in range(lesson.n_layers)]
-    _logits(lesson.model, lesson.harmful, [*hooks, *((name, keep) for name in names)])
+    names = [hook_name("resid_post", n) for n in range(int(model.cfg.n_layers))]
+    _logits(model, tokens, [*hooks, *((name, keep) for name in names)])
     return torch.stack(seen)
 
 
@@ -234,13 +243,25 @@ def iterated_removal(lesson: Lesson, k: int, batch_size: int = 64) -> Axes:
 # Cells: every way at every k, one direction pushed beyond 0, and random axes as many.
 
 
-def _cell(
-    layer: int, direction: str, seed: int | None, k: int, push: float, hooks: Sequence[Hook]
-) -> Cell:
+@dataclass(frozen=True, eq=False)
+class RemovalCell(Cell):
     """What is removed: the way it was found, of how many dimensions, and how far one direction is
-    pushed beyond 0 (in mean residual norms)."""
+    pushed beyond 0 (in mean residual norms); `axes` where there are several."""
+
+    axes: Axes | None = None
+
+
+def _cell(
+    layer: int,
+    direction: str,
+    seed: int | None,
+    k: int,
+    push: float,
+    hooks: Sequence[Hook],
+    axes: Axes | None = None,
+) -> RemovalCell:
     labels = {"direction": direction, "seed": seed, "k": k, "push": push, "layer": layer}
-    return Cell(labels, tuple(hooks))
+    return RemovalCell(labels, tuple(hooks), axes if k > 1 else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,13 +311,15 @@ def study_subspaces(study: Study, flags: SubspaceFlags) -> SubspaceStudy:
     return SubspaceStudy(study, tuple(train), tuple(test), found)
 
 
-def subspace_cells(opened: SubspaceStudy, flags: SubspaceFlags) -> list[Cell]:
+def subspace_cells(opened: SubspaceStudy, flags: SubspaceFlags) -> list[RemovalCell]:
     """The model as it is; every way at every k; of k = 1 every push; and random axes at every k."""
     n_layers, norm = int(opened.model.cfg.n_layers), opened.study.residual_norm(flags.layer)
     cell = partial(_cell, flags.layer)
     cells = [cell("baseline", None, 0, 0.0, ())]
     for way, each in opened.found.items():
-        cells += [cell(way, None, k, 0.0, removing(one, n_layers)) for k, one in enumerate(each, 1)]
+        cells += [
+            cell(way, None, k, 0.0, removing(one, n_layers), one) for k, one in enumerate(each, 1)
+        ]
         for push in flags.pushes:
             layers = range(flags.layer, n_layers)
             beyond = [clamp(each[0][0], -push * norm, layer=layer) for layer in layers]
@@ -306,12 +329,14 @@ def subspace_cells(opened: SubspaceStudy, flags: SubspaceFlags) -> list[Cell]:
     for seed in range(flags.n_random):
         drawn = orthonormal(torch.randn(flags.k, width, generator=generator))
         for k in range(1, flags.k + 1):
-            cells.append(cell("random", seed, k, 0.0, removing(drawn[:k], n_layers)))
+            some = drawn[:k]
+            cells.append(cell("random", seed, k, 0.0, removing(some, n_layers), some))
     return cells
 
 
 # --------------------------------------------------------------------------------------------------
-# Rows: the score of every prompt under every cell, and of BENIGN ones the KL at the last token.
+# Rows: the score of every prompt under every cell; of BENIGN ones the KL at the last token, and of
+# HARMFUL ones how far the removal of one of several axes moves what is read along another.
 
 
 SUBSPACE_ORDER = ["direction", "seed", "k", "push", "layer", "prompt_id", "subset", "split"]
@@ -320,21 +345,26 @@ SUBSPACE_ORDER += ["score", "measure"]
 
 @dataclass(frozen=True, eq=False)
 class SubspacePlan(CellPlan):
-    """Scores and KL of prompts under cells, a task some prompts under all of them."""
+    """What is measured of prompts under cells, a task some prompts under all of them."""
 
+    cells: Sequence[RemovalCell]
     scorer: Scorer
     budget: Budget
 
     @property
     def tasks(self) -> list[Task]:
-        n = len(self.cells)
-        return [
-            Task(n * (len(some) + self._benign(some)), some, range(n))
-            for some in batches(len(self.rows), self.budget.batch_size)
-        ]
+        n, several = len(self.cells), len(self._several)
+        found = []
+        for some in batches(len(self.rows), self.budget.batch_size):
+            subset = self.rows["subset"].iloc[some.start : some.stop]
+            benign, harmful = (int((subset == name).sum()) for name in ("BENIGN", "HARMFUL"))
+            found.append(Task(n * (len(some) + benign) + several * harmful, some, range(n)))
+        return found
 
-    def _benign(self, some: range) -> int:
-        return int((self.rows["subset"].iloc[some.start : some.stop] == "BENIGN").sum())
+    @property
+    def _several(self) -> list[RemovalCell]:
+        """The cells of more than one axis."""
+        return [cell for cell in self.cells if cell.axes is not None]
 
     @property
     def grid(self) -> Grid:
@@ -345,11 +375,25 @@ class SubspacePlan(CellPlan):
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
         tokens, rows = self.part(model, task)
         frames = [self._measured(model, tokens, rows, "score", self.scorer)]
-        benign = [i for i, subset in enumerate(rows["subset"]) if subset == "BENIGN"]
+        benign, harmful = (
+            [i for i, subset in enumerate(rows["subset"]) if subset == name]
+            for name in ("BENIGN", "HARMFUL")
+        )
         if benign:
             some = tokens.chosen(benign)
             moved = partial(kl_from, base=last_logits(model, some))
             frames.append(self._measured(model, some, rows.iloc[benign], "kl", moved))
+        if harmful and self._several:
+            some = tokens.chosen(harmful)
+            with torch.no_grad():
+                values = [
+                    reading_moved(model, some, cell.axes.to(some.ids.device)).double().cpu()
+                    for cell in self._several
+                    if cell.axes is not None
+                ]
+            about = rows.iloc[harmful].assign(measure="dependence")
+            found = torch.stack(values).numpy()
+            frames.append(cell_rows(self._several, about, found, SUBSPACE_ORDER))
         return pd.concat(frames, ignore_index=True)
 
     def _measured(
@@ -384,7 +428,8 @@ REMOVED = ["direction", "seed", "k", "push"]
 def summarise_subspaces(rows: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd.DataFrame:
     """A row per cell and subset: `score_mean`, `refusal_rate`, each with its interval; `kl` on
     BENIGN; and of HARMFUL at k over 1 `gain` over one direction at equal damage, with its ends
-    `gain_lo` and `gain_hi`, and which way `beside` was the best.
+    `gain_lo` and `gain_hi`, and which way `beside` was the best; and `dependence` (0 where the axes
+    are independent, see `reading_moved`) with its ends.
     """
     damage = (
         rows[rows["measure"] == "kl"].groupby(REMOVED, sort=False, dropna=False)["score"].mean()
@@ -404,7 +449,7 @@ def summarise_subspaces(rows: pd.DataFrame, threshold: float = 0.0, seed: int = 
         table["rate_lo"], table["rate_hi"] = rate_interval(hits).T
         table["kl"] = damage.to_numpy().clip(min=0)  # its small constant may leave -1e-6
         if subset == "HARMFUL":
-            table = _with_gain(table, values, seed)
+            table = _with_dependence(_with_gain(table, values, seed), rows, seed)
         found.append(table)
     return pd.concat(found, ignore_index=True)
 
@@ -426,6 +471,19 @@ def _with_gain(table: pd.DataFrame, values: Floats, seed: int) -> pd.DataFrame:
     ends = mean_interval(gains, seed=seed)
     gain = {"gain": gains.mean(1), "gain_lo": ends[:, 0], "gain_hi": ends[:, 1]}
     return table.assign(**gain, beside=beside)
+
+
+def _with_dependence(table: pd.DataFrame, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The mean over prompts, with its interval, of every cell that it was measured of."""
+    part = rows[rows["measure"] == "dependence"]
+    number = part.groupby(REMOVED, sort=False, dropna=False).ngroup()
+    part = part.assign(cell=number)
+    about = part[~part["cell"].duplicated()][REMOVED].reset_index(drop=True)
+    values = part.pivot(index="cell", columns="prompt_id", values="score").to_numpy()
+    ends = mean_interval(values, seed=seed) if len(about) else np.empty((0, 2))
+    mean = {"dependence": values.mean(1) if len(about) else np.empty(0)}
+    found = about.assign(**mean, dependence_lo=ends[:, 0], dependence_hi=ends[:, 1])
+    return table.merge(found, on=REMOVED, how="left")
 
 
 def _within(curve: pd.DataFrame, values: Floats, kl: float) -> list[Floats]:
