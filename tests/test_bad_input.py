@@ -270,6 +270,15 @@ def test_a_folder_that_is_no_run_is_refused_before_the_model_is_read(path, run, 
     assert "is not a run folder: it has no config.json" in line
 
 
+@pytest.mark.parametrize("path", taking("workers"), **name)
+def test_workers_of_no_cluster_are_refused_before_the_model_is_read(path, run, tmp_path):
+    direction = tmp_path / "unit.pt"
+    torch.save(torch.nn.functional.one_hot(torch.tensor(0), 8).float(), direction)
+    given = [str(direction), "--layer", "1"] if required(path) else []
+    line = run(path, *given, "--model", "/nowhere", "--workers", "2").line
+    assert line == "error: --workers 2 is for --executor ray: give both, or neither"
+
+
 @pytest.fixture
 def nobody():
     """The process is still root's, but may write what a user who owns nothing may write, as

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import pandas as pd
 import pytest
@@ -74,7 +76,7 @@ class CostlyPlan:
 def test_a_plan_that_costs_what_it_says_is_estimated_exactly(qwen, prompt, cell, prompts, cells):
     clock = Clock()
     plan = CostlyPlan(clock, prompt, cell, prompts, cells)
-    found = estimate_time(qwen, plan, clock)
+    found = estimate_time(qwen, plan, clock, clock)
     assert clock.now <= LIMIT + 1e-6
     if cells > 1:  # of one cell nobody can tell what is its own
         assert found.seconds == pytest.approx(prompts * (prompt + cell * cells), rel=1e-6)
@@ -84,8 +86,33 @@ def test_a_plan_that_costs_what_it_says_is_estimated_exactly(qwen, prompt, cell,
 
 def test_timing_stops_growing_where_it_can_be_told_from_noise(qwen):
     clock = Clock()
-    found = estimate_time(qwen, CostlyPlan(clock, 0.01, 0.01, 1000, 1000), clock)
+    found = estimate_time(qwen, CostlyPlan(clock, 0.01, 0.01, 1000, 1000), clock, clock)
     assert clock.now < found.seconds / 500
+
+
+@dataclass(frozen=True, eq=False)
+class InterruptedPlan(CostlyPlan):
+    """The same on a machine that does other things too: the clock of the wall goes faster than the
+    processor's (`clock`), by another factor every time."""
+
+    wall: Clock
+    factors: Iterator[float]
+
+    def compute(self, model, task):
+        before = self.clock.now
+        frame = super().compute(model, task)
+        self.wall.now += next(self.factors) * (self.clock.now - before)
+        return frame
+
+
+def test_what_else_the_machine_does_makes_a_run_long_and_no_cell_dear(qwen):
+    """What a cell adds is told from the processor's time: on the wall's it would be noise, times
+    all cells that were not timed."""
+    work, wall, factors = Clock(), Clock(), cycle([3.0, 5.0, 8.0, 4.0, 6.0])
+    plan = InterruptedPlan(work, 0.1, 0.01, 100, 1000, wall, factors)
+    found, true = estimate_time(qwen, plan, wall, work), 100 * (0.1 + 0.01 * 1000)
+    assert wall.now <= LIMIT + 3
+    assert 3 * true <= found.least <= found.seconds <= found.most <= 8 * true
 
 
 class NoisyClock(Clock):
@@ -103,7 +130,7 @@ class NoisyClock(Clock):
 
 def test_noise_is_seen_in_the_range(qwen):
     clock = NoisyClock()
-    found = estimate_time(qwen, CostlyPlan(clock, 0.2, 0.0, 4, 4), clock)
+    found = estimate_time(qwen, CostlyPlan(clock, 0.2, 0.0, 4, 4), clock, clock)
     assert found.least < found.most
     assert found.least <= found.seconds <= found.most
     assert REPEATS > 1

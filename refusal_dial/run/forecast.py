@@ -1,11 +1,13 @@
 """What a run would compute, what that would take, and how a dry run prints it.
 
-    seconds = P / p · (a + b C),  a and b from p prompts under c and under c / 4 cells
+    seconds = P / p · t · (1 + (C - c) b / w)
 
-for P prompts and C cells: what a prompt costs once (recording it) and what each cell adds. The part
-grows until it takes long enough to be distinguished from noise: first to all cells, then to more
-prompts. Then it is timed several times; the median is printed, with its range. All of it takes at
-most `LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a
+for P prompts and C cells, from p prompts under c cells that took t seconds and w seconds of the
+processor; b is what a cell adds to w, from c / 4 cells beside them. The rest is what a prompt costs
+once (recording it). What else the machine does makes t long, and cells do not look dear by it. The
+part grows until it takes long enough to be distinguished from noise: first to all cells, then to
+more prompts. Then it is timed several times; the median is printed, with its range. All of it takes
+at most `LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a
 large device badly, so that it is too long there; and cells differ.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -74,15 +76,19 @@ class Forecast:
 
 
 def estimate_time(
-    model: TransformerBridge, plan: Plan, clock: Callable[[], float] = perf_counter
+    model: TransformerBridge,
+    plan: Plan,
+    clock: Callable[[], float] = perf_counter,
+    worked: Callable[[], float] = process_time,
 ) -> Estimate:
-    """How long the whole plan would take here, from a small part of it that is really computed."""
+    """How long the whole plan would take here, from a small part of it that is really computed.
+    `worked` is the processor's time for this process."""
     begun = clock()
 
-    def timed(p: int, c: int) -> tuple[float, int]:
-        part, start = plan.shrink(p, c), clock()
+    def timed(p: int, c: int) -> tuple[float, float, int]:
+        part, start, work = plan.shrink(p, c), clock(), worked()
         rows = sum(len(part.compute(model, task)) for task in part.tasks)
-        return clock() - start, rows
+        return clock() - start, worked() - work, rows
 
     def left() -> float:
         return LIMIT - (clock() - begun)
@@ -93,7 +99,7 @@ def estimate_time(
     timed(p, c)
     # 2. The part grows until it is long enough, while there is time for a larger one.
     while True:
-        seconds, rows = timed(p, c)
+        seconds, work, rows = timed(p, c)
         grown = (p, min(4 * c, cells)) if c < cells else (min(2 * p, prompts), c)
         times = grown[0] * grown[1] / (p * c)
         if seconds >= ENOUGH or grown == (p, c) or 2 * times * seconds > left():
@@ -103,15 +109,15 @@ def estimate_time(
     # is timed beside it, to tell what each cell adds from what a prompt costs once.
     found = []
     while True:
-        start, each = clock(), 0.0
-        if c < cells:
+        start, share = clock(), 0.0
+        if c < cells and work > 0:
             fewer = max(1, c // 4)
-            each = (seconds - timed(p, fewer)[0]) / max(1, c - fewer)
-            each = min(max(0.0, each), seconds / c)
-        found.append(prompts / p * (seconds + each * (cells - c)))
+            share = (1 - timed(p, fewer)[1] / work) / max(1, c - fewer)
+            share = min(max(0.0, share), 1 / c)
+        found.append(prompts / p * seconds * (1 + share * (cells - c)))
         if len(found) == REPEATS or (clock() - start) + 2 * seconds > left():
             break
-        seconds, rows = timed(p, c)
+        seconds, work, rows = timed(p, c)
     return Estimate(median(found), min(found), max(found), rows)
 
 

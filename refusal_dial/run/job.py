@@ -28,6 +28,7 @@ from refusal_dial.model.loading import identity
 from refusal_dial.run.folder import (
     Run,
     append,
+    check_out,
     damage,
     finish,
     kept_batches,
@@ -74,6 +75,14 @@ class RunFlags(Machines, Protocol):
     def preview(self) -> bool: ...
     @property
     def max_missing(self) -> float: ...
+
+
+def check_asked(flags: RunFlags) -> None:
+    """What can be known of where a run is to be computed and written before a model is read, which
+    may take minutes. Raises `DialError`."""
+    check_out(flags.out, written=not (flags.dry_run or flags.preview))
+    if flags.executor == "local":  # a cluster is asked once there is something to compute
+        check_machines(flags)
 
 
 def begin(

@@ -28,7 +28,8 @@ from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.model.activations import LastLogits, collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokens_hash
-from refusal_dial.run.folder import TOKENS, check_out
+from refusal_dial.run.folder import TOKENS
+from refusal_dial.run.job import check_asked
 from refusal_dial.scoring.logits import Logits, RefusalTokens, make_scorer
 from refusal_dial.studies.judged_tokens import judged_replies, threshold_of, tokens_for
 
@@ -90,7 +91,7 @@ def load_study(
     Raises `DialError` for whatever of it cannot be used; of files and folders before the model
     loads, which may take minutes.
     """
-    check_out(flags.out, written=not (flags.dry_run or flags.preview))
+    check_asked(flags)
     load_prompts(flags.prompts)
     model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
     return study_of(model, flags, layers, site, pos)

@@ -36,8 +36,7 @@ from refusal_dial.directions.learning import (
 )
 from refusal_dial.engine.score import score_grid
 from refusal_dial.generate.decode import decoding_of
-from refusal_dial.run.folder import check_out
-from refusal_dial.run.job import Close, begin, carry_out
+from refusal_dial.run.job import Close, begin, carry_out, check_asked
 from refusal_dial.run.plan import Budget, Grid, Parts, Plan, Task, batches
 from refusal_dial.stats.intervals import LEVEL, Floats, auc, mean_interval, rate_interval, shares
 from refusal_dial.stats.p_values import (
@@ -1002,7 +1001,7 @@ def conduct_calibration(flags: CalibrationFlags) -> dict[str, Conducted]:
         for part in parts
     }
     for one in each.values():
-        check_out(one.out, written=not (one.dry_run or one.preview))
+        check_asked(one)
     study = load_study(each[parts[0]], flags.layer or None, flags.site, flags.pos)
     found = {}
     for part, one in each.items():

@@ -54,8 +54,8 @@ from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.model.activations import collect_pooled
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
 from refusal_dial.model.tokens import Tokens, tokenize, tokens_hash
-from refusal_dial.run.folder import TOKENS, Run, check_out, read_config, read_table, read_verdict
-from refusal_dial.run.job import begin, carry_out, files_by_layer
+from refusal_dial.run.folder import TOKENS, Run, read_config, read_table, read_verdict
+from refusal_dial.run.job import begin, carry_out, check_asked, files_by_layer
 from refusal_dial.run.plan import CellPlan, Task, generation_memory, some_of, tasks_over
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
 from refusal_dial.stats.intervals import mean_interval
@@ -107,7 +107,7 @@ def load_continuations(flags: ContinuationFlags) -> ContinuationStudy:
 
     Raises `DialError` for whatever of it cannot be used.
     """
-    check_out(flags.out, written=not (flags.dry_run or flags.preview))
+    check_asked(flags)
     openings = load_openings(flags.openings, flags.n, flags.n_pairs, flags.seed)
     scorer = load_toxicity(flags.scorer, flags.device, label=flags.toxic_label)
     model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
