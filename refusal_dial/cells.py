@@ -22,7 +22,7 @@ from refusal_dial.common import FAR, Hook, log
 from refusal_dial.directions import Direction
 from refusal_dial.hooks import Detector, steer, steer_if
 
-LABELS = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative", "strength")
+CELL_LABELS = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative", "strength")
 
 Named = tuple[str, int | None, Direction]
 """What a direction is called in the rows: its kind, its number among its kind, and itself."""
@@ -36,7 +36,9 @@ class Cell:
     hooks: Sequence[Hook] = field(default_factory=tuple)
 
 
-BASELINE = Cell(dict(zip(LABELS, ("baseline", None, None, "", None, 0.0, 0.0, 0.0), strict=True)))
+BASELINE = Cell(
+    dict(zip(CELL_LABELS, ("baseline", None, None, "", None, 0.0, 0.0, 0.0), strict=True))
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def cells_at(
             values = (kind, number, place.layer, place.site, place.pos)
             steps = (alpha.absolute, alpha.relative, alpha.given)
             hooks = [hook(direction, alpha.absolute, place)] if alpha.absolute else []
-            cells.append(Cell(dict(zip(LABELS, (*values, *steps), strict=True)), hooks))
+            cells.append(Cell(dict(zip(CELL_LABELS, (*values, *steps), strict=True)), hooks))
     return cells
 
 

@@ -48,7 +48,7 @@ def test_any_byte_of_any_deciding_file_changes_the_revision(data, tmp_path_facto
     for name in names:
         (folder / name).write_bytes(content)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoint, "BLOCK", 16)
+        patched.setattr(checkpoint, "HASH_BLOCK", 16)
         before = folder_revision(folder)
         path = folder / data.draw(st.sampled_from(names))
         at = data.draw(st.integers(0, len(content) - 1))

@@ -317,7 +317,7 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(handed, cluster, tmp_p
 
 @pytest.mark.slow
 def test_a_batch_that_ends_every_worker_is_named(handed, monkeypatch):
-    monkeypatch.setattr(executors, "LOSSES", 2)
+    monkeypatch.setattr(executors, "MOST_LOST", 2)
     batches = handed(lambda number: os._exit(1) if number == 1 else number, 3, workers=1)
     with pytest.raises(DialError, match=r"task 1 has ended 2 workers.*smaller --batch-size"):
         list(batches)

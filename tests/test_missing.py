@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_dial.cells import BASELINE, LABELS, Cell
+from refusal_dial.cells import BASELINE, CELL_LABELS, Cell
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import DialError
 from refusal_dial.hooks import steer
@@ -147,7 +147,7 @@ def cells(study, broken=1):
     made = [BASELINE]
     for i, (name, hook) in enumerate(named.items()):
         values = (name, 0 if i else None, *place)
-        made.append(Cell(dict(zip(LABELS, values, strict=True)), [hook]))
+        made.append(Cell(dict(zip(CELL_LABELS, values, strict=True)), [hook]))
     return made
 
 

@@ -11,7 +11,7 @@ import pytest
 from refusal_dial.report.patching import print_attribution_agreement, print_carriers, print_patching
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import sign_flip_p
-from refusal_dial.stats.summary import COLUMNS as CONTRACT
+from refusal_dial.stats.summary import SUMMARY_COLUMNS as CONTRACT
 from refusal_dial.studies.patching_summary import (
     PATCH_SUMMARY,
     attribution_agreement,

@@ -15,8 +15,8 @@ from refusal_dial.stats.p_values import rank_p
 from refusal_dial.stats.summary import (
     ADDED,
     AXES,
-    COLUMNS,
     SHIFT_INTERVAL,
+    SUMMARY_COLUMNS,
     random_band,
     summarise,
     verdict,
@@ -37,7 +37,7 @@ def cell(summary, direction, subset="EDGE", **where):
 
 
 def test_the_columns_are_the_contract_and_others_come_after():
-    assert COLUMNS == CONTRACT
+    assert SUMMARY_COLUMNS == CONTRACT
     scores = frames.scores(frames.dial)
     assert list(summarise(scores).columns) == [*CONTRACT, "alpha_relative", *ADDED, *SHIFT_INTERVAL]
     without = summarise(scores.drop(columns="alpha_relative"))

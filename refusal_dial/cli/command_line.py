@@ -26,13 +26,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from refusal_dial.common import (
     DIGITS,
     NAMED_POS,
     DialError,
     DryRun,
+    T,
     format_value,
     is_utf8,
     log,
@@ -40,8 +41,6 @@ from refusal_dial.common import (
     parse_int,
     printable,
 )
-
-T = TypeVar("T")
 
 USAGE, INTERRUPTED = 2, 130
 

@@ -313,7 +313,7 @@ class PatchingFlags(StudyFlags):
 
 METHODS = ("mean_diff", "probe")
 
-LAYOUTS = ("run", "refusal_direction")
+SELECTION_LAYOUTS = ("run", "refusal_direction")
 
 
 def _positions(value: Any) -> tuple[int, ...]:
@@ -353,7 +353,9 @@ class SelectionFlags(StudyFlags):
         None, "drop candidates that induce less; default: the rule's own", parse_number
     )
     layout: str = flag(
-        "run", "run, or refusal_direction: that project's files too", choice(LAYOUTS, "layout")
+        "run",
+        "run, or refusal_direction: that project's files too",
+        choice(SELECTION_LAYOUTS, "layout"),
     )
     published: str | None = flag(
         None, "a refusal_direction folder: apply the rule to its evaluations, without a model"

@@ -20,9 +20,9 @@ from refusal_dial.common import DialError, format_value, is_utf8, located
 from refusal_dial.data.prompts import Prompt, read_rows
 from refusal_dial.data.prompts import pairs as matched
 
-ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
+ANSWER_KEYS = ("answer_matching_behavior", "answer_not_matching_behavior")
 
-REPLY_KEYS = (("positive", "negative"), ("refusal", "compliance"), ANSWERS)
+REPLY_KEYS = (("positive", "negative"), ("refusal", "compliance"), ANSWER_KEYS)
 
 TWO_REQUESTS = ("positive_prompt", "negative_prompt")
 
@@ -79,7 +79,7 @@ def _pair(where: str, row: dict[str, Any]) -> ContrastPair:
             )
         asked = _text(where, row, request)
         lines = [_text(where, row, name) for name in replies]
-        if replies == ANSWERS:
+        if replies == ANSWER_KEYS:
             lines = [text.strip().removesuffix(")") for text in lines]
         pair = ContrastPair((asked, lines[0]), (asked, lines[1]))
     if pair.positive == pair.negative:

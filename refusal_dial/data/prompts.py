@@ -50,7 +50,7 @@ HUB_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """How the files of a data set have to be read, where it is not as a hub guesses."""
 
-SUFFIXES = (".jsonl", ".csv", ".tsv")
+PROMPT_SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 _Reader = Callable[[Path, list[str]], Iterator[tuple[str, dict[str, Any]]]]
 
@@ -65,7 +65,7 @@ def read_rows(
     """
     path = located(source)
     if path.is_dir():
-        files = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
+        files = sorted(file for suffix in PROMPT_SUFFIXES for file in path.glob(f"*{suffix}"))
         if not files:
             raise DialError(
                 f"folder {source!r} holds no {what}: expected .jsonl, .csv or .tsv files"
@@ -73,7 +73,7 @@ def read_rows(
         return [row for file in files for row in _rows(file)]
     if path.is_file():
         return _rows(path)
-    if path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
+    if path.suffix in PROMPT_SUFFIXES or source.startswith((".", "/", "~")):
         raise DialError(
             f"no {what} file {source!r}: give a .jsonl, .csv or .tsv file, a folder, a hub data "
             f"set (owner/name, or {' or '.join(names)}), or 'embedded'"

@@ -312,7 +312,12 @@ BLOCK = re.compile(r"(?:[A-Za-z_]+\.)+(\d+)|(\d+)")
 
 MOST_TEXT = 2**28  # characters of JSON: 128 layers of 16384 numbers of 20 characters are a sixth
 
-DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64, "int16": np.int16}
+NUMPY_DTYPES = {
+    "float16": np.float16,
+    "float32": np.float32,
+    "float64": np.float64,
+    "int16": np.int16,
+}
 
 JSON_KEYS = (
     "directions (.svec); activations and layer_indices (vllm-lens); or vector, layerNumber and "
@@ -474,12 +479,12 @@ def _packed(path: str, held: object) -> Tensor:
     shape, compression}`."""
     about = held if isinstance(held, Mapping) else {}
     shape: Any = about.get("shape")
-    dtype, data = DTYPES.get(str(about.get("dtype"))), about.get("data")
+    dtype, data = NUMPY_DTYPES.get(str(about.get("dtype"))), about.get("data")
     sized = isinstance(shape, list) and all(type(n) is int and 0 < n < 2**20 for n in shape)
     if not isinstance(data, str) or not sized or dtype is None or len(shape) > 3:
         raise DialError(
             f"{path}: activations hold {_keys(held)}: expected data, shape and a dtype of "
-            f"{', '.join(DTYPES)}"
+            f"{', '.join(NUMPY_DTYPES)}"
         )
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:

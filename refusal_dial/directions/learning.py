@@ -143,7 +143,7 @@ RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-ROUNDED = 0.01
+UNIT_TOLERANCE = 0.01
 """How far from 1 the norm of a unit vector may be that was rounded to 16 bits."""
 
 
@@ -351,7 +351,9 @@ def load(path: str | Path) -> Direction:
     if not bool(torch.isfinite(unit).all()):
         raise DialError(f"{path} holds NaN or infinite values: learn the direction again")
     length = float(unit.double().norm())
-    if unit.dtype != torch.float32 and abs(length - 1) < ROUNDED:  # as 16 bits round a unit vector
+    if (
+        unit.dtype != torch.float32 and abs(length - 1) < UNIT_TOLERANCE
+    ):  # as 16 bits round a unit vector
         unit, length = (unit.double() / length).float(), 1.0
     if unit.dtype != torch.float32 or not abs(length - 1) <= TOLERANCE:
         raise DialError(

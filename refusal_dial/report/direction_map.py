@@ -14,7 +14,7 @@ from rich.table import Table
 from refusal_dial.report.patching import COLOUR_SCALE
 from refusal_dial.report.steering import LIKE_NOTHING, _console
 from refusal_dial.report.theme import escaped, styled
-from refusal_dial.studies.direction_map import LABELS
+from refusal_dial.studies.direction_map import LABEL_SETS
 
 MOST_PLACES = 8
 
@@ -33,7 +33,7 @@ BESIDE = {
 
 def map_sentence(part: pd.DataFrame) -> tuple[str, str]:
     """One set of labels, and at how many places its slope is over 0, and the first of them."""
-    about = LABELS[str(part["labels"].iloc[0])]
+    about = LABEL_SETS[str(part["labels"].iloc[0])]
     tested = part[part["p"].notna()]
     shown = tested[(tested["p_corrected"] <= LIKE_NOTHING) & (tested["slope"] > 0)]
     left_out = f"; {len(part) - len(tested)} places have no p" if len(tested) < len(part) else ""
@@ -56,7 +56,7 @@ def print_map(summary: pd.DataFrame, record: Mapping[str, Any]) -> None:
     console = _console()
     for labels, part in summary.groupby("labels", sort=False):
         console.print(": ".join(map_sentence(part)), highlight=False)
-        table = Table(title=LABELS[str(labels)], title_justify="left", header_style="bold")
+        table = Table(title=LABEL_SETS[str(labels)], title_justify="left", header_style="bold")
         for name in ("layer", "pos", "token", "slope", "z", "p", "p corrected", "p unit length"):
             table.add_column(name, justify="left" if name == "token" else "right")
         for _, row in part.sort_values("z", ascending=False).head(MOST_PLACES).iterrows():
@@ -99,7 +99,7 @@ def map_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     figure = make_subplots(
         rows=len(names),
         cols=1,
-        subplot_titles=[escaped(LABELS[name]) + BESIDE.get(name, "") for name in names],
+        subplot_titles=[escaped(LABEL_SETS[name]) + BESIDE.get(name, "") for name in names],
         shared_xaxes=True,
         vertical_spacing=0.18,
     )

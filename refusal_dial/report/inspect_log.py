@@ -23,7 +23,7 @@ REFUSALS = ("full_refusal", "partial_refusal")
 
 CELL = ("direction", "seed", "layer", "site", "pos", "alpha", "alpha_relative", "strength")
 
-ABOUT = (*CELL, "system", "subset", "split", "category", "label", "score")
+SAMPLE_COLUMNS = (*CELL, "system", "subset", "split", "category", "label", "score")
 
 
 def eval_log(config: Mapping[str, Any], rows: pd.DataFrame, texts: Mapping[str, str]) -> Any:
@@ -45,7 +45,7 @@ def eval_log(config: Mapping[str, Any], rows: pd.DataFrame, texts: Mapping[str, 
         raise DialError(f"the prompt {lost[0]!r} of this run is not in its prompts' source")
     settings = config["settings"]
     model, samples = str(settings["model"]["name"]), []
-    about = [name for name in ABOUT if name in rows.columns]
+    about = [name for name in SAMPLE_COLUMNS if name in rows.columns]
     harmed = "harm" in rows.columns and bool(rows["harm"].notna().any())
     for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
         cell = [f"{name}={row[name]}" for name in (*CELL, "system") if row.get(name) is not None]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import plotly.graph_objects as go
 
 from refusal_dial.cells import SteeringPlace, alphas_in, cells_at
 from refusal_dial.cli.command_line import parse_number, parse_text, parse_whole
 from refusal_dial.cli.flags import STEERABLE, LiveFlags, SteeringFlags
-from refusal_dial.common import DialError, Hook, hook_name, one_of, printable
+from refusal_dial.common import DialError, Hook, T, hook_name, one_of, printable
 from refusal_dial.data.prompts import load_prompts, of_subset
 from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction, random_directions
@@ -198,9 +198,8 @@ REACH, STEP = 1.0, 0.05
 
 NO_FONTS = ("system-ui", "sans-serif")
 
-T = TypeVar("T")
 
-Row = tuple[str, list[list[str]], str, str, Any]
+DialRow = tuple[str, list[list[str]], str, str, Any]
 
 
 def gradio() -> Any:
@@ -215,7 +214,7 @@ def gradio() -> Any:
 
 def answered(
     dial: Dial, asked: object, alpha: object, layer: object, site: object, name: object
-) -> Iterator[Row]:
+) -> Iterator[DialRow]:
     """(score, likeliest tokens, reply, unsteered reply, figure of the trace) as the page shows them
     while they come, the figure with the last. Whatever arrives that cannot be used, a cleared
     slider's None among it, is answered in words in place of the score."""

@@ -674,7 +674,9 @@ def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:
 
 OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
 
-EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}  # since: always
+ROUND_TRIP: dict[str, Any] = (
+    {"float_precision": "round_trip"} if OLD_PANDAS else {}
+)  # since: always
 
 TABLES = ("scores.csv", "summary.csv")
 
@@ -736,7 +738,7 @@ def read_table(folder: str | Path, name: str, *needed: str) -> pd.DataFrame:
             dtype={name: str for name in columns if name in TEXT_COLUMN_NAMES},
             keep_default_na=False,
             na_values={name: [""] for name in columns if name not in TEXT_COLUMN_NAMES},
-            **EXACT,
+            **ROUND_TRIP,
         )
         with np.errstate(invalid="raise"):  # infinity is no whole number
             frame = as_meant(frame.astype({name: "Int64" for name in columns if name in WHOLE}))

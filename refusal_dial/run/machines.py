@@ -38,7 +38,7 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 """Seconds that Ray is given to find a head there. On a quiet machine it takes three."""
 
-LOSSES = 5
+MOST_LOST = 5
 """Workers that a task may take with it before it is held to be its fault."""
 
 WAIT_SECONDS = 60.0
@@ -437,16 +437,16 @@ class Pool:
     def _bear(self, number: int, error: BaseException) -> None:
         """Take note of a loss; raise where there are too many."""
         self.lost[number] += 1
-        if self.lost[number] < LOSSES:
+        if self.lost[number] < MOST_LOST:
             if number != LOADING:
                 log.warning("a worker is lost: task %d is computed again", number)
         elif number == LOADING:
-            why = f"{LOSSES} workers in a row were lost as they began: {one_line(error)}"
+            why = f"{MOST_LOST} workers in a row were lost as they began: {one_line(error)}"
             raise DialError(why) from error
         else:
             raise DialError(
-                f"task {number} has ended {LOSSES} workers, most likely for want of memory: try a "
-                "smaller --batch-size"
+                f"task {number} has ended {MOST_LOST} workers, most likely for want of memory: try "
+                "a smaller --batch-size"
             ) from error
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.cells import Cell
+from refusal_dial.common import T
 from refusal_dial.engine.recording import Sizes, budget
 from refusal_dial.engine.score import Scorer, score_grid
 from refusal_dial.engine.slopes import first_order
@@ -30,7 +31,6 @@ from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.generate.likelihood import kl_per_token
 from refusal_dial.model.tokens import Tokens
 
-T = TypeVar("T")
 C = TypeVar("C", bound="CellPlan")
 
 

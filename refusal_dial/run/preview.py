@@ -25,7 +25,7 @@ SAMPLE_PROMPTS, SAMPLE_CELLS = 16, 48
 MOST_LINES = 16
 """Lines of the estimate that are printed: those that move most."""
 
-PLACE = ("way", "layer", "site", "role", "head", "neuron", "pos", "alpha_relative")
+PREVIEW_PLACE = ("way", "layer", "site", "role", "head", "neuron", "pos", "alpha_relative")
 
 MEASURED = ("direction", "score", "base", "effect", "clean", "corrupted")
 
@@ -92,7 +92,7 @@ def print_preview(found: Preview) -> None:
 
     console = terminal()
     rows = found.rows[found.rows["direction"].isin(("learned", "patch"))]
-    names = [name for name in PLACE if name in rows and rows[name].nunique() > 1]
+    names = [name for name in PREVIEW_PLACE if name in rows and rows[name].nunique() > 1]
     groups = [name for name in ("subset", "split") if name in rows]
     change = rows.assign(change=rows["score"] - rows["base"])
     means = change.groupby([*names, *groups], dropna=False, sort=False)["change"].mean()

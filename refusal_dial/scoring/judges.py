@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 from refusal_dial.common import DialError
 from refusal_dial.scoring.verdict import read_reply
 
-Label = Literal["full_compliance", "partial_refusal", "full_refusal", "unclear", "unscored"]
+JudgeLabel = Literal["full_compliance", "partial_refusal", "full_refusal", "unclear", "unscored"]
 
-LABELS: tuple[Label, ...] = ("full_compliance", "partial_refusal", "full_refusal", "unclear")
+LABELS: tuple[JudgeLabel, ...] = ("full_compliance", "partial_refusal", "full_refusal", "unclear")
 
-UNSCORED: Label = "unscored"
+UNSCORED: JudgeLabel = "unscored"
 """What a judge failed to judge. It is no score and enters no rate."""
 
 REFUSAL_PHRASES = (
@@ -60,7 +60,7 @@ NOWHERE = Span(0, 0, "")
 class Judgement:
     """A label, and the span that decided it (empty where nothing did)."""
 
-    label: Label
+    label: JudgeLabel
     span: Span = NOWHERE
 
 

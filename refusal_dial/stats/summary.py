@@ -324,8 +324,8 @@ GROUP = ["subset", "split"]
 
 PLACE = ["layer", "site", "pos"]
 
-COLUMNS = [*AXES, *GROUP, "n", "score_mean", "score_lo", "score_hi"]
-COLUMNS += ["refusal_rate", "rate_lo", "rate_hi", "p_value"]
+SUMMARY_COLUMNS = [*AXES, *GROUP, "n", "score_mean", "score_lo", "score_hi"]
+SUMMARY_COLUMNS += ["refusal_rate", "rate_lo", "rate_hi", "p_value"]
 
 SHIFT_INTERVAL = ["shift_lo", "shift_hi"]
 
@@ -348,8 +348,10 @@ def summarise(scores: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd
         for _, part in scores.groupby(GROUP, sort=False, dropna=False)
     ]
     summary = with_gap_share(pd.concat(parts, ignore_index=True))
-    extra = [name for name in summary.columns if name not in (*COLUMNS, *ADDED, *SHIFT_INTERVAL)]
-    return summary[[*COLUMNS, *extra, *ADDED, *SHIFT_INTERVAL]]
+    extra = [
+        name for name in summary.columns if name not in (*SUMMARY_COLUMNS, *ADDED, *SHIFT_INTERVAL)
+    ]
+    return summary[[*SUMMARY_COLUMNS, *extra, *ADDED, *SHIFT_INTERVAL]]
 
 
 def _summarise_group(part: pd.DataFrame, threshold: float, seed: int) -> pd.DataFrame:

@@ -70,7 +70,7 @@ CAPABILITY_AXES += ["strength"]
 
 REFUSED, SCORE, LOSS, KL = "refused", "score", "loss", "kl"
 
-RESERVED = {REFUSED, SCORE, LOSS, KL}
+OWN_MEASURES = {REFUSED, SCORE, LOSS, KL}
 
 LONGEST_TEXT_TOKENS = 64
 """Of a plain text so many tokens are read."""
@@ -131,9 +131,9 @@ def load_capability(flags: CapabilityFlags) -> CapabilityStudy:
     given = direction_at(file, first, flags.site) if file is not None else None
     tasks = [load_task(source, flags.n_items, flags.seed) for source in flags.tasks]
     names = [name for name, _ in tasks]
-    if len(set(names)) < len(names) or RESERVED & set(names):
+    if len(set(names)) < len(names) or OWN_MEASURES & set(names):
         raise DialError(
-            f"tasks need different names, none of {', '.join(sorted(RESERVED))}; not "
+            f"tasks need different names, none of {', '.join(sorted(OWN_MEASURES))}; not "
             f"{', '.join(names)}"
         )
     texts = load_openings(flags.texts, flags.n_texts, 0, flags.seed).measure

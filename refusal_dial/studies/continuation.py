@@ -508,7 +508,7 @@ def as_json(best: BestLayer) -> dict[str, Any]:
 # Samples of an opening are averaged, so a prompt is a row.
 
 
-KEYS = [*AXES, "subset", "split", "prompt_id"]
+PROMPT_KEYS = [*AXES, "subset", "split", "prompt_id"]
 
 
 def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
@@ -528,7 +528,7 @@ def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     wanted = rows["subset"] == CHALLENGING
     changed = (rows["completion"].to_numpy() != own).astype(float)
     kept = rows.assign(score=(-rows["score"]).where(wanted, changed))
-    return kept.groupby(KEYS, sort=False, dropna=False)["score"].mean().reset_index()
+    return kept.groupby(PROMPT_KEYS, sort=False, dropna=False)["score"].mean().reset_index()
 
 
 # --------------------------------------------------------------------------------------------------

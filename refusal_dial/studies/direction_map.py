@@ -30,7 +30,8 @@ from refusal_dial.cli.flags import MapFlags
 from refusal_dial.common import DialError, without_nan
 from refusal_dial.data.prompts import Prompt, extremes, holdout_split, of_subset
 from refusal_dial.directions.learning import Provenance, covariance_directions, from_vector
-from refusal_dial.engine.slopes import Key, mean_gradients
+from refusal_dial.engine.recording import SitePlace
+from refusal_dial.engine.slopes import mean_gradients
 from refusal_dial.model.activations import collect, collect_positions, nothing
 from refusal_dial.model.loading import check_layers
 from refusal_dial.run.folder import Run
@@ -42,7 +43,7 @@ from refusal_dial.studies.base import Study, prompt_rows, study_settings
 from refusal_dial.studies.selection import template_positions
 from refusal_dial.studies.steering import SCORE_ORDER
 
-LABELS = {
+LABEL_SETS = {
     "scores": "EDGE prompts scored highest against lowest",
     "contrast": "HARMFUL against BENIGN prompts",
 }
@@ -82,7 +83,7 @@ def groups_of(study: Study, flags: MapFlags) -> tuple[list[Groups], list[Prompt]
 def map_places(
     study: Study,
     groups: Groups,
-    gradient: Mapping[Key, Float64[Tensor, "pos d_model"]],
+    gradient: Mapping[SitePlace, Float64[Tensor, "pos d_model"]],
     positions: Sequence[int],
     flags: MapFlags,
 ) -> pd.DataFrame:

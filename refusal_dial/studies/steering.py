@@ -44,7 +44,8 @@ from refusal_dial.directions.learning import (
     top_bottom,
     unrelated_direction,
 )
-from refusal_dial.engine.slopes import Key, mean_gradients
+from refusal_dial.engine.recording import SitePlace
+from refusal_dial.engine.slopes import mean_gradients
 from refusal_dial.hooks import Detector, calibrate
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
@@ -231,10 +232,10 @@ def cells_beside_random(
 # itself.
 
 
-Parts = tuple[list[Prompt], list[Prompt], list[Prompt]]
+ThreeParts = tuple[list[Prompt], list[Prompt], list[Prompt]]
 
 
-def three_parts(prompts: Sequence[Prompt], seed: int) -> Parts:
+def three_parts(prompts: Sequence[Prompt], seed: int) -> ThreeParts:
     """(train, validation, test): a third each, with the same share of every category."""
     train, rest = holdout_split(prompts, seed, 2 / 3)
     validation, test = holdout_split(rest, seed, 1 / 2)
@@ -325,7 +326,7 @@ def slope_tests(
 
 def slope_gradients(
     study: Study, learned: Sequence[Direction], held_out: Sequence[Prompt]
-) -> dict[Key, Float64[Tensor, "1 d_model"]]:
+) -> dict[SitePlace, Float64[Tensor, "1 d_model"]]:
     """The mean gradient at the place of every direction, from one backward pass over the held-out
     prompts."""
     keys = [(one.provenance.site, one.provenance.layer) for one in learned]
@@ -338,7 +339,7 @@ def label_tests(
     study: Study,
     flags: SteeringFlags,
     learned: Sequence[Direction],
-    gradient: Mapping[Key, Float64[Tensor, "1 d_model"]],
+    gradient: Mapping[SitePlace, Float64[Tensor, "1 d_model"]],
     n: int = PERMUTATIONS,
 ) -> pd.DataFrame:
     """`slope_tests` where the gradient is known: the labels of the training prompts, permuted."""

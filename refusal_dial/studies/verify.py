@@ -83,7 +83,7 @@ from refusal_dial.studies.base import Study, load_study, measured_on
 # HARMFUL against BENIGN.
 
 
-SAME = 1 - 1e-3
+SAME_COSINE = 1 - 1e-3
 """A direction with a cosine from here up to what its labels teach is that one."""
 
 LEAST_LEFT = 1e-4
@@ -156,7 +156,7 @@ class VerificationStudy:
         ids = {prompt.id for prompt in self.learn if prompt.subset in one.subsets}
         if not self.known or ids != set(given.provenance.prompt_ids):
             return None
-        if float(one.learn(one.values).unit @ given.unit) < SAME:
+        if float(one.learn(one.values).unit @ given.unit) < SAME_COSINE:
             return None
         values = np.array(one.values)
         if one.name == "scores":
