@@ -134,6 +134,30 @@ MACHINES = (
 
 DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
 
+EXECUTOR: Any = flag(
+    "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
+)
+
+RAY_ADDRESS: Any = flag(
+    None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
+)
+
+WORKERS: Any = flag(
+    None,
+    "Ray workers, at most; default: as many as there is room for",
+    at_least(1, parse_whole),
+)
+
+CPUS_PER_WORKER: Any = flag(1, "CPUs that a Ray worker takes", at_least(1, parse_whole))
+
+GPUS_PER_WORKER: Any = flag(
+    None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
+)
+
+MAX_MISSING: Any = flag(0.05, "share of rows that may have no score; more end the run", proportion)
+
+OUT: Any = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+
 PREVIEW: Any = flag(
     False, "print what one gradient estimates, and its error on a sample; nothing is written"
 )
@@ -204,25 +228,13 @@ class StudyFlags(OpenFlags):
         "memory the engine may use; default: most of what is free",
         at_least(0.01, parse_number),
     )
-    executor: str = flag(
-        "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
-    )
-    ray_address: str | None = flag(
-        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
-    )
-    workers: int | None = flag(
-        None,
-        "Ray workers, at most; default: as many as there is room for",
-        at_least(1, parse_whole),
-    )
-    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, parse_whole))
-    gpus_per_worker: float | None = flag(
-        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
-    )
-    max_missing: float = flag(
-        0.05, "share of rows that may have no score; more end the run", proportion
-    )
-    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    executor: str = EXECUTOR
+    ray_address: str | None = RAY_ADDRESS
+    workers: int | None = WORKERS
+    cpus_per_worker: int = CPUS_PER_WORKER
+    gpus_per_worker: float | None = GPUS_PER_WORKER
+    max_missing: float = MAX_MISSING
+    out: str | None = OUT
     dry_run: bool = DRY_RUN
     preview: bool = PREVIEW
     config: str | None = CONFIG_FLAG
@@ -575,25 +587,13 @@ class ContinuationFlags(InUnit):
     )
     batch_size: int = flag(16, "openings a batch", at_least(1, parse_whole))
     rows: int = flag(512, "completions made at once, at most", at_least(1, parse_whole))
-    executor: str = flag(
-        "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
-    )
-    ray_address: str | None = flag(
-        None, "HOST:PORT of a Ray head, or auto; default: Ray is started here", address_of
-    )
-    workers: int | None = flag(
-        None,
-        "Ray workers, at most; default: as many as there is room for",
-        at_least(1, parse_whole),
-    )
-    cpus_per_worker: int = flag(1, "CPUs that a Ray worker takes", at_least(1, parse_whole))
-    gpus_per_worker: float | None = flag(
-        None, "GPUs that a Ray worker takes; default: 1 where this process uses one", gpus_of
-    )
-    max_missing: float = flag(
-        0.05, "share of rows that may have no score; more end the run", proportion
-    )
-    out: str | None = flag(None, "the run folder itself; default runs/<experiment>/<id>")
+    executor: str = EXECUTOR
+    ray_address: str | None = RAY_ADDRESS
+    workers: int | None = WORKERS
+    cpus_per_worker: int = CPUS_PER_WORKER
+    gpus_per_worker: float | None = GPUS_PER_WORKER
+    max_missing: float = MAX_MISSING
+    out: str | None = OUT
     dry_run: bool = DRY_RUN
     preview: bool = PREVIEW
     config: str | None = CONFIG_FLAG

@@ -322,6 +322,9 @@ AXES = ["direction", "seed", "layer", "site", "pos", "alpha"]
 
 GROUP = ["subset", "split"]
 
+ROW_KEYS = [*AXES, "prompt_id", *GROUP]
+"""What every row of a sweep begins with: its cell and its prompt."""
+
 PLACE = ["layer", "site", "pos"]
 
 SUMMARY_COLUMNS = [*AXES, *GROUP, "n", "score_mean", "score_lo", "score_hi"]

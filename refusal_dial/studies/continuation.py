@@ -60,7 +60,13 @@ from refusal_dial.run.plan import CellPlan, Task, generation_memory, some_of, ta
 from refusal_dial.scoring.toxicity import TextScorer, load_toxicity
 from refusal_dial.stats.intervals import mean_interval
 from refusal_dial.stats.p_values import holm, sign_flip_p
-from refusal_dial.stats.summary import AXES, GROUP, fair_ranks, finite_intervals, finite_means
+from refusal_dial.stats.summary import (
+    GROUP,
+    ROW_KEYS,
+    fair_ranks,
+    finite_intervals,
+    finite_means,
+)
 
 # --------------------------------------------------------------------------------------------------
 # A study of continuations, opened: model, openings, and a direction a layer with its scale.
@@ -247,20 +253,8 @@ def gated_cells(study: ContinuationStudy, flags: SparingFlags) -> list[Cell]:
 # `completion_rows` makes the rows, and the text scorer reads them.
 
 
-PROMPT_COLUMNS = [
-    "direction",
-    "seed",
-    "layer",
-    "site",
-    "pos",
-    "alpha",
-    "prompt_id",
-    "subset",
-    "split",
-]
-
 CONTINUATION_ORDER = [
-    *PROMPT_COLUMNS,
+    *ROW_KEYS,
     "score",
     "alpha_relative",
     "strength",
@@ -508,9 +502,6 @@ def as_json(best: BestLayer) -> dict[str, Any]:
 # Samples of an opening are averaged, so a prompt is a row.
 
 
-PROMPT_KEYS = [*AXES, "subset", "split", "prompt_id"]
-
-
 def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and prompt, with the `score` that `trade_off` compares.
 
@@ -528,7 +519,7 @@ def as_trade_off(rows: pd.DataFrame) -> pd.DataFrame:
     wanted = rows["subset"] == CHALLENGING
     changed = (rows["completion"].to_numpy() != own).astype(float)
     kept = rows.assign(score=(-rows["score"]).where(wanted, changed))
-    return kept.groupby(PROMPT_KEYS, sort=False, dropna=False)["score"].mean().reset_index()
+    return kept.groupby(ROW_KEYS, sort=False, dropna=False)["score"].mean().reset_index()
 
 
 # --------------------------------------------------------------------------------------------------

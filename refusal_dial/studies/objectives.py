@@ -45,7 +45,7 @@ from refusal_dial.run.job import begin, carry_out
 from refusal_dial.run.plan import Budget, Grid, Parts, SweepPlan, Task
 from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import sign_flip_p
-from refusal_dial.stats.summary import finite_intervals, finite_means
+from refusal_dial.stats.summary import ROW_KEYS, finite_intervals, finite_means
 from refusal_dial.studies.base import Study, study_of
 from refusal_dial.studies.continuation import (
     ContinuationPlan,
@@ -159,17 +159,7 @@ def objective_cells(both: ObjectiveStudy, flags: ObjectiveFlags) -> list[Cell]:
 
 
 OBJECTIVE_ORDER = [
-    "direction",
-    "seed",
-    "layer",
-    "site",
-    "pos",
-    "alpha",
-    "prompt_id",
-    "subset",
-    "split",
-]
-OBJECTIVE_ORDER += [
+    *ROW_KEYS,
     "score",
     "alpha_relative",
     "strength",

@@ -48,6 +48,7 @@ from refusal_dial.run.plan import (
     grid_of,
     some_of,
 )
+from refusal_dial.stats.summary import ROW_KEYS
 from refusal_dial.studies.base import Study, study_settings
 from refusal_dial.studies.pairs import (
     Pairs,
@@ -276,17 +277,17 @@ def as_far(
 PATCH_CONTROLS = ("same_class", "random")
 
 PATCH_COLUMNS = [
-    "direction",
-    "seed",
-    "layer",
-    "site",
-    "pos",
-    "alpha",
-    "prompt_id",
-    "subset",
-    "split",
+    *ROW_KEYS,
+    "score",
+    "way",
+    "role",
+    "head",
+    "neuron",
+    "clean",
+    "corrupted",
+    "effect",
+    "token",
 ]
-PATCH_COLUMNS += ["score", "way", "role", "head", "neuron", "clean", "corrupted", "effect", "token"]
 
 
 def tidy(

@@ -80,6 +80,7 @@ from refusal_dial.stats.intervals import mean_interval, rate_interval
 from refusal_dial.stats.p_values import contrast_weights, holm, sign_flip_p, slope_test
 from refusal_dial.stats.summary import (
     GROUP,
+    ROW_KEYS,
     check_dropped_share,
     fair_ranks,
     finite_intervals,
@@ -356,8 +357,8 @@ def with_and_without(cells: Sequence[Cell], system: str) -> list[Cell]:
 # (what the model is about to answer), and `label`, what the judge makes of the completion.
 
 
-REPLY_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
-REPLY_ORDER += [
+REPLY_ORDER = [
+    *ROW_KEYS,
     "score",
     "alpha_relative",
     "strength",

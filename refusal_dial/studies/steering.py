@@ -51,11 +51,10 @@ from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out, files_by_layer
 from refusal_dial.run.plan import Budget, SweepPlan
 from refusal_dial.stats.p_values import PERMUTATIONS, contrast_weights, slope_test
-from refusal_dial.stats.summary import SHIFT_INTERVAL, summarise, verdict
+from refusal_dial.stats.summary import ROW_KEYS, SHIFT_INTERVAL, summarise, verdict
 from refusal_dial.studies.base import Study, provenance_of, study_settings
 
-SCORE_ORDER = ["direction", "seed", "layer", "site", "pos", "alpha", "prompt_id", "subset", "split"]
-SCORE_ORDER += ["score", "alpha_relative"]
+SCORE_ORDER = [*ROW_KEYS, "score", "alpha_relative"]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ from refusal_dial.run.plan import (
 )
 from refusal_dial.stats.intervals import Floats
 from refusal_dial.stats.p_values import contrast_weights
+from refusal_dial.stats.summary import ROW_KEYS
 from refusal_dial.studies.base import Study, load_study, measured_on
 
 # --------------------------------------------------------------------------------------------------
@@ -336,18 +337,7 @@ def _controls(given: Direction, edge: Reference, flags: VerifyFlags) -> list[Con
 # alphas are of both signs.
 
 
-VERIFY_ORDER = [
-    "direction",
-    "seed",
-    "layer",
-    "site",
-    "pos",
-    "alpha",
-    "prompt_id",
-    "subset",
-    "split",
-]
-VERIFY_ORDER += ["score", "measure"]
+VERIFY_ORDER = [*ROW_KEYS, "score", "measure"]
 
 N_BESIDE = 2  # random directions whose damage stands beside the given one's
 
