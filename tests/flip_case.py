@@ -146,7 +146,7 @@ def journalled(folder: Path) -> bytes:
     for batch in (table(SCORES), b"r,b,1,0.5,0.125,\n"):
         with place.open("ab") as file:
             file.write(batch)
-        run_folder.record(place, "key", batch, 1)
+        run_folder.record_batch(place, "key", batch, 1)
     return (folder / "journal.txt").read_bytes()
 
 
@@ -155,7 +155,7 @@ WHOLE = (run_folder.Batch(0, HEAD, 1), run_folder.Batch(HEAD, HEAD + 18, 1))
 
 
 def kept(path: Path) -> Any:
-    found = run_folder.trusted(path.with_name("scores.csv"), "key")
+    found = run_folder.trusted_batches(path.with_name("scores.csv"), "key")
     assert found.batches == WHOLE[: len(found.batches)]
     return found.batches
 

@@ -16,13 +16,13 @@ from refusal_dial.run.folder import (
     Batch,
     append,
     close_log,
-    cut,
+    cut_after,
     finish,
     kept_batches,
     open_run,
     read_table,
-    record,
-    trusted,
+    record_batch,
+    trusted_batches,
 )
 
 SIZES = [2, 1, 3, 2]
@@ -79,7 +79,7 @@ def ends(table):
 
 
 def test_all_that_was_written_is_trusted(run, whole):
-    found = trusted(run.scores, run.key)
+    found = trusted_batches(run.scores, run.key)
     assert [batch.rows for batch in found.batches] == SIZES
     assert [batch.stop for batch in found.batches] == ends(whole[0])
     assert found.fault == ""
@@ -205,20 +205,20 @@ def test_a_finished_run_keeps_its_journal(run, whole):
     finish(run, pd.DataFrame({"n": [8]}), {})
     config = json.loads((run.folder / "config.json").read_text())
     assert config["settings"] == {"seed": 0}
-    assert trusted(run.scores, run.key).stop == len(whole[0])
+    assert trusted_batches(run.scores, run.key).stop == len(whole[0])
 
 
 def test_a_table_of_its_own(tmp_path):
     table = tmp_path / "rows.csv"
-    record(table, "key", b"a,b\n1,2\n", 1)
-    record(table, "key", b"3,4\n", 1)
-    found = trusted(table, "key")
+    record_batch(table, "key", b"a,b\n1,2\n", 1)
+    record_batch(table, "key", b"3,4\n", 1)
+    found = trusted_batches(table, "key")
     assert found.batches == (Batch(0, 8, 1), Batch(8, 12, 1))
     assert (found.fault, found.stop) == ("", 12)
-    assert trusted(table, "other").batches == ()
-    cut(table, found.batches[:1])
+    assert trusted_batches(table, "other").batches == ()
+    cut_after(table, found.batches[:1])
     assert table.read_bytes() == b"a,b\n1,2\n"
-    assert trusted(table, "key").fault == ""
+    assert trusted_batches(table, "key").fault == ""
 
 
 @pytest.mark.parametrize("left", [None, b""])

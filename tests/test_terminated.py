@@ -14,7 +14,7 @@ import pytest
 from script_case import ROOT
 from small_runs import arguments
 
-from refusal_dial.run.folder import Run, read_config, trusted
+from refusal_dial.run.folder import Run, read_config, trusted_batches
 
 RESUME = "interrupted: run the same command again to resume where it stopped"
 HANGS = 240  # seconds after which a process that did not end is stuck
@@ -82,7 +82,7 @@ def test_a_stopped_experiment_says_how_to_go_on(name, number, small_material, tm
     assert second.process.returncode == 130
     assert printed.splitlines()[-1] == RESUME, printed
     assert "rows are to be computed" in printed
-    kept = sum(batch.rows for batch in trusted(run.scores, run.key).batches)
+    kept = sum(batch.rows for batch in trusted_batches(run.scores, run.key).batches)
     # 3. it goes on after them
     third = Started(name, typed, tmp_path)
     printed = third.stop_once(lambda: False, number)

@@ -413,7 +413,7 @@ class Kept:
         return self.batches[-1].stop if self.batches else 0
 
 
-def record(table: Path, key: str, data: bytes, rows: int) -> None:
+def record_batch(table: Path, key: str, data: bytes, rows: int) -> None:
     """Append `rows` rows to `table` and then their line to its journal, each on the disk before
     the next is begun."""
     with table.open("ab") as file:
@@ -425,7 +425,7 @@ def record(table: Path, key: str, data: bytes, rows: int) -> None:
         sync_folder(table.parent)
 
 
-def trusted(table: Path, key: str) -> Kept:
+def trusted_batches(table: Path, key: str) -> Kept:
     """Read both files again from the start, up to the first batch whose line, place or hash is not
     what was written."""
     lines = _journal(table).read_bytes().split(b"\n") if _journal(table).is_file() else [b""]
@@ -454,7 +454,7 @@ def trusted(table: Path, key: str) -> Kept:
     return Kept(tuple(batches), fault)
 
 
-def cut(table: Path, batches: tuple[Batch, ...]) -> None:
+def cut_after(table: Path, batches: tuple[Batch, ...]) -> None:
     """Cut off of both files what follows these batches."""
     if table.is_file():
         with table.open("rb+") as file:
@@ -586,7 +586,7 @@ def damage(run: Run) -> str:
     fault = changed(run.folder)
     if fault or not (HASHES in read_verdict(run.folder) or run.journal.is_file()):
         return fault  # a run from before there were journals has none
-    found = trusted(run.scores, run.key)
+    found = trusted_batches(run.scores, run.key)
     return f"{run.scores}: {found.fault}" if found.fault else ""
 
 
@@ -617,11 +617,11 @@ def kept_batches(run: Run, sizes: Sequence[int]) -> int:
     `sizes` are the rows of every batch in order. Raises `DialError` if there are more rows than all
     batches hold together: then the file is of some other run.
     """
-    found = trusted(run.scores, run.key)
+    found = trusted_batches(run.scores, run.key)
     kept = _usable(run, found, sizes)
     if found.fault:
         log.warning("%s: %s; what follows is computed again", run.scores, found.fault)
-    cut(run.scores, found.batches[:kept])
+    cut_after(run.scores, found.batches[:kept])
     if kept:
         log.info("resumed after %d rows in %s", sum(sizes[:kept]), run.scores)
     return kept
@@ -629,7 +629,7 @@ def kept_batches(run: Run, sizes: Sequence[int]) -> int:
 
 def usable_batches(run: Run, sizes: Sequence[int]) -> int:
     """What `kept_batches` would keep. Nothing is cut off."""
-    return _usable(run, trusted(run.scores, run.key), sizes)
+    return _usable(run, trusted_batches(run.scores, run.key), sizes)
 
 
 def _usable(run: Run, found: Kept, sizes: Sequence[int]) -> int:
@@ -644,7 +644,7 @@ def append(run: Run, rows: pd.DataFrame) -> None:
     """Add a batch of rows to scores.csv, on disk when this returns. Floats keep every digit."""
     new = not run.scores.is_file() or run.scores.stat().st_size == 0
     text = to_show(rows).to_csv(index=False, header=new, lineterminator="\n")
-    record(run.scores, run.key, text.encode(), len(rows))
+    record_batch(run.scores, run.key, text.encode(), len(rows))
 
 
 def finish(run: Run, summary: pd.DataFrame, verdict: Mapping[str, Any]) -> None:

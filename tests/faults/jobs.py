@@ -205,12 +205,12 @@ def disturb(
 
 def vouched(out: Path) -> int:
     """Rows that are whole on the disk, by the journal."""
-    from refusal_dial.run.folder import Run, read_config, trusted
+    from refusal_dial.run.folder import Run, read_config, trusted_batches
 
     if not (out / "config.json").is_file():
         return 0
     run = Run(out, read_config(out)["settings"])
-    return sum(batch.rows for batch in trusted(run.scores, run.key).batches)
+    return sum(batch.rows for batch in trusted_batches(run.scores, run.key).batches)
 
 
 def resumed_after(out: Path) -> int | None:
