@@ -40,24 +40,28 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class CostlyPlan:
-    """So many seconds a prompt, and so many a prompt and cell."""
+    """So many seconds a batch, a prompt, and a prompt and cell."""
 
     clock: Clock
     prompt: float
     cell: float
     prompts: int
     cells: int
+    batch: float = 0.0
+    size: int = 10**9
 
     @property
     def tasks(self):
-        return [Task(self.prompts * self.cells, range(self.prompts), range(self.cells))]
+        starts = range(0, self.prompts, self.size)
+        some = [range(start, min(start + self.size, self.prompts)) for start in starts]
+        return [Task(len(one) * self.cells, one, range(self.cells)) for one in some]
 
     @property
     def grid(self):
         return Grid({"EDGE": self.prompts}, self.cells, {})
 
     def compute(self, model, task):
-        self.clock.now += self.prompts * (self.prompt + self.cell * self.cells)
+        self.clock.now += self.batch + len(task.prompts) * (self.prompt + self.cell * self.cells)
         return pd.DataFrame({"score": [0.0] * task.rows})
 
     def shrink(self, prompts, cells):
@@ -84,13 +88,29 @@ def test_a_plan_that_costs_what_it_says_is_estimated_exactly(qwen, prompt, cell,
     assert 1 <= found.rows <= prompts * cells
 
 
+@given(
+    batch=st.floats(0, 2.0),
+    prompt=st.floats(1e-4, 0.5),
+    batches=st.integers(1, 50),
+    size=st.sampled_from([2, 4, 8, 16, 32, 64]),
+)
+def test_what_a_batch_costs_once_is_not_taken_for_the_cost_of_its_prompts(
+    qwen, batch, prompt, batches, size
+):
+    """A part of few prompts fills no batch, and its cost times all prompts is far too long."""
+    clock = Clock()
+    plan = CostlyPlan(clock, prompt, 0.0, batches * size, 1, batch, size)
+    found = estimate_time(qwen, plan, clock, clock)
+    assert found.seconds == pytest.approx(batches * (batch + size * prompt), rel=1e-6)
+
+
 def test_timing_stops_growing_where_it_can_be_told_from_noise(qwen):
     clock = Clock()
     found = estimate_time(qwen, CostlyPlan(clock, 0.01, 0.01, 1000, 1000), clock, clock)
     assert clock.now < found.seconds / 500
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class InterruptedPlan(CostlyPlan):
     """The same on a machine that does other things too: the clock of the wall goes faster than the
     processor's (`clock`), by another factor every time."""
@@ -109,7 +129,7 @@ def test_what_else_the_machine_does_makes_a_run_long_and_no_cell_dear(qwen):
     """What a cell adds is told from the processor's time: on the wall's it would be noise, times
     all cells that were not timed."""
     work, wall, factors = Clock(), Clock(), cycle([3.0, 5.0, 8.0, 4.0, 6.0])
-    plan = InterruptedPlan(work, 0.1, 0.01, 100, 1000, wall, factors)
+    plan = InterruptedPlan(work, 0.1, 0.01, 100, 1000, wall=wall, factors=factors)
     found, true = estimate_time(qwen, plan, wall, work), 100 * (0.1 + 0.01 * 1000)
     assert wall.now <= LIMIT + 3
     assert 3 * true <= found.least <= found.seconds <= found.most <= 8 * true

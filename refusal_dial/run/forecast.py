@@ -1,10 +1,11 @@
 """What a run would compute, what that would take, and how a dry run prints it.
 
-    seconds = P / p · t · (1 + (C - c) b / w)
+    seconds = t · (1 + (C - c) b / w) · (B s + P / p (1 - s))
 
 for P prompts and C cells, from p prompts under c cells that took t seconds and w seconds of the
-processor; b is what a cell adds to w, from c / 4 cells beside them. The rest is what a prompt costs
-once (recording it). What else the machine does makes t long, and cells do not look dear by it. The
+processor; b is what a cell adds to w, from c / 4 cells beside them, and s the share of w that a
+batch costs however many prompts are in it, from p / 2 prompts; B is how many batches there are to
+one of the part. What else the machine does makes t long, and cells do not look dear by it. The
 part grows until it takes long enough to be distinguished from noise: first to all cells, then to
 more prompts. Then it is timed several times; the median is printed, with its range. All of it takes
 at most `LIMIT` seconds, as far as a first part allows. The estimate is rough: a small batch fills a
@@ -85,10 +86,11 @@ def estimate_time(
     `worked` is the processor's time for this process."""
     begun = clock()
 
-    def timed(p: int, c: int) -> tuple[float, float, int]:
+    def timed(p: int, c: int) -> tuple[float, float, int, int]:
         part, start, work = plan.shrink(p, c), clock(), worked()
-        rows = sum(len(part.compute(model, task)) for task in part.tasks)
-        return clock() - start, worked() - work, rows
+        tasks = part.tasks
+        rows = sum(len(part.compute(model, task)) for task in tasks)
+        return clock() - start, worked() - work, rows, len(tasks)
 
     def left() -> float:
         return LIMIT - (clock() - begun)
@@ -99,25 +101,33 @@ def estimate_time(
     timed(p, c)
     # 2. The part grows until it is long enough, while there is time for a larger one.
     while True:
-        seconds, work, rows = timed(p, c)
+        seconds, work, rows, tasks = timed(p, c)
         grown = (p, min(4 * c, cells)) if c < cells else (min(2 * p, prompts), c)
         times = grown[0] * grown[1] / (p * c)
         if seconds >= ENOUGH or grown == (p, c) or 2 * times * seconds > left():
             break
         p, c = grown
     # 3. It is timed again, as often as there is time. Where it has not all cells, a quarter of them
-    # is timed beside it, to tell what each cell adds from what a prompt costs once.
+    # is timed beside it, to tell what each cell adds from what a prompt costs once; where it has
+    # not all prompts, half of them, to tell what a batch costs once.
     found = []
     while True:
-        start, share = clock(), 0.0
+        start, each, once = clock(), 0.0, 0.0
         if c < cells and work > 0:
             fewer = max(1, c // 4)
-            share = (1 - timed(p, fewer)[1] / work) / max(1, c - fewer)
-            share = min(max(0.0, share), 1 / c)
-        found.append(prompts / p * seconds * (1 + share * (cells - c)))
+            each = (1 - timed(p, fewer)[1] / work) / max(1, c - fewer)
+            each = min(max(0.0, each), 1 / c)
+        if 1 < p < prompts and work > 0:
+            _, half, _, there = timed(p // 2, c)
+            apart = p * there - p // 2 * tasks  # 0 where half of the prompts fill half the batches
+            once = tasks * (p * half / work - p // 2) / apart if apart > 0 else 0.0
+            once = min(max(0.0, once), 1.0)
+        times = prompts / p
+        batches = min(times, len(plan.tasks) / max(1, tasks))
+        found.append(seconds * (1 + each * (cells - c)) * (batches * once + times * (1 - once)))
         if len(found) == REPEATS or (clock() - start) + 2 * seconds > left():
             break
-        seconds, work, rows = timed(p, c)
+        seconds, work, rows, tasks = timed(p, c)
     return Estimate(median(found), min(found), max(found), rows)
 
 
