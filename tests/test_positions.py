@@ -180,6 +180,14 @@ def test_the_run_is_read_back_as_a_table_and_a_figure(small_material, tmp_path, 
     printed = capsys.readouterr().out
     assert "last" in printed
     assert "text-1" in printed
+    # Rates that are all 0 tell nothing: the shift of the score stands in their place.
+    print_positions(summary.assign(refusal_rate=0.5))
+    assert "SHIFT" not in capsys.readouterr().out
+    print_positions(summary.assign(refusal_rate=0.0))
+    printed = capsys.readouterr().out
+    row = summary[summary["role"] == "last"].dropna(subset="shift").iloc[0]
+    assert "SHIFT" in printed
+    assert f"{row['shift']:+.2f}" in printed
     figure = positions_figure(summary, "title", "residual")
     drawn = {trace.name for trace in figure.data if trace.name}
     assert {"learned at 1", "learned at -1", "own at 1", "random at 1"} <= drawn

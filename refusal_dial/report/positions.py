@@ -15,6 +15,7 @@ from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, terminal
 from refusal_dial.report.theme import SCORE_AXIS, add_band, add_line, colour_of, styled
+from refusal_dial.stats.summary import CEILING, FLOOR
 
 _LINE = 150
 
@@ -24,11 +25,17 @@ _SUBSETS = ("HARMFUL", "EDGE", "BENIGN")
 def print_positions(summary: pd.DataFrame) -> None:
     """At every position: what share of each subset is refused with the direction of the last one
     added there, how much that is more than at the last one (with its interval, and a star where
-    the score differs after Holm's correction), and the KL of replies."""
+    the score differs after Holm's correction), and the KL of replies. Where no rate of a subset is
+    over 0.02 or under 0.98, the shift of its mean score stands in their place."""
     scored, kept = (summary[summary["measure"] == name] for name in ("score", "kl"))
     have = [name for name in _SUBSETS if (scored["subset"] == name).any()]
-    base = scored[scored["direction"] == "baseline"].set_index("subset")["refusal_rate"]
-    print("unsteered, refused: " + ", ".join(f"{name} {base[name]:.2f}" for name in have))
+    base = scored[scored["direction"] == "baseline"].set_index("subset")
+    still = {name for name in have if _at_limit(scored[scored["subset"] == name])}
+    about = [
+        f"{name} {base['refusal_rate'][name]:.2f} (mean score {base['score_mean'][name]:+.2f})"
+        for name in have
+    ]
+    print("unsteered, refused: " + ", ".join(about))
     console = terminal(_LINE)
     for strength, part in scored[scored["direction"] == "learned"].groupby("strength"):
         table = Table(
@@ -40,26 +47,34 @@ def print_positions(summary: pd.DataFrame) -> None:
         )
         table.add_column("position")
         for name in have:
-            table.add_column(f"{name}\nrefused", justify="right")
-            table.add_column("more than at the last", justify="right")
+            what = "SHIFT of\nthe score" if name in still else "refused"
+            table.add_column(f"{name}\n{what}", justify="right")
+            table.add_column("more than at\nthe last", justify="right", no_wrap=True)
         table.add_column("KL a token,\nBENIGN replies", justify="right")
         costs = kept[(kept["direction"] == "learned") & (kept["strength"] == strength)]
         for role in dict.fromkeys(part["role"]):
             cells: list[str] = [str(role)]
             for name in have:
                 row = part[(part["role"] == role) & (part["subset"] == name)].iloc[0]
-                cells += [f"{row['refusal_rate']:.2f}", _more(row)]
+                value = f"{row['shift']:+.2f}" if name in still else f"{row['refusal_rate']:.2f}"
+                cells += [value, _more(row, name in still)]
             cost = costs[costs["role"] == role]["score_mean"]
             table.add_row(*cells, f"{cost.iloc[0]:.4f}" if len(cost) else "")
         console.print(table)
 
 
-def _more(row: pd.Series[Any]) -> str:
-    if pd.isna(row["rate_difference"]):
+def _at_limit(rows: pd.DataFrame) -> bool:
+    """Whether all rates are at the floor or all at the ceiling, so that they tell nothing."""
+    rates = rows["refusal_rate"].dropna()
+    return bool((rates < FLOOR).all() or (rates > CEILING).all())
+
+
+def _more(row: pd.Series[Any], shift: bool) -> str:
+    name, stem = ("difference", "diff") if shift else ("rate_difference", "rate_diff")
+    if pd.isna(row[name]):
         return ""
     star = "*" if row["p_holm"] <= 0.05 else " "
-    ends = f"[{row['rate_diff_lo']:+.2f}, {row['rate_diff_hi']:+.2f}]"
-    return f"{row['rate_difference']:+.2f} {ends}{star}"
+    return f"{row[name]:+.2f} [{row[f'{stem}_lo']:+.2f}, {row[f'{stem}_hi']:+.2f}]{star}"
 
 
 def positions_figure(summary: pd.DataFrame, title: str, unit: str) -> go.Figure:

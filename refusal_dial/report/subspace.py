@@ -38,7 +38,7 @@ def subspace_sentences(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
         what = "is not known: no one direction does as little damage"
         if pd.notna(row["gain"]):
             paid = "pays" if row["gain_lo"] > 0 else "does not pay"
-            what = f"{paid}: at equal damage HARMFUL's score is {_gain(row)} lower"
+            what = f"{paid}: a gain of {_gain(row)} over one direction at equal damage"
         apart = f"the removal of one axis moves the reading of another by {_dependence(row)}"
         found.append((f"{way}, {k:g} axes", f"{what}; {apart}", _random(beside)))
     return found

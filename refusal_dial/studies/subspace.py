@@ -72,18 +72,30 @@ class Lesson:
     layer: int
     length: float
     rows: int = 8  # prompts of each kind a step
+    base: Float[Tensor, "prompt d_vocab"] | None = None  # last logits of `harmless`, once read
 
     @property
     def n_layers(self) -> int:
         return int(self.model.cfg.n_layers)
 
+    def read(self, batch_size: int) -> Lesson:
+        """The same with the harmless prompts' logits, which no step changes."""
+        some = [self.harmless.rows(r.start, r.stop) for r in batches(len(self.harmless), batch_size)]
+        logits = [last_logits(self.model, tokens.on(self.model)).detach() for tokens in some]
+        return replace(self, base=torch.cat(logits))
+
     def batch(self, generator: torch.Generator) -> Lesson:
         """The same on a few prompts of each kind, drawn."""
-        few = []
-        for tokens in (self.harmful, self.harmless):
-            drawn = torch.randperm(len(tokens), generator=generator)[: self.rows]
-            few.append(tokens.chosen(drawn.tolist()).on(self.model))
-        return replace(self, harmful=few[0], harmless=few[1])
+        one, other = (
+            torch.randperm(len(tokens), generator=generator)[: self.rows].tolist()
+            for tokens in (self.harmful, self.harmless)
+        )
+        return replace(
+            self,
+            harmful=self.harmful.chosen(one).on(self.model),
+            harmless=self.harmless.chosen(other).on(self.model),
+            base=None if self.base is None else self.base[other],
+        )
 
 
 def removing(directions: Axes, n_layers: int) -> list[Hook]:
@@ -102,7 +114,9 @@ def removal_loss(lesson: Lesson, directions: Axes) -> Float[Tensor, ""]:
     """The ablation and retain losses with all of these axes removed at once."""
     hooks = removing(directions, lesson.n_layers)
     refused = softplus(lesson.scorer(_logits(lesson.model, lesson.harmful, hooks))).mean()
-    base = last_logits(lesson.model, lesson.harmless).detach()
+    base = lesson.base
+    if base is None:
+        base = last_logits(lesson.model, lesson.harmless).detach()
     moved = kl_from(_logits(lesson.model, lesson.harmless, hooks), base).mean()
     return ABLATION * refused + RETAIN * moved
 
@@ -209,6 +223,9 @@ def independent_loss(lesson: Lesson, directions: Axes, generator: torch.Generato
     return found + INDEPENDENCE * dependence(lesson, directions)
 
 
+ALIKE = ("cone", "independent")
+"""Of one axis these are the same: there is no other to move."""
+
 LOSSES: Mapping[str, Callable[[Lesson, Axes, torch.Generator], Tensor]] = {
     "span": span_loss,
     "cone": cone_loss,
@@ -301,13 +318,16 @@ def study_subspaces(study: Study, flags: SubspaceFlags) -> SubspaceStudy:
     start = iterated_removal(lesson, flags.k, flags.batch_size)
     rows = study.activations[0][study.rows(of_subset(train, "HARMFUL"))].mean(0)
     rows = rows - study.activations[0][study.rows(of_subset(train, "BENIGN"))].mean(0)
-    lesson = replace(lesson, length=float(rows.norm()))
+    lesson = replace(lesson, length=float(rows.norm())).read(flags.batch_size)
     found: dict[str, list[Axes]] = {"iterated": [start[:n] for n in range(1, flags.k + 1)]}
     for way in flags.ways:
-        found[way] = [
-            descend(lesson, start[:n], LOSSES[way], flags.steps, flags.rate, flags.seed)
+        loss = LOSSES[way]
+        taught = [
+            descend(lesson, start[:n], loss, flags.steps, flags.rate, flags.seed)
             for n in range(1, flags.k + 1)
+            if n > 1 or way not in ALIKE or "cone" not in found
         ]
+        found[way] = taught if len(taught) == flags.k else [found["cone"][0], *taught]
     return SubspaceStudy(study, tuple(train), tuple(test), found)
 
 
