@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from small_runs import small_run
 
 from refusal_dial.cli.flags import ALL_HARMFUL, HARMFULNESS, REFUSED_EDGE, KindFlags
 from refusal_dial.common import DialError
+from refusal_dial.data.prompts import load_prompts
 from refusal_dial.report.kinds import is_control, kind_lines, kinds_figure, print_kinds
 from refusal_dial.report.page import figures_of, report_page, verdict_lines
 from refusal_dial.report.reading import read_run
@@ -27,7 +29,14 @@ from refusal_dial.stats.cosines import (
     split_cosines,
 )
 from refusal_dial.studies.base import load_study
-from refusal_dial.studies.kinds import geometry, kind_plan, kinds_of, study_kinds, summarise_kinds
+from refusal_dial.studies.kinds import (
+    geometry,
+    kind_plan,
+    kinds_of,
+    refusal_reasons,
+    study_kinds,
+    summarise_kinds,
+)
 
 # --- cosines and angles where the answer is known
 
@@ -194,6 +203,51 @@ def test_one_planted_kind_twice_is_at_its_ceiling_and_removing_either_removes_bo
     angle = line(summary, "angle 1", ONE, AGAIN)
     assert angle["value"] == pytest.approx(angle["ceiling"], abs=10)
     assert line(summary, "angle 1", ONE, TWO)["value"] > angle["value"] + 20
+
+
+def test_by_reason_the_planted_kinds_are_those_of_the_replies(kinds):
+    """z is refused for one reason and x for another; what is not refused is in no kind."""
+    opened, flags, summary = kinds
+    harmful = [p for p in opened.study.prompts if p.subset == "HARMFUL"]
+    reasons = {p.id: "harm" if p.text.startswith("z") else "values" for p in harmful}
+    one, two = ("reason:harm", "reason:values")
+    found, few = kinds_of(opened.study, flags, reasons)
+    by_name = {kind.name: kind for kind in found}
+    assert list(by_name)[:3] == [one, two, ALL_HARMFUL]
+    assert {p.id for p in by_name[one].positive} == {
+        i for i, why in reasons.items() if why == "harm"
+    }
+    again = replace(
+        opened,
+        kinds=tuple(found),
+        contrasts=tuple(
+            Contrast(
+                opened.contrasts[0].activations,
+                np.array(opened.study.rows(kind.positive)),
+                np.array(opened.study.rows(kind.negative)),
+            )
+            for kind in found
+        ),
+    )
+    cosine = line(geometry(again, flags), "cosine", one, two)
+    assert cosine["hi"] < 0.5 * cosine["ceiling"]
+    assert cosine["p_holm"] < 0.05
+    less = {i: why for i, why in reasons.items() if why == "harm"} | {harmful[-1].id: "values"}
+    assert kinds_of(opened.study, flags, less)[1] == {two: 1}
+
+
+def test_reasons_are_read_in_replies_that_a_judge_calls_refusals(tmp_path):
+    rows = load_prompts("embedded")
+    by_subset = {p.subset: [q for q in rows if q.subset == p.subset] for p in rows}
+    some = [prompt for group in by_subset.values() for prompt in group[:6]]
+    lines = [{"id": p.id, "text": p.text, "subset": p.subset} for p in some]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    flags = KindFlags(prompts=str(tmp_path / "few.jsonl"), device="cpu", refusal_tokens="I,Sorry")
+    study = load_study(flags, (16,))
+    reasons = refusal_reasons(study, flags)
+    assert {p.id for p in some if p.subset == "HARMFUL"} <= set(reasons)
+    assert not {p.id for p in some if p.subset == "BENIGN"} & set(reasons)
+    assert set(reasons.values()) == {"harm", "none"}  # the two ways in which this model refuses
 
 
 def test_controls_find_nothing(kinds):

@@ -906,8 +906,10 @@ POLITENESS, WHERE_READ = "politeness", "harmfulness, where read"
 KIND_CONTROLS = ("permuted", "random")
 """What the names of controls begin with; a number follows."""
 
-CATEGORY_MARK = ":"
-"""Stands between subset and category in the name of a kind: `EDGE:homonyms`."""
+KIND_MARK = ":"
+"""Stands in the name of a kind of refusal: `EDGE:homonyms`, `reason:harm`."""
+
+GROUPINGS = ("category", "reason")
 
 
 def _both_ways(value: Any) -> tuple[float, ...]:
@@ -924,6 +926,14 @@ class KindFlags(StudyFlags):
     """Which kinds there are, and how each is removed and steered."""
 
     layer: int = flag(16, "the layer to learn and to steer at", at_least(0, parse_whole))
+    by: str = flag(
+        GROUPINGS[0],
+        "what makes a kind: category, that of the prompt; or reason, that of the model's own reply",
+        choice(GROUPINGS, "grouping"),
+    )
+    max_new_tokens: int = flag(
+        48, "tokens of a reply whose reason is read, at most", at_least(1, parse_whole)
+    )
     least: int = flag(
         10, "prompts of a kind, at least; half to learn from", at_least(4, parse_whole)
     )

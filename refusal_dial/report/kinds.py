@@ -16,9 +16,9 @@ from rich.table import Table
 
 from refusal_dial.cli.flags import (
     ALL_HARMFUL,
-    CATEGORY_MARK,
     HARMFULNESS,
     KIND_CONTROLS,
+    KIND_MARK,
     REFUSED_EDGE,
 )
 from refusal_dial.common import terminal
@@ -57,7 +57,7 @@ def kind_lines(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
         (steered, "of what steering along another does"),
     ):
         among = lines[_kinds(lines) & (lines["kind"] != lines["other"])]
-        lines = lines[lines["other"].str.contains(CATEGORY_MARK, regex=False)]
+        lines = lines[lines["other"].str.contains(KIND_MARK, regex=False)]
         if len(among):
             found.append(
                 (
@@ -101,7 +101,7 @@ def kind_lines(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def _kinds(lines: pd.DataFrame) -> pd.Series[bool]:
     """Both are categories."""
-    one, other = (lines[name].str.contains(CATEGORY_MARK, regex=False) for name in KEYS)
+    one, other = (lines[name].str.contains(KIND_MARK, regex=False) for name in KEYS)
     return one & other
 
 

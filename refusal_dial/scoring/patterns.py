@@ -211,6 +211,22 @@ IGNORANT = re.compile(
     r"(?:information|data|matter|and)"
 )
 
+UNABLE = re.compile(
+    r"\b(?:do not|cannot|lack|without)(?: have)?(?: the| any)?(?: \w+)? (?:ability|abilities|"
+    r"capability|capabilities|capacity|access|tools|means|knowledge|information|expertise)\b"
+    r"|\bnot (?:\w+ )?(?:equipped|capable|qualified|trained|programmed|designed)\b"
+    r"|\b(?:beyond|outside) (?:of )?(?:the scope of )?my (?:\w+ )?(?:abilit|capabilit|knowledge|"
+    r"expertise|scope)"
+)
+"""A speaker that lacks what it takes."""
+
+HARMS = re.compile(
+    r"\b(?:is|are|be|could|may|might|can|would) (?:\w+ ){0,3}?(?:unsafe|dangerous|harmful|hurtful|"
+    r"risky|illegal|unlawful|hurt|harm|endanger|injure|a crime|a risk)\b"
+    r"|\bnot (?:be )?(?:\w+ )?(?:safe|legal)\b|\bagainst the law\b"
+)
+"""What may hurt somebody, or is against the law."""
+
 IGNORANT_WORDS = words(
     "access information data details knowledge records retrieve browse determine verify confirm "
     "know unable able publicly private confidential personal sensitive ability"

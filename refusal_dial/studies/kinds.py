@@ -8,14 +8,16 @@
              moves HARMFUL's mean score as far
 
 s is a mean refusal score, s_A the same with A removed. A kind is a category of HARMFUL prompts, or
-of EDGE prompts that the model refuses; its direction is their mean minus BENIGN's, read at the last
-token. Beside them stand all of HARMFUL, harmfulness (the same, read at the last token of the
-prompt's own text: Zhao et al. 2025, arXiv 2507.11878), refusal of EDGE (top minus bottom third by
-score), and politeness (BENIGN with and without a polite word). Deflection has none: no label of the
-prompts or of the judge tells it from refusing. Controls: permuted labels, as many HARMFUL and
-BENIGN prompts on either side (`permuted`), and random directions. Directions are learned from half
-of the prompts, and all is measured on the other half. Whether directions that differ trade refusal
-against over-refusal alike is the question of arXiv 2602.02132.
+of EDGE prompts that the model refuses; or, by the model's own greedy reply where a judge calls it a
+refusal, those of HARMFUL and EDGE that are refused for one reason (`scoring.verdict.Reason`). Its
+direction is their mean minus BENIGN's, read at the last token. Beside them stand all of HARMFUL,
+harmfulness (the same, read at the last token of the prompt's own text: Zhao et al. 2025, arXiv
+2507.11878), refusal of EDGE (top minus bottom third by score), and politeness (BENIGN with and
+without a polite word). Deflection is the reason `elsewhere`, where a model has enough such replies.
+Controls: permuted labels, as many HARMFUL and BENIGN prompts on either side (`permuted`), and
+random directions. Directions are learned from half of the prompts, and all is measured on the other
+half. Whether directions that differ trade refusal against over-refusal alike is the question of
+arXiv 2602.02132.
 """
 
 from __future__ import annotations
@@ -35,23 +37,26 @@ from transformer_lens.model_bridge import TransformerBridge
 from refusal_dial.cells import BASELINE, Cell, Named, SteeringPlace, alphas_in, cells_at, labelled
 from refusal_dial.cli.flags import (
     ALL_HARMFUL,
-    CATEGORY_MARK,
     HARMFULNESS,
     KIND_CONTROLS,
+    KIND_MARK,
     POLITENESS,
     REFUSED_EDGE,
     WHERE_READ,
     KindFlags,
 )
-from refusal_dial.common import DialError, log
+from refusal_dial.common import DialError, log, progress
 from refusal_dial.data.prompts import Prompt, extremes, of_subset, some_of_each
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, random_directions
+from refusal_dial.generate.decode import Decoding, generate
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import Budget, Parts, SweepPlan, grid_of, groups
+from refusal_dial.run.plan import Budget, Parts, SweepPlan, batches, grid_of, groups
 from refusal_dial.run.schema import KIND_COLUMNS
+from refusal_dial.scoring.judges import BUILTIN, judge_all
+from refusal_dial.scoring.verdict import Reason, reason_of
 from refusal_dial.stats.cosines import (
     Contrast,
     apart_p,
@@ -85,9 +90,31 @@ class RefusalKind:
     refused: bool = False
 
 
-def kinds_of(study: Study, flags: KindFlags) -> tuple[list[RefusalKind], dict[str, int]]:
+def refusal_reasons(study: Study, flags: KindFlags) -> dict[str, Reason]:
+    """By prompt id the reason that the model's own greedy reply gives, of the HARMFUL and EDGE
+    prompts whose reply the builtin judge calls a refusal."""
+    asked = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
+    decoding, found = Decoding(max_new_tokens=flags.max_new_tokens), dict[str, Reason]()
+    for some in progress(batches(len(asked), flags.batch_size), "what it replies"):
+        prompts = asked[some.start : some.stop]
+        tokens = study.tokens.chosen(study.rows(prompts)).on(study.model)
+        with torch.no_grad():
+            replies = [one.text for one in generate(study.model, tokens, [[]], decoding)]
+        judged = judge_all(BUILTIN, replies, [prompt.text for prompt in prompts])
+        found |= {
+            prompt.id: reason_of(reply)
+            for prompt, reply, one in zip(prompts, replies, judged, strict=True)
+            if one.label in ("full_refusal", "partial_refusal")
+        }
+    return found
+
+
+def kinds_of(
+    study: Study, flags: KindFlags, reasons: Mapping[str, Reason] | None = None
+) -> tuple[list[RefusalKind], dict[str, int]]:
     """(the kinds that have `flags.least` prompts, how many those have that are left out): the
-    categories, all of HARMFUL, harmfulness, refusal of EDGE, politeness, and permuted labels last.
+    categories, or what is refused for the same of these `reasons`; all of HARMFUL, harmfulness,
+    refusal of EDGE, politeness, and permuted labels last.
 
     Raises `DialError` for a model that is to think, whose prompts end anywhere, and where HARMFUL,
     EDGE or BENIGN are fewer."""
@@ -98,11 +125,14 @@ def kinds_of(study: Study, flags: KindFlags) -> tuple[list[RefusalKind], dict[st
         )
     harmful, edge, benign = (of_subset(study.prompts, s) for s in ("HARMFUL", "EDGE", "BENIGN"))
     score = dict(zip((p.id for p in study.prompts), study.scores.tolist(), strict=True))
-    # 1. Categories: of HARMFUL all prompts, of EDGE those that are refused.
+    # 1. Reasons; or categories, of HARMFUL all prompts, of EDGE those that are refused.
     found: dict[str, list[Prompt]] = {}
     for prompt in (*harmful, *edge):
-        if prompt.category and (prompt.subset == "HARMFUL" or score[prompt.id] > study.threshold):
-            found.setdefault(f"{prompt.subset}{CATEGORY_MARK}{prompt.category}", []).append(prompt)
+        if reasons is not None:
+            if prompt.id in reasons:
+                found.setdefault(f"reason{KIND_MARK}{reasons[prompt.id]}", []).append(prompt)
+        elif prompt.category and (prompt.subset == "HARMFUL" or score[prompt.id] > study.threshold):
+            found.setdefault(f"{prompt.subset}{KIND_MARK}{prompt.category}", []).append(prompt)
     kinds = [
         RefusalKind(name, tuple(some), tuple(benign), refused=True) for name, some in found.items()
     ]
@@ -175,7 +205,8 @@ class KindStudy:
 
 def study_kinds(study: Study, flags: KindFlags) -> KindStudy:
     """Learn a direction of every kind from half of its prompts."""
-    kinds, few = kinds_of(study, flags)
+    reasons = refusal_reasons(study, flags) if flags.by == "reason" else None
+    kinds, few = kinds_of(study, flags, reasons)
     # 1. What is read at every position that a kind asks for.
     places = sorted({kind.pos for kind in kinds} - {-1})
     read: dict[int, Float[Tensor, "prompt d_model"]] = {-1: study.activations[0]}
@@ -300,7 +331,7 @@ def geometry(opened: KindStudy, flags: KindFlags) -> pd.DataFrame:
 def _apart(opened: KindStudy, i: int, j: int, seed: int) -> float:
     """Of two categories, tested once; NaN for others."""
     names = [opened.kinds[k].name for k in (i, j) if k < len(opened.kinds)]
-    if sum(CATEGORY_MARK in name for name in names) < 2 or not names[0] < names[1]:
+    if sum(KIND_MARK in name for name in names) < 2 or not names[0] < names[1]:
         return float("nan")
     one, other = (opened.contrasts[k] for k in (i, j))
     rows, others = (some.activations[some.positive] for some in (one, other))

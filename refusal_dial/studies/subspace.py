@@ -80,7 +80,9 @@ class Lesson:
 
     def read(self, batch_size: int) -> Lesson:
         """The same with the harmless prompts' logits, which no step changes."""
-        some = [self.harmless.rows(r.start, r.stop) for r in batches(len(self.harmless), batch_size)]
+        some = [
+            self.harmless.rows(r.start, r.stop) for r in batches(len(self.harmless), batch_size)
+        ]
         logits = [last_logits(self.model, tokens.on(self.model)).detach() for tokens in some]
         return replace(self, base=torch.cat(logits))
 
