@@ -207,11 +207,11 @@ def test_one_planted_kind_twice_is_at_its_ceiling_and_removing_either_removes_bo
 
 def test_by_reason_the_planted_kinds_are_those_of_the_replies(kinds):
     """z is refused for one reason and x for another; what is not refused is in no kind."""
-    opened, flags, summary = kinds
+    opened, flags, _ = kinds
     harmful = [p for p in opened.study.prompts if p.subset == "HARMFUL"]
     reasons = {p.id: "harm" if p.text.startswith("z") else "values" for p in harmful}
     one, two = ("reason:harm", "reason:values")
-    found, few = kinds_of(opened.study, flags, reasons)
+    found, _ = kinds_of(opened.study, flags, reasons)
     by_name = {kind.name: kind for kind in found}
     assert list(by_name)[:3] == [one, two, ALL_HARMFUL]
     assert {p.id for p in by_name[one].positive} == {
