@@ -19,9 +19,12 @@ def main(flags: DecompositionFlags) -> None:
     from refusal_dial.run.folder import read_verdict
     from refusal_dial.studies.base import load_study
     from refusal_dial.studies.decomposition import conduct_decomposition
+    from refusal_dial.studies.steering import layers_to_use
 
-    given = None if flags.direction is None else direction_at(flags.direction, None, flags.site)
-    layer = flags.layer if given is None else given.provenance.layer
+    asked = () if flags.layer is None else (flags.layer,)
+    (layer,) = layers_to_use(flags.direction, asked, flags.site)
+    where = flags.direction
+    given = None if where is None else direction_at(where, layer, flags.site)
     study = load_study(flags, (layer,), flags.site)
     run, summary = conduct_decomposition(study, flags, given)
     print_decomposition(summary, read_verdict(run.folder))

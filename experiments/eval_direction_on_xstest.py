@@ -16,7 +16,6 @@ from refusal_dial.cli.flags import DirectionFlags
 def main(flags: DirectionFlags) -> None:
     from functools import partial
 
-    from refusal_dial.directions.files import direction_at
     from refusal_dial.report.replies import print_categories, print_judge, print_replies
     from refusal_dial.report.steering import print_slopes
     from refusal_dial.run.folder import read_table, read_verdict
@@ -27,16 +26,12 @@ def main(flags: DirectionFlags) -> None:
         reply_cells,
         summarise_replies,
     )
-    from refusal_dial.studies.steering import slope_tests, used_directions
+    from refusal_dial.studies.steering import layers_to_use, slope_tests, used_directions
 
-    file = flags.direction
-    given = (
-        direction_at(file, next(iter(flags.layer), None), flags.site) if file is not None else None
-    )
-    layers = flags.layer or ((given.provenance.layer,) if given else (20,))
+    layers = layers_to_use(flags.direction, flags.layer, flags.site)
     study = load_study(flags, layers, flags.site, flags.pos)
     prompts = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
-    used, train = used_directions(study, flags, given, flags.any_model)
+    used, train = used_directions(study, flags, flags.direction, flags.any_model)
     talk = load_conversation(study, flags, prompts)
     cells = reply_cells(study, flags, used)
     rows = talk.rows({prompt.id: "train" for prompt in train})

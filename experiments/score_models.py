@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_dial import cli
-from refusal_dial.cli.command_line import flag
+from refusal_dial.cli.command_line import flag, own_layers_of
 from refusal_dial.cli.flags import SteeringFlags
 
 
@@ -20,20 +20,29 @@ from refusal_dial.cli.flags import SteeringFlags
 class Flags(SteeringFlags):
     """A saved direction, besides the usual."""
 
-    direction: str | None = flag(None, "a direction file; without it nothing is steered")
+    layer: tuple[int, ...] = flag(
+        (), "a layer, or a list; default: the direction's own", own_layers_of
+    )
+    direction: str | None = flag(
+        None, "a direction file of any format, or a run folder; without it nothing is steered"
+    )
     any_model: bool = flag(False, "use a direction that was learned on another model")
 
 
 def main(flags: Flags) -> None:
     from refusal_dial.cells import BASELINE
     from refusal_dial.common import DialError, DryRun
-    from refusal_dial.directions.files import direction_at
     from refusal_dial.report.steering import print_controls, print_dial, print_groups
     from refusal_dial.studies.base import load_study, prompt_rows
-    from refusal_dial.studies.steering import at_place, conduct, steering_cells
+    from refusal_dial.studies.steering import (
+        conduct,
+        layers_to_use,
+        steering_cells,
+        used_directions,
+    )
 
-    file, layer = flags.direction, flags.layer[0] if len(flags.layer) == 1 else None
-    known = direction_at(file, layer, flags.site) if file is not None else None
+    file = flags.direction
+    layers = layers_to_use(file, flags.layer, flags.site) if file is not None else ()
     names = [name.strip() for name in flags.model.split(",") if name.strip()]
     if not names:
         raise DialError(f"--model {flags.model!r} names no model: give one, or several with commas")
@@ -41,9 +50,8 @@ def main(flags: Flags) -> None:
         one = replace(flags, model=name)
         if flags.out is not None and len(names) > 1:
             one = replace(one, out=str(Path(flags.out) / name.strip("/.").replace("/", "__")))
-        study = load_study(one, (one.layer or None) if known else (), one.site, one.pos)
-        at = study.layers if known else ()
-        given = [at_place(known, study, one, layer, one.any_model) for layer in at if known]
+        study = load_study(one, layers, one.site, one.pos)
+        given = used_directions(study, one, file, one.any_model)[0] if file is not None else []
         cells = steering_cells(study, one, given) if given else [BASELINE]
         with suppress(DryRun):
             run, summary = conduct("score_models", study, one, prompt_rows(study), cells, given)

@@ -15,10 +15,13 @@ import tiny
 import torch
 import zstandard
 from gguf import GGUFReader, GGUFWriter
+from small_runs import arguments
 from tool_env import tool_python
 from transformers import AutoModelForCausalLM
 
 from refusal_dial import directions
+from refusal_dial.cli import command_line as cli
+from refusal_dial.cli.command_line import own_layers_of
 from refusal_dial.common import DialError
 from refusal_dial.directions.files import direction_at, read_direction
 from refusal_dial.directions.interchange import SUFFIX_OF, check_everywhere
@@ -26,6 +29,7 @@ from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.hooks import steer
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.studies.export import steering_check, written_as
+from refusal_dial.studies.steering import layers_to_use
 
 ALPHA = 3.0
 IDS = torch.randint(3, 250, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -359,3 +363,88 @@ def test_the_script_writes_a_file_and_its_check_and_takes_every_format(qwen_fold
     assert direction_at(str(file)).provenance.layer == 2
     with pytest.raises(DialError, match="these formats add to every token"):
         script.main(script.Flags(direction=str(file), pos="-1", **typed))
+
+
+@pytest.mark.parametrize("to", SUFFIX_OF)
+def test_without_layer_a_direction_is_used_at_the_layer_that_its_file_records(to, qwen, tmp_path):
+    path = str(exported(qwen, tmp_path, to))
+    assert layers_to_use(path, (), "resid_pre") == (2,)
+    assert layers_to_use(path, (), "resid_post") == ((2,) if to == "persona" else (1,))
+    assert layers_to_use(path, (2,), "resid_pre") == (2,)
+    assert layers_to_use(None, (), "resid_pre") == (20,)
+
+
+def test_our_own_file_names_the_same_place_at_the_other_site_too(tmp_path):
+    """What leaves block 1 enters block 2; a layer that is asked for is taken as it is."""
+    path = tmp_path / "d.safetensors"
+    directions.save(direction("resid_post", 1), path)
+    at = read_direction(path, site="resid_pre").provenance
+    assert (at.site, at.layer) == ("resid_pre", 2)
+    assert read_direction(path, 1, "resid_pre").provenance.layer == 1
+    assert read_direction(path, site="attn_out").provenance.layer == 1
+
+
+@pytest.mark.parametrize("name", ["eval_direction_on_xstest", "capability", "score_models"])
+def test_a_file_of_several_layers_gives_each_layer_its_own(name, small_material, tmp_path):
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    torch.save(rows, tmp_path / "stack.pt")
+    out = tmp_path / "run"
+    mine = ["--layer=1,2", f"--direction={tmp_path / 'stack.pt'}", "--alphas=-1,1", "--n-random=1"]
+    own = {word.split("=")[0] for word in mine}
+    usual = [w for w in arguments(small_material, name) if w.split("=")[0] not in own]
+    cli.run(script_case.load(name).main, [*usual, *mine, f"--out={out}"])
+    for layer in (1, 2):
+        kept = directions.load(out / f"direction_layer{layer}.safetensors")
+        assert kept.provenance.layer == layer
+        torch.testing.assert_close(kept.unit, rows[layer] / rows[layer].norm())
+
+
+def takers(file, small_material, folder):
+    """The command lines that steer by a direction, without a layer."""
+    study = [word for word in arguments(small_material, "score_models") if "batch" not in word]
+    few = {
+        "score_models": ["--alphas=-1,1"],
+        "capability": ["--alphas=1", "--n-items=2", "--n-texts=2", "--n=2", "--n-replies=2"],
+        "eval_direction_on_xstest": ["--alphas=1"],
+        "decompose_direction": ["--gap=0", "--n-pairs=4", "--n-top=2", "--n-permutations=19"],
+    }
+    for name, more in few.items():
+        short = [] if name in ("score_models", "decompose_direction") else ["--max-new-tokens=2"]
+        out = f"--out={folder / name}"
+        yield name, [*study, *more, *short, "--n-random=1", f"--direction={file}", out]
+    least = ["--reference=contrast", "--n-random=1", "--n-permutations=19", "--n-test=8"]
+    least += ["--n-replies=3", "--max-new-tokens=2", f"--out={folder / 'verify'}"]
+    yield "verify_direction", [str(file), *study, *least]
+
+
+def test_every_experiment_takes_a_file_of_another_tool_or_a_run_where_it_stands(
+    small_material, qwen, tmp_path
+):
+    file = exported(qwen, tmp_path, "gguf")  # output of block 1, the input of block 2
+    for name, typed in takers(file, small_material, tmp_path / "file"):
+        cli.run(script_case.load(name).main, typed)
+        ran = tmp_path / "file" / ("verify" if name == "verify_direction" else name)
+        (kept,) = ran.glob("direction*.safetensors")
+        at = directions.load(kept).provenance
+        assert at.layer + (at.site == "resid_post") == 2, name
+    for name, typed in takers(ran, small_material, tmp_path / "run"):
+        cli.run(script_case.load(name).main, [*typed, "--dry-run"])
+
+
+def test_a_layer_of_a_file_for_who_writes_it(small_material, tmp_path):
+    torch.save(torch.randn(3, 32), tmp_path / "stack.pt")
+    ((_, typed),) = [
+        one
+        for one in takers(tmp_path / "stack.pt", small_material, tmp_path)
+        if one[0] == "decompose_direction"
+    ]
+    main = script_case.load("decompose_direction").main
+    with pytest.raises(SystemExit):
+        cli.run(main, [*typed, "--dry-run"])  # which of three?
+    cli.run(main, [*typed, "--layer=2", "--dry-run"])
+
+
+def test_all_layers_are_none_of_a_directions_own():
+    with pytest.raises(DialError, match="expected different layers such as 20 or 20,21,23; not"):
+        own_layers_of("all")
+    assert own_layers_of([1, 2]) == (1, 2)

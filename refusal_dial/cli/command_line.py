@@ -450,6 +450,13 @@ def layers_of(value: Any) -> tuple[int, ...]:
     return layers
 
 
+def own_layers_of(value: Any) -> tuple[int, ...]:
+    """Different layers that a direction is used at."""
+    if value == "all":
+        raise DialError("expected different layers such as 20 or 20,21,23; not 'all'")
+    return layers_of(value)
+
+
 def alpha_of(value: Any) -> float:
     """A number that an activation can be steered by, in any unit."""
     if abs(parse_number(value)) > LARGEST_ALPHA:

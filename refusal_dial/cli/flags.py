@@ -25,6 +25,7 @@ from refusal_dial.cli.command_line import (
     gpus_of,
     joined,
     layers_of,
+    own_layers_of,
     parse_list,
     parse_number,
     parse_whole,
@@ -422,8 +423,9 @@ class ReplyFlags(SteeringFlags):
     judge: str = flag("builtin", "substring, builtin, or a model's folder or hub id")
     harm_judge: str = flag(
         "none",
-        "who scores harmful compliance: strongreject-rubric, strongreject, harmbench, wildguard or "
-        "llama-guard, each also as NAME=FOLDER_OR_HUB_ID; or none",
+        "who scores harmful compliance: builtin (without weights), strongreject-rubric, "
+        "strongreject, harmbench, wildguard or llama-guard, each of these also as "
+        "NAME=FOLDER_OR_HUB_ID; or none",
     )
     max_new_tokens: int = flag(48, "tokens of a reply, at most", at_least(1, parse_whole))
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", at_least(0, parse_number))
@@ -476,7 +478,9 @@ class HoldoutFlags(ReplyFlags):
 class DirectionFlags(ReplyFlags):
     """A direction that is there already, tried on an over-refusal test."""
 
-    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
+    layer: tuple[int, ...] = flag(
+        (), "a layer, or a list; default: the direction's own, or 20", own_layers_of
+    )
     direction: str | None = flag(
         None, "a direction file of any format, or a run folder; default: learned on half of EDGE"
     )
@@ -500,7 +504,9 @@ def _tasks(value: Any) -> tuple[str, ...]:
 class CapabilityFlags(SteeringFlags):
     """A direction, and what the model is to be able to do under it."""
 
-    layer: tuple[int, ...] = flag((), "a layer, or a list; default: the direction's own", layers_of)
+    layer: tuple[int, ...] = flag(
+        (), "a layer, or a list; default: the direction's own, or 20", own_layers_of
+    )
     alphas: tuple[float, ...] = flag((-0.6, -0.3, 0.0, 0.3, 0.6), ALPHAS_HELP, turning_of)
     n_random: int = flag(2, "random directions a layer", at_least(0, parse_whole))
     direction: str | None = flag(
@@ -700,7 +706,9 @@ class VerifyFlags(StudyFlags):
     """Which direction, where and how hard it is turned, against which controls, within which
     limits."""
 
-    direction: str = argument("a direction file of any format (docs/interchange.md)")
+    direction: str = argument(
+        "a direction file of any format (docs/interchange.md), or a run folder"
+    )
     layer: int | None = flag(
         None, "its layer; default: what the file records", at_least(0, parse_whole)
     )
@@ -831,7 +839,9 @@ class DecompositionFlags(StudyFlags):
         None, "a direction file of any format, or a run folder; default: learned on half of EDGE"
     )
     any_model: bool = flag(False, "use a direction that was learned on another model")
-    layer: int = flag(20, "the layer of the direction", at_least(1, parse_whole))
+    layer: int | None = flag(
+        None, "its layer; default: the direction's own, or 20", at_least(1, parse_whole)
+    )
     holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)
@@ -969,8 +979,12 @@ def _port(value: Any) -> int:
 class LiveFlags(OpenFlags):
     """Where the dial stands at first, and how much it reads and says."""
 
-    direction: str | None = flag(None, "a direction file of any format; default: learned from EDGE")
-    layer: int = flag(20, "the layer at first", at_least(0, parse_whole))
+    direction: str | None = flag(
+        None, "a direction file of any format, or a run folder; default: learned from EDGE"
+    )
+    layer: int | None = flag(
+        None, "the layer at first; default: the direction's own, or 20", at_least(0, parse_whole)
+    )
     site: str = flag("resid_pre", f"one of {', '.join(STEERABLE)}", choice(STEERABLE, "site"))
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)

@@ -125,8 +125,8 @@ def read_direction(
     """The direction of a file, at the layer, site and position given, else at the file's own, else
     at resid_pre and -1. A vector that is not of unit length keeps its length as `norm`.
 
-    What leaves block n enters block n + 1: where a format says at which of the two its vectors
-    stand and `site` names the other, the vector of that place is found, and `layer` counts there.
+    What leaves block n enters block n + 1: where a file says at which of the two its vectors stand
+    and `site` names the other, the vector of that place is found, and `layer` counts there.
 
     Raises `DialError` for a file that cannot be used, and where neither the file nor the caller
     says which layer.
@@ -141,37 +141,52 @@ def read_direction(
         own = found.provenance
         here = replace(
             own,
-            layer=own.layer if layer is None else layer,
+            layer=own.layer + _shift(own.site, site or own.site) if layer is None else layer,
             site=site or own.site,
             pos=own.pos if pos is None else pos,
         )
         return replace(found, provenance=here)
     tensors, recorded = _tensors(file)
     site = site or recorded.get("site", SITE)
-    boundary = {"resid_pre": 0, "resid_post": 1}
-    both = recorded.get("site") in boundary and site in boundary
-    shift = boundary[recorded["site"]] - boundary[site] if both else 0
+    shift = _shift(recorded.get("site"), site)
     wanted = recorded.get("layer") if layer is None else layer - shift
     pos = recorded.get("pos", DEFAULT_POS) if pos is None else pos
     vector, number = _chosen(str(path), tensors, wanted, pos)
     return from_vector(vector, Provenance(number + shift, site, pos, method=recorded["method"]))
 
 
-def direction_at(where: str, layer: int | None = None, site: str | None = None) -> Direction:
-    """The direction in a file of any format, or the one in a run folder (that of `layer` where it
-    has several).
+def _shift(own: str | None, site: str) -> int:
+    """What is added to a layer at site `own` to name the same place at `site`: the input of block n
+    is the output of block n - 1. 0 for sites that share no place."""
+    boundary = {"resid_pre": 0, "resid_post": 1}
+    return boundary[own] - boundary[site] if own in boundary and site in boundary else 0
 
-    Raises `DialError` for what is neither, or a run whose directions leave the choice open.
+
+def direction_file(where: str, layer: int | None = None) -> Path:
+    """A direction's file as it is typed, or the one in a run folder (that of `layer` where it has
+    several).
+
+    Raises `DialError` for a run whose directions leave the choice open.
     """
     path = located(where)
     if not path.is_dir():
-        return read_direction(path, layer, site)
+        return path
     found = sorted(path.glob("direction*.safetensors"))
     wanted = [one for one in found if one.stem == f"direction_layer{layer}"]
     if len(found) == 1 or len(wanted) == 1:
-        return load((wanted or found)[0])
+        return (wanted or found)[0]
     names = ", ".join(one.name for one in found) or "none"
     raise DialError(f"{path} holds these directions: {names}; name a file, or --layer")
+
+
+def direction_at(
+    where: str, layer: int | None = None, site: str | None = None, pos: int | None = None
+) -> Direction:
+    """`read_direction` of a file of any format, or of the one in a run folder.
+
+    Raises `DialError` as `direction_file` and `read_direction` do.
+    """
+    return read_direction(direction_file(where, layer), layer, site, pos)
 
 
 def _is_ours(file: Path) -> bool:

@@ -22,7 +22,7 @@ from refusal_dial.model.loading import check_layers, check_site, load_model
 from refusal_dial.model.tokens import last_logits
 from refusal_dial.report.trace import trace_figure
 from refusal_dial.studies.base import Study, prompt_tokens, study_of
-from refusal_dial.studies.steering import at_place, learn
+from refusal_dial.studies.steering import at_place, layers_to_use, learn
 
 # --------------------------------------------------------------------------------------------------
 # One prompt under one step of the dial: its score, its next tokens, and its reply as it comes.
@@ -100,17 +100,16 @@ def load_dial(flags: LiveFlags) -> Dial:
 
     Raises `DialError` for whatever of the flags cannot be used.
     """
-    given = (
-        direction_at(flags.direction, flags.layer, flags.site)
-        if flags.direction is not None
-        else None
-    )
+    asked = () if flags.layer is None else (flags.layer,)
+    (layer,) = layers_to_use(flags.direction, asked, flags.site)
+    where, flags = flags.direction, replace(flags, layer=layer)
+    given = None if where is None else direction_at(where, layer, flags.site)
     load_prompts(flags.prompts)  # a mistake in them is found before the model loads
     model = load_model(flags.model, flags.device, flags.dtype, device_map=flags.device_map)
     study = study_of(model, flags, None, flags.site, LIVE_POS)
     dial = Dial(flags, study, given, {flags.site: study})
-    check_layers(study.model, [flags.layer])
-    dial.directions(flags.layer, flags.site)
+    check_layers(study.model, [layer])
+    dial.directions(layer, flags.site)
     return dial
 
 

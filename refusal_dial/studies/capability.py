@@ -32,7 +32,6 @@ from refusal_dial.common import DialError
 from refusal_dial.data.openings import load_openings
 from refusal_dial.data.prompts import Prompt, data_hash, of_subset, some_of_each
 from refusal_dial.data.tasks import TaskItem, load_task
-from refusal_dial.directions.files import direction_at
 from refusal_dial.directions.learning import Direction
 from refusal_dial.generate.decode import Decoding
 from refusal_dial.generate.likelihood import reply_logp
@@ -60,6 +59,7 @@ from refusal_dial.studies.base import Study, load_study, measured_on, study_sett
 from refusal_dial.studies.steering import (
     SCORE_ORDER,
     cells_beside_random,
+    layers_to_use,
     used_directions,
 )
 
@@ -127,8 +127,7 @@ def load_capability(flags: CapabilityFlags) -> CapabilityStudy:
     """Load what the flags name, in the order in which mistakes are cheapest to find. Raises
     `DialError` for whatever of it cannot be used."""
     # 1. Files: the direction, the tasks, the texts.
-    file, first = flags.direction, next(iter(flags.layer), None)
-    given = direction_at(file, first, flags.site) if file is not None else None
+    layers = layers_to_use(flags.direction, flags.layer, flags.site)
     tasks = [load_task(source, flags.n_items, flags.seed) for source in flags.tasks]
     names = [name for name, _ in tasks]
     if len(set(names)) < len(names) or OWN_MEASURES & set(names):
@@ -138,9 +137,8 @@ def load_capability(flags: CapabilityFlags) -> CapabilityStudy:
         )
     texts = load_openings(flags.texts, flags.n_texts, 0, flags.seed).measure
     # 2. The model, and a direction for each layer.
-    layers = flags.layer or ((given.provenance.layer,) if given else (20,))
     study = load_study(flags, layers, flags.site, flags.pos)
-    used, train = used_directions(study, flags, given, flags.any_model)
+    used, train = used_directions(study, flags, flags.direction, flags.any_model)
     # 3. Prompts that it was not learned from.
     seen = {prompt.id for prompt in train}
     left = [prompt for prompt in study.prompts if prompt.id not in seen]

@@ -30,7 +30,7 @@ from refusal_dial.cells import (
 from refusal_dial.cli.flags import SteeringFlags
 from refusal_dial.common import without_nan
 from refusal_dial.data.prompts import Prompt, data_hash, extremes, holdout_split, of_subset
-from refusal_dial.directions.files import check_fits
+from refusal_dial.directions.files import check_fits, direction_at
 from refusal_dial.directions.learning import (
     Direction,
     Provenance,
@@ -64,6 +64,9 @@ SCORE_ORDER = [*ROW_KEYS, "score", "alpha_relative"]
 LEARNED_AGAIN = ("shuffled", "length", "folds")  # takes the prompts that were learned from
 
 N_FOLDS = 5
+
+DEFAULT_LAYER = 20
+"""Where no file and no flag says which."""
 
 
 def learn(
@@ -170,16 +173,28 @@ def learned_from(direction: Direction, prompts: Sequence[Prompt]) -> list[Prompt
     return mine if same else []
 
 
+def layers_to_use(where: str | None, layers: Sequence[int], site: str) -> tuple[int, ...]:
+    """The layers asked for, else that of the direction in a file or run folder, else 20.
+
+    Raises `DialError` for a file that lacks one of them, before any model is loaded.
+    """
+    if where is None:
+        return tuple(layers) or (DEFAULT_LAYER,)
+    return tuple(direction_at(where, at, site).provenance.layer for at in layers or (None,))
+
+
 def used_directions(
-    study: Study, flags: SteeringFlags, given: Direction | None, any_model: bool
+    study: Study, flags: SteeringFlags, where: str | None, any_model: bool
 ) -> tuple[list[Direction], list[Prompt]]:
-    """(a direction for each of the study's layers, the prompts that it was learned from): the given
-    one at its new place, or learned on half of EDGE where none is given."""
-    if given is None:
+    """(a direction for each of the study's layers, the prompts that it was learned from): those of
+    a file or run folder, each layer's own where it has several, or learned on half of EDGE where
+    none is given."""
+    if where is None:
         train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed)
         return learn(study, flags, train), train
-    used = [at_place(given, study, flags, layer, any_model) for layer in study.layers]
-    return used, learned_from(given, study.prompts)
+    given = [direction_at(where, layer, flags.site) for layer in study.layers]
+    used = [at_place(one, study, flags, one.provenance.layer, any_model) for one in given]
+    return used, learned_from(given[0], study.prompts)
 
 
 def place_of(study: Study, flags: SteeringFlags, layer: int) -> SteeringPlace:

@@ -34,7 +34,7 @@ from refusal_dial.cells import (
     steer_at,
 )
 from refusal_dial.cli.flags import LEAST_TESTED, VerifyFlags
-from refusal_dial.common import DialError, Hook, located
+from refusal_dial.common import DialError, Hook
 from refusal_dial.data.prompts import (
     SUBSETS,
     Prompt,
@@ -44,7 +44,7 @@ from refusal_dial.data.prompts import (
     load_prompts,
     some_of_each,
 )
-from refusal_dial.directions.files import check_fits, read_direction
+from refusal_dial.directions.files import check_fits, direction_at, direction_file
 from refusal_dial.directions.learning import (
     Direction,
     covariance_directions,
@@ -183,7 +183,7 @@ def load_verification(flags: VerifyFlags) -> VerificationStudy:
     Raises `DialError` for whatever of it cannot be used, a direction of another width included.
     """
     load_prompts(flags.prompts)  # a mistake in them is found before the model loads
-    given = read_direction(flags.direction, flags.layer, flags.site, flags.pos)
+    given = direction_at(flags.direction, flags.layer, flags.site, flags.pos)
     at = given.provenance
     study = load_study(flags, (at.layer,), at.site, at.pos)
     return verification_of(study, given, flags)
@@ -191,7 +191,7 @@ def load_verification(flags: VerifyFlags) -> VerificationStudy:
 
 def verification_of(study: Study, given: Direction, flags: VerifyFlags) -> VerificationStudy:
     """The verification of this direction on a study that is open at its place."""
-    file = located(flags.direction)
+    file = direction_file(flags.direction, flags.layer)
     check_fits(given, study.model, flags.any_model)
     missing = [s for s in SUBSETS if not any(p.subset == s for p in study.prompts)]
     if missing:
