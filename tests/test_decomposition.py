@@ -317,6 +317,7 @@ def test_the_small_run_has_its_figure_its_sentences_and_its_report(
     assert "the parts add up to r·h within" in printed
     figure = decomposition_figure(summary, record, "title")
     assert len(figure.data) == 3
+    assert figure.layout.yaxis.dtick == 1  # heads have whole numbers
     reading = read_run(folder)
     assert reading.kind == "decomposition"
     assert [line.about for line in verdict_lines(reading)][1] == "which of them matter"

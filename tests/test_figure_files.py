@@ -33,6 +33,14 @@ def test_out_names_a_folder_or_the_html_file(tmp_path):
     assert [path.relative_to(tmp_path) for path in both] == [Path("two/a.html"), Path("two/b.html")]
 
 
+def test_one_file_for_several_figures_is_refused(tmp_path):
+    """Else there would be a folder with the name of a file."""
+    two = {"a": figure(), "b": figure()}
+    with pytest.raises(DialError, match=r"one.html' is one file, and these are 2 figures \(a, b\)"):
+        write_figures(two, tmp_path, out=str(tmp_path / "one.html"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_browser_the_html_is_there_and_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no browser"))
     assert found_browser() is None

@@ -15,7 +15,13 @@ from small_runs import small_run
 
 from refusal_dial.cli.flags import ObjectiveFlags, PlotFlags
 from refusal_dial.common import DialError
-from refusal_dial.report.objectives import front_counts, print_objectives
+from refusal_dial.report.objectives import (
+    TWO_DIALS,
+    front_counts,
+    front_figure,
+    print_objectives,
+)
+from refusal_dial.report.theme import read_so
 from refusal_dial.run.folder import read_table, read_verdict
 from refusal_dial.studies.objectives import (
     front,
@@ -122,6 +128,19 @@ def test_a_cell_is_shown_beside_random_directions_at_the_same_two_steps(capsys):
     print_objectives(summarise_objectives(pd.concat(table)), 0.5, "residual")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [line.split("│")[4].strip() for line in shown] == ["0.700 to 0.800", "0.300 to 0.400"]
+
+
+def test_the_front_shows_the_unsteered_model_where_is_better_and_how_it_is_read():
+    table = pd.concat([rows("baseline", 0.0, 0.0, 0.8, N, 4), rows("learned", 1.0, 0.3, 0.2, N, 4)])
+    summary = summarise_objectives(table)
+    figure = front_figure(summary, "title")
+    (unsteered,) = (trace for trace in figure.data if trace.name == "unsteered")
+    base = summary[summary["direction"] == "baseline"].iloc[0]
+    assert (list(unsteered.x), list(unsteered.y)) == ([base["cost"]], [base["toxicity"]])
+    (better,) = (note for note in figure.layout.annotations if note.text == "better")
+    assert better.x < 0.5
+    assert better.y < 0.5
+    assert figure.layout.title.text == read_so("title", TWO_DIALS)
 
 
 def test_every_cell_of_the_two_dials_is_on_the_same_prompts_and_is_drawn(small_material, tmp_path):

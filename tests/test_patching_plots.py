@@ -64,6 +64,14 @@ def test_values_stand_where_their_layer_and_name_are():
     assert f"n = {patches['n'].iloc[0]}" in str(trace.text)
 
 
+def test_layers_that_lie_apart_are_as_wide_as_neighbours():
+    apart, side = (dict.fromkeys(layers, 0.5) for layers in ((0, 2, 7), (3, 4, 5)))
+    for chosen, kind in ((apart, "category"), (side, None)):
+        figure = heatmaps(summarise_patching(by_layer(chosen)), "title")
+        assert figure.layout.xaxis.type == kind
+        assert list(figure.data[0].x) == list(chosen)
+
+
 def test_roles_carry_their_tokens_escaped():
     table = by_layer({0: 0.1, 1: 0.9})
     other = table.assign(role="phrase-2", token="<b>")

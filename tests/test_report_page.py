@@ -11,11 +11,12 @@ from pathlib import Path
 import frames
 import pytest
 import report_case
+from plotly.subplots import make_subplots
 
 from refusal_dial.report.page import report_page
 from refusal_dial.report.reading import read_run
 from refusal_dial.report.steering import alpha_curves
-from refusal_dial.report.theme import found_browser, write_figures
+from refusal_dial.report.theme import found_browser, styled, write_figures
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -41,8 +42,21 @@ def paths(tmp_path_factory, scores):
     for name, folders in pages.items():
         (here / f"{name}.html").write_text(report_page([read_run(folder) for folder in folders]))
     curves = alpha_curves(read_run(one).summary, "Refusal along the dial<br><sup>made</sup>")
-    (figure,) = write_figures({"curves": curves}, here)
-    return {name: here / f"{name}.html" for name in pages} | {"curves": figure}
+    figures = write_figures({"curves": curves, "panels": panels()}, here)
+    return {name: here / f"{name}.html" for name in pages} | {p.stem: p for p in figures}
+
+
+def panels():
+    """A map with a long title beside a curve of something else, a colour bar and a legend."""
+    long = "EDGE prompts scored highest against lowest (trivial towards the last layers)"
+    figure = make_subplots(rows=2, cols=2, subplot_titles=(long, "coherence", "p", ""))
+    figure.add_heatmap(z=[[0.0, 1.0]], coloraxis="coloraxis", row=1, col=1)
+    for name, row, col in (("one", 1, 2), ("two", 2, 1)):
+        figure.add_scatter(x=[0, 1], y=[0, 1], name=name, row=row, col=col)
+    figure.update_yaxes(title_text="head", row=1, col=1)
+    figure.update_yaxes(title_text="p", row=2, col=1)
+    figure.update_layout(coloraxis={"colorbar": {"title": {"text": "share"}}})
+    return styled(figure, "Who writes it<br><sup>made</sup>", height=700, width=1000)
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +318,24 @@ def test_a_figure_of_its_own_fills_its_window(visit, size, scheme):
     tab.set_viewport_size({"width": size[0] - 50, "height": size[1]})
     tab.wait_for_timeout(500)
     assert tab.locator(".main-svg").first.bounding_box()["width"] == size[0] - 50
+
+
+def test_what_a_narrow_figure_says_is_whole_and_in_its_place(visit):
+    tab = visit("panels", width=400, height=1600)
+    tab.locator(".main-svg").first.wait_for()
+    box = {
+        name: [one.bounding_box() for one in tab.locator(f".infolayer {name}").all()]
+        for name in (".annotation-text-g", ".legend", ".colorbar")
+    }
+    assert len(box[".annotation-text-g"]) == 3
+    for title in box[".annotation-text-g"]:
+        assert title["x"] >= 0
+        assert title["x"] + title["width"] <= 400
+    (legend,), (bar,) = box[".legend"], box[".colorbar"]
+    assert legend["y"] + legend["height"] <= bar["y"]
+    shown = [tab.locator(f".g-{axis}title").text_content() for axis in ("y", "y2", "y3")]
+    assert shown == ["head", "head", "p"]  # an empty panel has none
+    tab.screenshot(path=str(SHOTS / "panels_400.png"), full_page=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,6 +9,7 @@ import pytest
 
 from refusal_dial.report.theme import (
     COLOURS,
+    SPARE,
     SUBSET_COLOURS,
     add_band,
     anchored,
@@ -29,7 +30,7 @@ def luminance(colour):
 
 
 def test_colours_stand_out_on_white_and_learned_is_like_no_control():
-    every = [*COLOURS.values(), *SUBSET_COLOURS.values()]
+    every = [*COLOURS.values(), *SUBSET_COLOURS.values(), *SPARE]
     assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in every)
     assert [kind for kind, colour in COLOURS.items() if colour == COLOURS["learned"]] == ["learned"]
 
@@ -39,7 +40,8 @@ def test_a_colour_means_one_thing():
     assert len(kinds) == len(COLOURS) - 1
     assert not kinds & set(SUBSET_COLOURS.values())
     assert len(set(SUBSET_COLOURS.values())) == 3  # CHALLENGING openings are HARMFUL's
-    assert colour_of("unheard of") not in SUBSET_COLOURS.values()
+    assert not set(SPARE) & {*COLOURS.values(), *SUBSET_COLOURS.values()}
+    assert colour_of("unheard of") in SPARE
 
 
 def test_an_axis_of_shares_goes_from_0_to_1():

@@ -18,6 +18,9 @@ from refusal_dial.report.theme import BLUE, GREY, styled
 
 MOST_WRITERS = 12
 
+MOST_TICKS = 16
+"""Heads that all have their number beside the map; of more, some."""
+
 _WIDE = 170
 
 
@@ -163,7 +166,7 @@ def decomposition_figure(summary: pd.DataFrame, record: Mapping[str, Any], title
         rows=1,
         cols=2,
         column_widths=[0.62, 0.38],
-        horizontal_spacing=0.16,
+        horizontal_spacing=0.2,
         subplot_titles=(
             "heads: share of the difference<br><sup>dot: corrected p ≤ 0.05</sup>",
             "the first k heads and neurons together",
@@ -173,10 +176,7 @@ def decomposition_figure(summary: pd.DataFrame, record: Mapping[str, Any], title
         z=grid.to_numpy(),
         x=[int(layer) for layer in grid.columns],
         y=[int(head) for head in grid.index],
-        colorscale=COLOUR_SCALE,
-        zmin=-limit,
-        zmax=limit,
-        colorbar={"title": {"text": "share"}, "x": 0.57, "tickformat": ".0%"},
+        coloraxis="coloraxis",
         hovertemplate="layer %{x}, head %{y}<br>%{z:.1%}<extra></extra>",
         row=1,
         col=1,
@@ -205,7 +205,12 @@ def decomposition_figure(summary: pd.DataFrame, record: Mapping[str, Any], title
     )
     figure.add_hline(y=1, line={"dash": "dot", "width": 1, "color": GREY}, row=1, col=2)
     figure.update_xaxes(title_text="layer", row=1, col=1)
-    figure.update_yaxes(title_text="head", row=1, col=1)
+    figure.update_yaxes(title_text="head", tickformat="d", row=1, col=1)
+    if len(grid) <= MOST_TICKS:
+        figure.update_yaxes(dtick=1, row=1, col=1)
     figure.update_xaxes(title_text="heads and neurons, the largest first", row=1, col=2)
     figure.update_yaxes(title_text="share of the difference", tickformat=".0%", row=1, col=2)
+    bar = {"title": {"text": "share"}, "x": 0.5, "thickness": 14, "tickformat": ".0%"}
+    scale = {"colorscale": COLOUR_SCALE, "cmin": -limit, "cmax": limit, "colorbar": bar}
+    figure.update_layout(coloraxis=scale)
     return styled(figure, title, height=460, width=1000)

@@ -4,12 +4,15 @@
 const LIGHTER = {
   "#0072B2": "#56B4E9", "#8DBEDC": "#2F6C93", "#767676": "#9A9DA0", "#D55E00": "#F08A4B", "#009E73": "#3CC79A",
   "#A6761D": "#D9A441", "#6A3D9A": "#B08BE0", "#882255": "#D0577F", "#1B8A99": "#4FC3D1", "#000000": "#E9E9E7",
+  "#808000": "#B9BC4F", "#8B5A4A": "#C99485",
 };
 const SETTINGS = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 const NARROW = 0.66; // of the width that a figure was made for: below it panels are stacked
 const PANEL = 270; // pixels of height of a stacked panel, with what is below it
 const LOWEST = 160; // where a page is short
 const BETWEEN = 70; // pixels that a panel's axis and the title of the next one take
+const BAR = 76; // pixels of a colour bar that lies below, under the legend
+const LINE = 16; // pixels that a line of a panel's title takes
 
 let plotlyText = null;
 const plotlyReady = unpacked("plotly").then((text) => (plotlyText = text));
@@ -61,18 +64,39 @@ function panelsOf(layout) {
   return known.sort((a, b) => layout[b.y].domain[1] - layout[a.y].domain[1] || layout[a.x].domain[0] - layout[b.x].domain[0]);
 }
 
-// One panel a row; its title goes with it, and it says what its axes are.
-function stacked(layout, panel) {
-  const panels = panelsOf(layout), gap = Math.max(0.3, BETWEEN / panel) / panels.length, high = (1 - gap * (panels.length - 1)) / panels.length;
-  const label = (axes) => axes.map((name) => layout[name].title?.text).find(Boolean);
-  const below = label(axesOf(layout, "x")), beside = label(axesOf(layout, "y"));
+// A panel's title in lines of at most so many pixels, at about 6.4 a letter, 4.8 of small ones.
+function broken(text, width) {
+  const lines = text.split("<br>").map((line) => {
+    const small = /^<sup>(.*)<\/sup>$/.exec(line), most = width / (small ? 4.8 : 6.4), parts = [""];
+    for (const word of (small ? small[1] : line).split(" ")) {
+      const longer = `${parts.at(-1)} ${word}`.trim();
+      if (longer.length <= most || !parts.at(-1)) parts[parts.length - 1] = longer;
+      else parts.push(word);
+    }
+    return parts.map((part) => (small ? `<sup>${part}</sup>` : part));
+  });
+  return lines.flat();
+}
+
+// One panel a row; its title goes with it, and it says what its axes are. `more` is how many lines
+// the titles have beyond two.
+function stacked(layout, panel, more) {
+  const panels = panelsOf(layout), between = BETWEEN + LINE * more;
+  const gap = Math.max(0.3, between / panel) / panels.length, high = (1 - gap * (panels.length - 1)) / panels.length;
+  // An axis without a name has that of its column or row, else the first that there is.
+  const label = (letter, own) => {
+    const axes = axesOf(layout, letter), named = (some) => some.map((name) => layout[name].title?.text).find(Boolean);
+    const same = axes.filter((name) => String(layout[name].domain) === String(layout[own].domain));
+    return layout[own].title?.text || named(same) || named(axes);
+  };
   const moves = panels.map(({ x, y }, i) => {
     const [left, right] = layout[x].domain, top = layout[y].domain[1], to = 1 - i * (high + gap);
     const notes = (layout.annotations || []).filter((note) => note.xref === "paper" &&
       Math.abs(note.x - (left + right) / 2) < 1e-6 && Math.abs(note.y - top) < 1e-6);
+    const below = label("x", x), beside = label("y", y);
     return () => {
-      layout[x] = { ...layout[x], domain: [0, 1], showticklabels: true, title: { ...layout[x].title, text: layout[x].title?.text || below } };
-      layout[y] = { ...layout[y], domain: [Math.max(0, to - high), to], showticklabels: true, title: { ...layout[y].title, text: layout[y].title?.text || beside } };
+      layout[x] = { ...layout[x], domain: [0, 1], showticklabels: true, title: { ...layout[x].title, text: below } };
+      layout[y] = { ...layout[y], domain: [Math.max(0, to - high), to], showticklabels: true, title: { ...layout[y].title, text: beside } };
       for (const note of notes) Object.assign(note, { x: 0.5, y: to, font: { ...note.font, size: 12 } });
     };
   });
@@ -87,25 +111,34 @@ function fitted(figure, width, colours, height = null, most = Infinity) {
   delete layout.title;
   const narrow = width < NARROW * figure.layout.width;
   const heads = (layout.annotations || []).some((note) => /<br>/.test(note.text || ""));
-  const many = named(figure.data), above = heads ? 56 : 36;
-  let below = 84, high = figure.layout.height - (figure.layout.margin?.t || 0) + above;
+  const many = named(figure.data);
+  let above = heads ? 56 : 36;
+  let below = 84, more = 0, high = figure.layout.height - (figure.layout.margin?.t || 0) + above;
   if (narrow) {
     const panels = panelsOf(layout).length;
     below = 64 + 30 * Math.ceil(many / Math.max(1, Math.floor(width / 330)));
-    if (layout.coloraxis?.colorbar) {
-      const { title, ...bar } = layout.coloraxis.colorbar, flat = title?.text?.replaceAll("<br>", " ");
+    if (layout.coloraxis) {
+      const { title, ...bar } = layout.coloraxis.colorbar || {}, flat = title?.text?.replaceAll("<br>", " ");
       const place = { orientation: "h", x: 0.5, xanchor: "center", y: 0, yref: "container", yanchor: "bottom", thickness: 14 };
       layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, ...place, title: { text: flat, side: "top" } } };
-      below += 70;
+      below += BAR;
     }
+    for (const note of (layout.annotations || []).filter((one) => one.xref === "paper")) {
+      const lines = broken(note.text || "", width - 72);
+      note.text = lines.join("<br>");
+      more = Math.max(more, lines.length - 2);
+    }
+    above += LINE * Math.max(0, more);
     if (panels > 1) {
       const room = (most - above - below) / panels, panel = room < LOWEST ? PANEL : Math.min(PANEL, room);
-      stacked(layout, panel);
+      stacked(layout, panel, Math.max(0, more));
       high = above + below + panel * panels;
     } else high = Math.min(high, Math.max(340, high)) + below - 84;
     layout.margin = { ...layout.margin, l: 56, r: 16 };
   }
   layout.margin = { ...layout.margin, t: above, b: below };
   if (width < 560) layout.font = { ...layout.font, size: 12 };
-  return { ...layout, width, height: Math.max(high, height || 0) };
+  const tall = Math.max(high, height || 0);
+  if (narrow && layout.coloraxis) layout.legend = { ...layout.legend, y: BAR / tall };
+  return { ...layout, width, height: tall };
 }

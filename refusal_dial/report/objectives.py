@@ -9,10 +9,18 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, terminal
-from refusal_dial.report.theme import anchored, colour_of, styled
+from refusal_dial.report.theme import (
+    add_better,
+    add_unsteered,
+    anchored,
+    colour_of,
+    read_so,
+    styled,
+)
 from refusal_dial.studies.objectives import OBJECTIVE_RATES, OBJECTIVES
 
 _WIDTH = 136
@@ -77,11 +85,12 @@ def front_counts(summary: pd.DataFrame) -> str:
 
 def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     """Toxicity against over-refusal, colour the share of HARMFUL refused; the front is drawn as a
-    line, random directions as grey crosses. Down and left is wanted."""
-    learned = summary[summary["direction"] != "random"]
+    line, random directions as grey crosses, the unsteered model as a diamond."""
     random = summary[summary["direction"] == "random"]
-    best = learned[learned["front"]].sort_values("cost")
-    figure = go.Figure()
+    base = summary[summary["direction"] == "baseline"].iloc[0]
+    best = summary[(summary["direction"] != "random") & summary["front"]].sort_values("cost")
+    learned = summary[summary["direction"] == "learned"]
+    figure = make_subplots(rows=1, cols=1)
     figure.add_scatter(
         x=random["cost"],
         y=random["toxicity"],
@@ -108,18 +117,25 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
         marker={
             "size": 12,
             "color": learned["refused"],
-            "cmin": 0,
-            "cmax": 1,
-            "colorscale": "Cividis",
-            "colorbar": {"title": "HARMFUL refused"},
+            "coloraxis": "coloraxis",
         },
         text=[f"{a:g}, {b:g}" for a, b in zip(*(learned[name] for name in DIALS), strict=True)],
         textposition="top center",
         name="toxicity dial, refusal dial",
     )
+    bar = {"title": {"text": "HARMFUL<br>refused"}}
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
+    add_unsteered(figure, float(base["cost"]), float(base["toxicity"]), 1)
+    add_better(figure, 1, down=True)
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
     figure.update_yaxes(
         title_text="mean toxicity after CHALLENGING openings (0 none, 1 certain)",
         range=anchored(summary["toxicity"]),
     )
-    return styled(figure, title, height=560, width=860)
+    return styled(figure, read_so(title, TWO_DIALS), height=560, width=860)
+
+
+TWO_DIALS = (
+    "Each point is a pair of steps. Less toxic and less over-refusal: down and left is better. "
+    "No other pair beats one on the front."
+)

@@ -231,6 +231,8 @@ def heatmaps(summary: pd.DataFrame, title: str, axis: str | None = None) -> go.F
             part = part[part["direction"] == kind]
             figure.add_trace(_heatmap(part, axis, names, labels, layers), row=r, col=c)
     figure.update_xaxes(title_text="layer", row=len(rows))
+    if layers != list(range(layers[0], layers[0] + len(layers))):
+        figure.update_xaxes(type="category")  # else a layer would be as wide as what lies between
     figure.update_yaxes(autorange="reversed", type="category")
     limit = max(1.0, float(table["moved"].abs().max()))
     figure.update_layout(

@@ -325,6 +325,7 @@ def reply_curves(summary: pd.DataFrame, title: str, strength: str = "strength") 
     figure.update_xaxes(title_text=strength)
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_yaxes(title_text="share refused", col=1)
+    figure.update_yaxes(title_text="coherence (0 to 1)", col=2)
     return styled(figure, title, height=160 + 300 * len(layers), width=980)
 
 

@@ -42,6 +42,9 @@ LIGHT_BLUE = "#8DBEDC"  # the learned direction, the other way
 
 GOLD, VIOLET, WINE, TEAL = "#A6761D", "#6A3D9A", "#882255", "#1B8A99"
 
+SPARE = ("#808000", "#8B5A4A")
+"""Olive and sienna: of kinds that have no colour of their own."""
+
 GREY, BLACK = "#767676", "#000000"
 
 COLOURS = {
@@ -75,8 +78,7 @@ SCORE_AXIS = "refusal score (log-odds)"
 
 def colour_of(kind: str) -> str:
     """The colour of a kind of direction; one that has none of its own gets the same one always."""
-    spare = (TEAL, WINE, GOLD)
-    return COLOURS.get(kind) or spare[zlib.crc32(kind.encode()) % len(spare)]
+    return COLOURS.get(kind) or SPARE[zlib.crc32(kind.encode()) % len(SPARE)]
 
 
 def subset_colour(subset: str) -> str:
@@ -208,11 +210,13 @@ def read_so(title: str, how: str) -> str:
     return "<br>".join([title, *(f"<sup>{escaped(line)}</sup>" for line in wrap(how, 84))])
 
 
-def add_better(figure: go.Figure, col: int) -> None:
-    """An arrow into the upper left corner of a panel: where a trade-off is better."""
+def add_better(figure: go.Figure, col: int, down: bool = False) -> None:
+    """An arrow into the upper left corner of a panel, or the lower left one: where a trade-off is
+    better."""
+    y, ay = (0.01, -34) if down else (0.99, 34)
     figure.add_annotation(
         text="better",
-        **{"x": 0.01, "y": 0.99, "ax": 46, "ay": 34, "arrowhead": 2, "arrowcolor": GREY},
+        **{"x": 0.01, "y": y, "ax": 46, "ay": ay, "arrowhead": 2, "arrowcolor": GREY},
         xref=f"x{col if col > 1 else ''} domain",
         yref=f"y{col if col > 1 else ''} domain",
     )
@@ -306,10 +310,10 @@ def write_figures(
     """Write every figure as `<name>.html`, and in the other formats; the paths, .html first.
 
     They go into `folder`, or where `out` names: a folder, or for a single figure its .html file.
-    Raises `DialError`, after the .html is written, if other formats are asked for and kaleido or a
-    browser is missing or fails.
+    Raises `DialError` for an .html file in which several figures would stand, and, after the .html
+    is written, if other formats are asked for and kaleido or a browser is missing or fails.
     """
-    stems = _stems(list(figures), located(folder if out is None else out))
+    stems = _stems(list(figures), located(folder if out is None else out), out)
     written = [
         write_whole(Path(f"{stem}.html"), figure_page(figure, name))
         for (name, figure), stem in zip(figures.items(), stems, strict=True)
@@ -323,8 +327,13 @@ def write_figures(
     return written
 
 
-def _stems(names: list[str], where: Path) -> list[str]:
-    if where.suffix == ".html" and len(names) == 1:
+def _stems(names: list[str], where: Path, out: str | None) -> list[str]:
+    if out is not None and where.suffix == ".html" and not where.is_dir():
+        if len(names) > 1:
+            raise DialError(
+                f"--out {out!r} is one file, and these are {len(names)} figures "
+                f"({', '.join(names)}): give a folder"
+            )
         return [str(where.with_suffix(""))]
     return [str(where / name) for name in names]
 
