@@ -56,11 +56,11 @@ TYPED = {
     "multi_objective": f"{OPENINGS} --refusal-layer 2 --refusal-alphas 0,0.5 --n-prompts 3"
     " --prompts {prompts} --refusal-tokens I",
     "patch_sites": f"{PATCH} --way both",
-    "patch_resid_pre": PATCH,
-    "patch_last_k": f"{PATCH} --k 2",
-    "attribution_patching": f"{PATCH} --roles all --refine 5",
-    "steer_positions": "{study} --layer 1 --alphas -1,1 --n-random 1 --words 2 --n 6 --n-replies 3"
-    " --max-new-tokens 3 --batch-size 8",
+    "patch_resid_pre": f"{PATCH} --way noise",
+    "patch_last_k": f"{PATCH} --k 2 --site mlp_out",
+    "attribution_patching": f"{PATCH} --roles all --refine 5 --way both",
+    "steer_positions": "{study} --layer 1 --alphas -1,1 --n-random 1 --words 2 --n 4 --n-replies 2"
+    " --max-new-tokens 2 --batch-size 8",
     "capability": "{study} --layer 1 --alphas=-1,1 --n-random 1 --n-items 3 --n-texts 2 --n 4"
     " --n-replies 3 --max-new-tokens 2 --batch-size 4",
     "refusal_subspace": "{study} --layer 1 --k 2 --ways cone --steps 2 --rows 2 --n 4"
@@ -75,7 +75,7 @@ TYPED = {
     " --n-random 2 --n-permutations 99 --gate-pairs 2 --batch-size 4",
     "map_direction": "{study} --positions=-2,-1 --n-permutations 99 --n-check 12 --n-prompts 4"
     " --batch-size 4 --alphas=0.02,0.6",
-    "calibrate": "{study} --part null --layer 1 --n-experiments 20 --n-learn 6 --n-report 2"
+    "calibrate": "{study} --part null --layer 1 --n-experiments 10 --n-learn 6 --n-report 2"
     " --n-random 2",
 }
 WITHOUT_A_RUN = {"validate_judge"}  # reads labelled files

@@ -29,7 +29,7 @@ KEYS = ["way", "layer", "site", "role", "head", "neuron", "prompt_id"]
 
 def layout(model, pairs) -> list[Place]:
     roles = ("before-1", "phrase-1", "after+1", LAST_ROLE)
-    blocks = lay_out(model, pairs, roles=roles)
+    blocks = lay_out(model, pairs, layers=(0, 2), roles=roles)
     heads = lay_out(model, pairs, sites=("z",), layers=(0, 2))
     neurons = lay_out(model, pairs, sites=("mlp_post",), layers=(1,))[:4]
     post = lay_out(model, pairs, sites=("resid_post",), layers=(1,))

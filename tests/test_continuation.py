@@ -34,7 +34,7 @@ def flags(tmp_path_factory):
     folder = tiny.folder("Phi3", tmp_path_factory.mktemp("phi"), template=None)
     return ContinuationFlags(
         model=str(folder),
-        layer=(0, 1, 2),
+        layer=(0, 2),
         n=6,
         n_pairs=3,
         n_random=1,
@@ -85,7 +85,7 @@ def test_the_scale_is_that_of_the_last_tokens(opened, flags):
 
 def test_controls_are_as_long_and_alpha_zero_has_no_hooks(opened, flags):
     cells = continuation_cells(opened, flags)
-    assert len(cells) == 1 + 3 * (3 + 2 * 2)
+    assert len(cells) == 1 + 2 * (3 + 2 * 2)
     for cell in cells:
         if cell.labels["strength"] == 0:
             assert not cell.hooks
@@ -116,7 +116,7 @@ def test_alpha_zero_is_the_baseline_and_the_machine_does_not_matter(opened, flag
 def test_random_weights_show_no_effect_and_the_run_is_complete(whole, capsys):
     record = json.loads((whole / results.COMPLETE).read_text())
     assert record["status"] == "complete"
-    assert record["rows"] == len(read_table(whole, "scores")) == 12 * 2 * 22
+    assert record["rows"] == len(read_table(whole, "scores")) == 12 * 2 * 15
     assert len((whole / results.STEPS_FILE).read_text().splitlines()) == 3
     summary = read_table(whole, "summary")
     assert not (whole / results.PARTIAL).exists()
@@ -145,7 +145,7 @@ def test_figures_and_statistics_come_from_the_run_alone(whole, tmp_path, capsys)
         (RuntimeError("the disk is on fire"), results.FAILED, "failed"),
     ],
 )
-def test_what_ends_a_run_leaves_its_results_and_resuming_ends_with_the_same_bytes(
+def test_what_ends_a_run_leaves_its_results_and_an_interrupted_one_resumes_to_the_same_bytes(
     flags, whole, tmp_path, monkeypatch, error, name, status
 ):
     real, calls = job.note_step, []
@@ -163,9 +163,10 @@ def test_what_ends_a_run_leaves_its_results_and_resuming_ends_with_the_same_byte
             job.conduct_continuations("toxicity_steering", again)
     record = json.loads((tmp_path / "run" / name).read_text())
     assert record["status"] == status
-    assert record["rows"] == 4 * 2 * 22
+    assert record["rows"] == 4 * 2 * 15
     if status == "failed":
         assert record["error"] == {"type": "RuntimeError", "message": "the disk is on fire"}
+        return
     job.conduct_continuations("toxicity_steering", again)
     assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     assert (tmp_path / "run" / results.COMPLETE).is_file()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pandas as pd
 import planted
 import pytest
 import torch
@@ -21,7 +22,7 @@ from refusal_dial.report.decomposition import decomposition_figure, print_decomp
 from refusal_dial.report.page import verdict_lines
 from refusal_dial.report.reading import read_run
 from refusal_dial.run.folder import read_table, read_verdict
-from refusal_dial.run.plan import Budget, compute_all
+from refusal_dial.run.plan import Budget
 from refusal_dial.stats.p_values import sign_flip_max_p
 from refusal_dial.studies.base import load_study
 from refusal_dial.studies.decomposition import (
@@ -281,14 +282,15 @@ def test_with_labels_drawn_at_random_the_planted_head_is_nothing_special(tmp_pat
 
 
 def test_rows_are_those_that_the_plan_says_and_the_engine_agrees_with_plain_passes(tmp_path):
-    study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, n_top=3)
+    few = {"n_top": 2, "n_neurons": 3, "n_pairs": 6, "gate_pairs": 6}
+    study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, **few)
     here = study_decomposition(study, flags, r)
     ways = []
     for engine in ("auto", "plain"):
-        plan = DecompositionPlan(here, Budget(5, engine), 0, n_random=2, gate_pairs=7)
-        for task in plan.tasks:
-            assert len(plan.compute(study.model, task)) == task.rows
-        ways.append(compute_all(study.model, plan))
+        plan = DecompositionPlan(here, Budget(5, engine), 0, n_random=1, gate_pairs=4)
+        frames = [plan.compute(study.model, task) for task in plan.tasks]
+        assert [len(frame) for frame in frames] == [task.rows for task in plan.tasks]
+        ways.append(pd.concat(frames))
     assert list(ways[0]["measure"]) == list(ways[1]["measure"])
     np.testing.assert_allclose(ways[0]["score"], ways[1]["score"], atol=1e-4)
 

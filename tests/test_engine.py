@@ -24,7 +24,7 @@ from refusal_dial.model.loading import load_model, sites_in
 from refusal_dial.model.tokens import Tokens
 
 LAW = settings(
-    max_examples=12,
+    max_examples=5,  # for each of the architectures
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -222,12 +222,8 @@ def test_stories260k(shared: Any, caplog: pytest.LogCaptureFixture) -> None:
     check_real(load_model(str(shared / "models" / "stories260K"), device="cpu"), caplog)
 
 
-def test_the_embedded_model(caplog: pytest.LogCaptureFixture) -> None:
-    try:
-        model = load_model("embedded", device="cpu")
-    except DialError as error:
-        pytest.skip(str(error))
-    check_real(model, caplog)
+def test_the_embedded_model(embedded: TransformerBridge, caplog: pytest.LogCaptureFixture) -> None:
+    check_real(embedded, caplog)
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])

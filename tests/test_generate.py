@@ -14,7 +14,7 @@ from refusal_dial.hooks import ablate, steer
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 TOKENS = prompts((6, 4, 2, 6), seed=3)
-STEPS = 6
+STEPS, SOME = 6, 4
 EVERY_POS = (-1, "last_prompt", "generated", "prompt", "all", -2)
 GRID = [
     [],
@@ -42,7 +42,7 @@ def without_cache(model, tokens, row, pos, alpha) -> tuple[int, ...]:
     """Greedy tokens of one prompt, the whole sequence run anew for each, edited by hand."""
     ids = tokens.ids[row : row + 1, tokens.mask[row].argmax() :]
     found: list[int] = []
-    for step in range(STEPS):
+    for step in range(SOME):
 
         def edit(h, hook, step=step):
             h = h.clone()
@@ -61,13 +61,13 @@ def without_cache(model, tokens, row, pos, alpha) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_pos_is_what_an_uncached_run_edits(architecture):
-    model = bridge(architecture)
+    model, tokens = bridge(architecture), TOKENS.rows(0, 3)
     grid = [[steer(UNIT, 8.0, layer=1, pos=pos)] for pos in EVERY_POS]
-    found = generate(model, TOKENS, grid, Decoding(STEPS))
+    found = generate(model, tokens, grid, Decoding(SOME))
     for one in found:
         pos = EVERY_POS[one.cell]
-        assert one.ids == without_cache(model, TOKENS, one.prompt, pos, 8.0), (pos, one)
-    assert len({(one.prompt, one.ids) for one in found}) > len(TOKENS)
+        assert one.ids == without_cache(model, tokens, one.prompt, pos, 8.0), (pos, one)
+    assert len({(one.prompt, one.ids) for one in found}) > len(tokens)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_rows_do_not_depend_on_the_batch_or_on_the_memory(architecture: str) -> 
     for row in range(len(TOKENS)):
         alone = score_grid(model, TOKENS.rows(row, row + 1), grid[:10], logprob)
         torch.testing.assert_close(alone[:, 0], whole[:10, row], atol=1e-5, rtol=0)
-    for c, cell in enumerate(grid):
-        alone = score_grid(model, TOKENS, [cell], logprob)
+    for c in range(0, len(grid), 3):
+        alone = score_grid(model, TOKENS, [grid[c]], logprob)
         torch.testing.assert_close(alone[0], whole[c], atol=1e-5, rtol=0)
 
 

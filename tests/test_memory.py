@@ -79,6 +79,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_what_a_prompt_takes_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
     """Peaks of one process: some prompts, then many, with listed and with calibrated tokens. The
     control keeps the logits of all, and the same meter sees them."""

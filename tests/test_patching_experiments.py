@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import tiny
 from script_case import load
+from small_runs import arguments, small_run
 
 from refusal_dial.cli import command_line as cli
 from refusal_dial.common import DialError
@@ -25,13 +26,7 @@ from refusal_dial.studies.patching_summary import PATCH_SUMMARY as SUMMARY_COLUM
 from refusal_dial.studies.patching_summary import moved, summarise_patching
 
 ROOT = Path(__file__).parents[1]
-FILES = ("config.json", "scores.csv", "summary.csv", "summary.json", "log.txt")
-EXPERIMENTS = {
-    "patch_sites": {},
-    "patch_resid_pre": {"layer": (1,), "way": "noise", "n_pairs": 3},
-    "patch_last_k": {"k": 2, "site": "mlp_out", "layer": (0, 2)},
-    "attribution_patching": {"refine": 5, "way": "both", "layer": (0, 2)},
-}
+EXPERIMENTS = ("patch_sites", "patch_resid_pre", "patch_last_k", "attribution_patching")
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +43,25 @@ def small(name: str, model: Path, prompts: str, out: Path, **changes: Any) -> No
         if kind is not None
     )
     settings: dict[str, Any] = {"model": str(model), "prompts": prompts, "refusal_tokens": "I"}
-    settings |= {"device": "cpu", "gap": 0.0, "batch_size": 4, "out": str(out)}
-    settings |= EXPERIMENTS[name] | changes
+    settings |= {"device": "cpu", "gap": 0.0, "batch_size": 4, "out": str(out)} | changes
     known = {f.name for f in fields(flags_type)}
     module.main(flags_type(**{k: v for k, v in settings.items() if k in known}))
 
 
 @pytest.fixture(scope="module")
-def runs(qwen_folder, prompts_file, tmp_path_factory) -> dict[str, Path]:
-    """One finished run of every experiment."""
-    root = tmp_path_factory.mktemp("runs")
-    for name in EXPERIMENTS:
-        small(name, qwen_folder, prompts_file, root / name)
-    return {name: root / name for name in EXPERIMENTS}
+def runs(small_material) -> dict[str, Path]:
+    """The small run of every experiment (`small_runs`)."""
+    return {name: Path(small_run(small_material, name).folder) for name in EXPERIMENTS}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_leaves_a_whole_run(runs, name):
-    for file in FILES:
-        assert (runs[name] / file).stat().st_size > 0, file
+def test_every_experiment_counts_its_pairs_and_has_its_columns(runs, name):
     scores, summary = (read_table(runs[name], table) for table in ("scores", "summary"))
     assert list(scores.columns) == [*PATCH_COLUMNS, "reason"]
     assert list(summary.columns) == SUMMARY_COLUMNS
     settings = read_config(runs[name])["settings"]
-    assert settings["pairs"]["matched"] == 6
-    assert settings["pairs"]["used"] == (3 if name == "patch_resid_pre" else 6)
+    assert settings["pairs"]["matched"] == 16
+    assert settings["pairs"]["used"] == 4
     assert {"patch", "same_class", "random"} <= set(scores["direction"])
     verdict = json.loads((runs[name] / "summary.json").read_text())
     assert verdict["pairs"] == settings["pairs"]
@@ -84,72 +73,58 @@ def test_what_was_patched_is_what_was_asked_for(runs):
     sites = read_table(runs["patch_sites"], "scores")
     assert set(sites["site"]) == {"resid_pre", "resid_mid", "attn_out", "mlp_out"}
     assert set(sites["role"]) == {"end-1"}
-    assert set(sites["layer"]) == {0, 1, 2}
+    assert set(sites["layer"]) == {1, 2}
     roles = read_table(runs["patch_resid_pre"], "scores")
-    assert set(roles["layer"]) == {1}
+    assert set(roles["layer"]) == {1, 2}
     assert set(roles["way"]) == {"noise"}
     assert {"start+1", "before-1", "phrase-1", "after+1", "end-1"} <= set(roles["role"])
     last = read_table(runs["patch_last_k"], "scores")
     assert set(last["role"]) == {"end-2", "end-1", "end-2..end-1"}
     assert set(last["site"]) == {"mlp_out"}
     both = read_table(runs["attribution_patching"], "scores")
+    assert set(both["way"]) == {"denoise", "noise"}
     exact = both[both["direction"] == "patch"]
     cells = ["layer", "site", "role", "head"]
     assert exact.groupby(cells, dropna=False).ngroups == 5
     guess = both[both["direction"] == "attribution"]
-    assert guess.groupby(cells, dropna=False).ngroups == 2 * 4 + 2 * 4
+    at_each = 2 * 4 + 2 * 4  # layers by sites, and by heads
+    assert guess.groupby(cells, dropna=False).ngroups == at_each * guess["role"].nunique()
+    assert guess["role"].nunique() > 5
     assert set(guess["site"]) == {"resid_pre", "resid_mid", "attn_out", "mlp_out", "z"}
-
-
-@pytest.mark.parametrize(
-    ("name", "cut"),
-    [("patch_last_k", 0.0), ("attribution_patching", 0.5), ("patch_last_k", 0.97)],
-)
-def test_an_interrupted_run_resumes_to_the_same_bytes(
-    runs, qwen_folder, prompts_file, tmp_path, name, cut
-):
-    out = tmp_path / "resumed"
-    out.mkdir()
-    whole = (runs[name] / "scores.csv").read_bytes()
-    for file in ("config.json", "journal.txt"):
-        (out / file).write_bytes((runs[name] / file).read_bytes())
-    (out / "scores.csv").write_bytes(whole[: int(cut * len(whole))])
-    small(name, qwen_folder, prompts_file, out)
-    assert (out / "scores.csv").read_bytes() == whole
-    assert (out / "summary.csv").read_bytes() == (runs[name] / "summary.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["patch_sites", "attribution_patching"])
 def test_a_finished_run_is_read_and_not_computed(
-    runs, qwen_folder, prompts_file, name, capsys, monkeypatch
+    runs, small_material, name, tmp_path, capsys, monkeypatch
 ):
     from refusal_dial.studies import patching as patching_job
 
     monkeypatch.setattr(patching_job, "attributed", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(patching_job.PatchPlan, "compute", lambda *_: pytest.fail("computed again"))
-    before = {path: path.read_bytes() for path in runs[name].iterdir()}
-    small(name, qwen_folder, prompts_file, runs[name])
+    out = tmp_path / "run"
+    shutil.copytree(runs[name], out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    cli.run(load(name).main, [*arguments(small_material, name), f"--out={out}"])
     assert "Cells that moved most" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in runs[name].iterdir()} == before
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_pairs_that_tell_nothing_are_left_out_and_counted(
-    runs, qwen_folder, prompts_file, tmp_path, caplog
+    qwen_folder, prompts_file, tmp_path, caplog
 ):
-    scores = read_table(runs["patch_sites"], "scores").drop_duplicates("prompt_id")
+    few = {"layer": (0,), "site": "attn_out"}
+    small("patch_sites", qwen_folder, prompts_file, tmp_path / "all", **few)
+    scores = read_table(tmp_path / "all", "scores").drop_duplicates("prompt_id")
     apart = (scores["clean"] - scores["corrupted"]).abs().sort_values()
     gap = float(apart.iloc[1:3].mean())
     out = tmp_path / "run"
     with caplog.at_level("INFO", "refusal_dial"):
-        small("patch_sites", qwen_folder, prompts_file, out, layer=(0,), gap=gap)
+        small("patch_sites", qwen_folder, prompts_file, out, gap=gap, **few)
     counts = read_config(out)["settings"]["pairs"]
     assert (counts["matched"], counts["excluded"], counts["used"]) == (6, 2, 4)
     assert "4 of 6 matched pairs: 2 differ in score by less than" in caplog.text
     left = read_table(out, "scores")["prompt_id"]
     assert set(left) == set(scores["prompt_id"]) - set(scores["prompt_id"][apart.index[:2]])
-    some = tmp_path / "some"
-    small("patch_sites", qwen_folder, prompts_file, some, layer=(0,), n_pairs=3)
-    assert read_config(some)["settings"]["pairs"]["used"] == 3
 
 
 def test_heads_and_neurons(qwen_folder, prompts_file, tmp_path, capsys):
@@ -177,7 +152,7 @@ def test_plots_are_drawn_from_a_run_folder_alone(runs, tmp_path, capsys):
             plot.main(plot.Flags(run=str(alone), out=str(tmp_path / attempt)))
             pages.append((tmp_path / attempt).read_text())
         assert pages[0] == pages[1]
-        assert " of 6 matched pairs (0 left out: scores closer than 0)" in pages[0]
+        assert "4 of 16 matched pairs (0 left out: scores closer than 0)" in pages[0]
     assert f"figure: {(tmp_path / 'first.html').resolve()}" in capsys.readouterr().out
 
 

@@ -94,8 +94,8 @@ def test_calibration_needs_both_groups(qwen_folder, tmp_path):
         load_study(flags(qwen_folder, str(path), refusal_tokens="auto"))
 
 
-def test_the_embedded_model_calibrates_to_words_that_open_a_refusal(embedded):
-    study = load_study(StudyFlags(device="cpu"))
+def test_the_embedded_model_calibrates_to_words_that_open_a_refusal(embedded, some_prompts):
+    study = study_of(embedded, StudyFlags(prompts=str(some_prompts), device="cpu"))
     assert study.refusal.source == "calibrated"
     assert {text.strip() for text in study.refusal.refusal_texts} & {"I", "Sorry", "No"}
     by_subset = {

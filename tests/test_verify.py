@@ -210,27 +210,6 @@ def test_a_finished_run_is_read_and_leaves_the_same_page(
     assert torch.equal(saved.unit, directions.load(path).unit)
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    study, prompts, folder, tmp_path, interrupt_after
-):
-    path = folder / "random.safetensors"
-    small = {"n_random": 3, "n_permutations": 19, "n_test": 8, "batch_size": 8}
-
-    def verdict_into(name):
-        flags = verify_case.flags_for(prompts, path, out=str(tmp_path / name), **small)
-        opened = verification_of(study, directions.load(path), flags)
-        conduct_verification("verify_direction", opened, flags)
-
-    verdict_into("whole")
-    with interrupt_after(2):
-        verdict_into("run")
-    assert not (tmp_path / "run" / "summary.json").exists()
-    verdict_into("run")
-    for name in ("scores.csv", "summary.csv"):
-        whole, again = (tmp_path / of / name for of in ("whole", "run"))
-        assert again.read_bytes() == whole.read_bytes()
-
-
 def test_the_terminal_says_each_claim_its_reason_and_what_is_not_shown(verify, capsys):
     print_verification(verify("random").verdict)
     printed = " ".join(capsys.readouterr().out.split())
