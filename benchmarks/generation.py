@@ -1,19 +1,26 @@
 """Steered generation, ours beside one call a cell and beside plain Hugging Face `generate`.
 
     python benchmarks/generation.py [--prompts 8] [--alphas 17] [--layers 20] [--new 32]
-        [--rounds 3] [--threads 2]
-        [--model embedded|FOLDER] [--device cpu] [--dtype float32]
+        [--rounds 3] [--threads 2] [--peers rows,cells,hooks,plain]
+        [--model embedded|smollm2|FOLDER] [--device cpu] [--dtype float32]
 
-On one model, in turns, in one process; ratios are medians over rounds. `grid`: every layer
-and alpha in one call of ours against one call of ours a cell, and against TransformerLens's way,
-Hugging Face `generate` inside `model.hooks`, once a cell. `--layers all --alphas 3` is the toxicity
-study's sweep. `plain`: one cell without hooks, ours against
-Hugging Face's own `generate` on the same rows of the same model before TransformerLens wraps it.
+On one model, in turns, in one process; ratios are medians over rounds. The grid is every layer and
+alpha, in one call of ours; `--layers all --alphas 3` is the toxicity study's sweep. Beside it:
+
+    rows    one call of Hugging Face's `generate`, unsteered, on as many rows
+    cells   one call of ours a cell
+    hooks   TransformerLens's way, `generate` inside `model.hooks`, once a cell
+    plain   one cell without hooks, ours against Hugging Face's own `generate`
+
+Hugging Face's own is that of the same weights before TransformerLens wraps them, by SDPA attention.
+With `--threads 1` on a CPU the clock is the processor's time of this process, which other work on
+the machine does not stop; else it is the time of day.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,10 +33,13 @@ from refusal_dial import load_model, load_prompts, steer, tokenize
 from refusal_dial.generate.decode import Decoding, generate
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+def timed(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
+    start = clock()
     found = run()  # ends on the processor: tokens are read there
-    return time.perf_counter() - start, found
+    return clock() - start, found
+
+
+PEERS = ("rows", "cells", "hooks", "plain")
 
 
 def main() -> None:
@@ -42,8 +52,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", default="", help="a layer (the middle one), or all")
+    parser.add_argument("--peers", default=",".join(PEERS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    alone = args.threads == 1 and args.device == "cpu"
+    clock = time.process_time if alone else time.perf_counter
     model = load_model(args.model, args.device, args.dtype)
     texts = [p.text for p in load_prompts("embedded") if p.subset == "EDGE"][: args.prompts]
     tokens = tokenize(model, texts).on(model)
@@ -56,9 +69,10 @@ def main() -> None:
     decoding = Decoding(args.new, rows=len(grid) * len(texts))
     bare = weights_of(args.model, args.device, args.dtype)
 
-    def theirs(where: Any) -> torch.Tensor:
+    def theirs(where: Any, times: int = 1) -> torch.Tensor:
+        ids, mask = (x.repeat(times, 1) for x in (tokens.ids, tokens.mask))
         return where.generate(
-            tokens.ids, attention_mask=tokens.mask, max_new_tokens=args.new, do_sample=False
+            ids, attention_mask=mask, max_new_tokens=args.new, do_sample=False
         ).cpu()
 
     def in_hooks() -> list[torch.Tensor]:
@@ -68,31 +82,51 @@ def main() -> None:
                 found.append(theirs(model.original_model)[:, tokens.ids.shape[1] :])
         return found
 
-    ratios: dict[str, list[float]] = {"one call a cell": [], "generate in hooks": [], "plain": []}
-    same = True
+    print(
+        f"{len(texts)} prompts x {len(every)} layers x {len(alphas)} alphas, {args.new} new "
+        f"tokens, {args.threads} threads, {args.dtype}, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+    runs: dict[str, Callable[[], Any]] = {
+        "rows": lambda: theirs(bare, len(grid)),
+        "cells": lambda: [generate(model, tokens, [c], decoding) for c in grid],
+        "hooks": in_hooks,
+        "plain": lambda: theirs(bare),
+    }
+    wanted = [name for name in PEERS if name in args.peers.split(",")]
+    ratios: dict[str, list[float]] = {name: [] for name in wanted}
+    same = {"cells": True, "hooks": True}
+    generate(model, tokens, grid[:1], Decoding(2))  # the trial, once a model
     for _ in range(args.rounds):
-        ours, whole = timed(lambda: generate(model, tokens, grid, decoding))
-        cells, single = timed(lambda: [generate(model, tokens, [c], decoding) for c in grid])
-        hooked, rows = timed(in_hooks)
-        same &= [o.ids for o in whole] == [o.ids for cell in single for o in cell]
-        same &= all(
-            one.ids == tuple(rows[one.cell][one.prompt, : len(one.ids)].tolist()) for one in whole
-        )
-        ratios["one call a cell"].append(cells / ours)
-        ratios["generate in hooks"].append(hooked / ours)
-        one, _ = timed(lambda: generate(model, tokens, [[]], decoding))
-        hf, _ = timed(lambda: theirs(bare))
-        ratios["plain"].append(one / hf)
-    print(
-        f"{len(texts)} prompts x {len(every)} layers x {len(alphas)} alphas, "
-        f"{args.new} new tokens, {args.threads} threads"
-    )
-    print(f"grid against one call a cell      {statistics.median(ratios['one call a cell']):.1f}x")
-    print(
-        f"grid against generate in hooks    {statistics.median(ratios['generate in hooks']):.1f}x"
-    )
-    print(f"time of plain Hugging Face        {statistics.median(ratios['plain']):.2f}")
-    print(f"tokens identical                  {same}")
+        ours, whole = timed(lambda: generate(model, tokens, grid, decoding), clock)
+        made = sum(len(one.ids) for one in whole)
+        print(f"ours {ours:.1f} s for {made} tokens in {decoding.rows} rows", flush=True)
+        for name in wanted:
+            took, found = timed(runs[name], clock)
+            print(f"{name} {took:.1f} s", flush=True)
+            if name == "cells":
+                same[name] &= [o.ids for o in whole] == [o.ids for cell in found for o in cell]
+            if name == "hooks":
+                same[name] &= all(
+                    one.ids == tuple(found[one.cell][one.prompt, : len(one.ids)].tolist())
+                    for one in whole
+                )
+            if name == "plain":
+                mine, _ = timed(lambda: generate(model, tokens, [[]], decoding), clock)
+                ratios[name].append(mine / took)
+            else:
+                ratios[name].append(ours / took if name == "rows" else took / ours)
+    middle_of = {name: statistics.median(found) for name, found in ratios.items()}
+    for name, what in (
+        ("rows", "time of Hugging Face on as many rows   {:.2f}"),
+        ("cells", "grid against one call a cell           {:.1f}x"),
+        ("hooks", "grid against generate in hooks         {:.1f}x"),
+        ("plain", "time of plain Hugging Face             {:.2f}"),
+    ):
+        if name in middle_of:
+            print(what.format(middle_of[name]))
+        if name in middle_of and name in same:
+            print(f"tokens identical                       {same[name]}")
 
 
 if __name__ == "__main__":

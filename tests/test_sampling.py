@@ -42,9 +42,9 @@ def test_a_token_is_the_one_that_a_sort_of_all_tokens_gives(
     temperature: float, top_p: float, dtype: torch.dtype
 ) -> None:
     """Peaked and nearly flat rows, of more tokens than are put in order first; in bfloat16 most of
-    them have equals."""
+    them have equals. None is so flat that a sum of equal shares is `top_p` but for rounding."""
     g = torch.Generator().manual_seed(0)
-    logits = torch.randn(60, 5000, generator=g) * torch.linspace(0, 8, 60)[:, None]
+    logits = torch.randn(60, 5000, generator=g) * torch.linspace(0.1, 8, 60)[:, None]
     logits = logits.to(dtype)
     u = torch.rand(60, generator=g, dtype=torch.float64)
     p, order = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)

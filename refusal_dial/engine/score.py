@@ -117,7 +117,11 @@ def _named(thing: object) -> str:
 COARSEST = 0.25
 """The largest difference that rounding may explain, as a share of the largest logit."""
 
-_verdicts: weakref.WeakKeyDictionary[Any, tuple[int, dict[str, str]]]
+Difference = Callable[[TransformerBridge, Tokens, str], tuple[float, float]]
+"""(the largest difference of two ways to the same logits under an edit at a site, the largest
+logit)"""
+
+_verdicts: weakref.WeakKeyDictionary[Any, tuple[int, dict[tuple[Difference, str], str]]]
 _verdicts = weakref.WeakKeyDictionary()
 
 _said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
@@ -131,8 +135,16 @@ def warn_once(model: TransformerBridge, what: str) -> None:
         log.info(what)
 
 
-def misfit(model: TransformerBridge, tokens: Tokens, sites: Iterable[str]) -> str:
-    """Why replay cannot serve edits at these sites of this model; empty where it can."""
+def misfit(
+    model: TransformerBridge,
+    tokens: Tokens,
+    sites: Iterable[str],
+    difference: Difference | None = None,
+    way: str = "the replay",
+) -> str:
+    """Why replay (or another `way`, which differs by so much) cannot serve edits at these sites of
+    this model; empty where it can."""
+    trial = _difference if difference is None else difference
     if any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules()):
         return "the model has hooks attached"
     state = hash(tuple((id(p), p._version) for p in model.parameters() if not p.is_inference()))
@@ -140,17 +152,19 @@ def misfit(model: TransformerBridge, tokens: Tokens, sites: Iterable[str]) -> st
         _verdicts[model] = (state, {})
     verdicts = _verdicts[model][1]
     for site in ("resid_pre", *sites):
-        if site not in verdicts:
-            verdicts[site] = _checked(model, tokens, site)
-        if verdicts[site]:
-            return verdicts[site]
+        if (trial, site) not in verdicts:
+            verdicts[trial, site] = _checked(model, tokens, site, trial, way)
+        if verdicts[trial, site]:
+            return verdicts[trial, site]
     return ""
 
 
-def _checked(model: TransformerBridge, tokens: Tokens, site: str) -> str:
+def _checked(
+    model: TransformerBridge, tokens: Tokens, site: str, difference: Difference, way: str
+) -> str:
     dtype = next(model.original_model.parameters()).dtype
     try:
-        worst, largest = _difference(model, tokens, site)
+        worst, largest = difference(model, tokens, site)
         allowed = TOLERANCES.get(dtype, HALF_TOLERANCE) * largest
         if worst > allowed and dtype not in TOLERANCES:
             allowed = max(allowed, min(4 * _rounding(model, tokens), COARSEST * largest))
@@ -159,11 +173,11 @@ def _checked(model: TransformerBridge, tokens: Tokens, site: str) -> str:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"the replay failed on it at {site} ({type(error).__name__}: {one_line(error)})"
+        return f"{way} failed on it at {site} ({type(error).__name__}: {one_line(error)})"
     if worst <= allowed:
         return ""
     return (
-        f"the replay differs from a forward pass by {worst:.2g} in a logit at {site}, where "
+        f"{way} differs from a forward pass by {worst:.2g} in a logit at {site}, where "
         f"{allowed:.2g} is allowed"
     )
 
@@ -190,7 +204,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     two = torch.tensor(sorted({0, shortest}), device=tokens.ids.device)
     some = Tokens(tokens.ids[two], tokens.mask[two])
     batch, length = some.ids.shape
-    edit = _probe(model, some, site)
+    edit = probe(model, some, site)
     cells = [[], touches([edit], batch, length, int(model.cfg.d_head))]
     twin, rows = Unhooked(model, places_of(cells)), torch.arange(batch)
     recording = record_run(model, some, 0, places_of(cells), recorder(twin, [[edit]]))
@@ -213,7 +227,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     )
 
 
-def _probe(model: TransformerBridge, tokens: Tokens, site: str) -> Edit:
+def probe(model: TransformerBridge, tokens: Tokens, site: str) -> Edit:
     """Noise as large as the embedding, added to the last two positions in the middle block."""
     width = shape_of(model, tokens, site)[-1]
     embedded = model.original_model.get_input_embeddings()(tokens.ids)

@@ -12,10 +12,12 @@ gives the unsteered model's own completion.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -24,13 +26,14 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from refusal_dial.common import DialError, Hook
+from refusal_dial.common import DialError, Hook, hook_name
 from refusal_dial.engine.replay import KNOWN, restrict
-from refusal_dial.engine.score import check_grid
+from refusal_dial.engine.score import check_grid, misfit, probe, warn_once
 from refusal_dial.hooks import Add, Edit
-from refusal_dial.model.tokens import Tokens
-from refusal_dial.model.unhooked import UnfitError, unhooked
+from refusal_dial.model.tokens import Tokens, last_logits, log_total
+from refusal_dial.model.unhooked import UnfitError, Unhooked, unhooked
 
 # --------------------------------------------------------------------------------------------------
 # Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.
@@ -119,15 +122,18 @@ def choose(
     """The next token of every row: the first of the likeliest whose summed probability exceeds
     u times that of the nucleus, the smallest set of likeliest tokens that holds `top_p`."""
     if u is None:
-        return logits.argmax(-1)
+        return logits.float().argmax(-1)  # of half precision, several times as slow by itself
     token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    total = (logits.double() / decoding.temperature).logsumexp(-1)
+    total = log_total(logits, temperature=decoding.temperature)
     aim, left, k = u.to(logits.device), torch.arange(len(logits), device=logits.device), LIKELIEST
     while len(left):
         found, sure = _drawn(logits[left], total[left], decoding, aim[left], k)
         token[left[sure]], left, k = found[sure], left[~sure], 16 * k
     return token
 
+
+ROUNDING = 1e-6
+"""How far a sum of probabilities may be from itself: so near to `top_p` it is reached."""
 
 LIKELIEST = 64
 """Tokens that are put in order first; more only for rows where these do not decide the draw."""
@@ -150,10 +156,11 @@ def _drawn(
     value, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     p = (value.double() / decoding.temperature - total[:, None]).exp()
     reached = p.cumsum(-1)
-    size = (reached < decoding.top_p).sum(-1, keepdim=True).clamp(max=k - 1)
+    enough = decoding.top_p - ROUNDING
+    size = (reached < enough).sum(-1, keepdim=True).clamp(max=k - 1)
     nucleus = reached.gather(1, size) if decoding.top_p < 1 else torch.ones_like(reached[:, :1])
     at = (reached <= u[:, None] * nucleus).sum(-1, keepdim=True).clamp(max=k - 1)
-    sure = (nucleus >= decoding.top_p) & (value.gather(1, at) > value[:, -1:])
+    sure = (nucleus >= enough) & (value.gather(1, at) > value[:, -1:])
     return ids.gather(1, order.gather(1, at))[:, 0], sure[:, 0] | (k == logits.shape[-1])
 
 
@@ -180,7 +187,7 @@ def draws(
 # --------------------------------------------------------------------------------------------------
 # Forward passes that remember: a prompt is read once, and then one new token a call, under hooks.
 #
-#     (mask, cache, logits) = prefill(...);  logits = forward(..., new token, mask, cache)
+#     (mask, cache, logits) = prefill(...);  logits = runner.logits(new token, mask, cache, hooks)
 #
 # Rows of a batch are prompts under cells. Where only the last prompt token is edited, what stands
 # before it is read once a prompt, for all its cells.
@@ -196,62 +203,174 @@ class CachedBatch:
     first: int = 0  # the number of the first cell
 
 
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """What runs the batches of a grid, whose hooks are given with each: the model without its hook
+    points (`alone`), by SDPA, where a trial found it as good; else its own modules (`module`)."""
+
+    model: TransformerBridge
+    module: nn.Module
+    alone: Unhooked | None = None
+
+    def logits(
+        self,
+        ids: Int[Tensor, "row new"],
+        mask: Int[Tensor, "row pos"],
+        cache: DynamicCache,
+        hooks: Sequence[Hook] = (),
+        at: Bool[Tensor, "row new"] | None = None,
+    ) -> Float[Tensor, "read d_vocab"]:
+        """Logits after the new tokens that `at` names, row by row, or after the last one of each
+        row; the cache grows by `ids`, and `mask` is that of all it then holds."""
+        if self.alone is not None:
+            with self.alone.seeing(self._sights(self.alone, hooks)):
+                return self.alone.logits_at(ids, mask, cache, at)
+        keep = 1 if at is None else ids.shape[1] - int(at.any(0).long().argmax())
+        with self.model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
+            logits = self.module(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
+        return logits[:, -1] if at is None else logits[:, -keep:][at[:, -keep:]]
+
+    def _sights(
+        self, alone: Unhooked, hooks: Sequence[Hook]
+    ) -> dict[tuple[str, int], Callable[[Tensor], Tensor]]:
+        """What the hooks do at each place, one after the other; heads of z apart."""
+        by_name: dict[str, list[Callable[..., Any]]] = {}
+        for name, function in hooks:
+            by_name.setdefault(name, []).append(function)
+        heads = int(self.model.cfg.n_heads)
+
+        def see(site: str, functions: list[Callable[..., Any]], value: Tensor) -> Tensor:
+            out = torch.unflatten(value, -1, (heads, -1)) if site == "z" else value
+            for function in functions:
+                out = function(out, None)
+            return out.reshape(value.shape)
+
+        return {
+            (site, layer): partial(see, site, by_name[hook_name(site, layer)])
+            for site, layer in alone.taps
+            if hook_name(site, layer) in by_name
+        }
+
+
+def runner_of(model: TransformerBridge, tokens: Tokens, grid: Sequence[Sequence[Hook]]) -> Runner:
+    """What runs this grid on these prompts. The log says why it has to be the bridge."""
+    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    hooks = [hook for cell in grid for hook in cell]
+    if not attached and all(is_known(hook) and _in_place(hook) for hook in hooks):
+        places = sorted({(edit.site, edit.layer) for _, edit in hooks})  # type: ignore[attr-defined]
+        why = misfit(model, tokens, {s for s, _ in places}, _step_difference, "decoding by SDPA")
+        try:
+            if not why:
+                return Runner(model, model.original_model, Unhooked(model, places))
+        except UnfitError as error:
+            why = str(error)
+        warn_once(model, f"decoding by the bridge's own forward pass: {why}")
+    if attached or hooks:
+        return Runner(model, model.original_model)
+    try:
+        return Runner(model, unhooked(model))
+    except UnfitError:
+        return Runner(model, model.original_model)
+
+
+def _in_place(hook: Hook) -> bool:
+    name, edit = hook
+    return name == hook_name(edit.site, edit.layer)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _step_difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[float, float]:
+    """Between the bridge's pass over two prompts under an edit of their last token, and one over
+    all but that token and then one over it."""
+    shortest = int(tokens.mask.sum(-1).argmin())
+    some = tokens.chosen(sorted({0, shortest}))
+    edit = replace(probe(model, some, site), pos=-1)
+    place, name = (site, edit.layer), hook_name(site, edit.layer)
+    runner = Runner(model, model.original_model, Unhooked(model, [place]))
+    state, off, largest = _cache(model), 0.0, 0.0
+    if some.ids.shape[1] > 1:
+        runner.logits(some.ids[:, :-1], some.mask[:, :-1], state)
+    for hooks in ([], [(name, replace(edit, pos="all"))]):
+        plain = last_logits(model, some, [(n, edit) for n, _ in hooks])
+        mine = runner.logits(some.ids[:, -1:], some.mask, copy.deepcopy(state), hooks)
+        off = max(off, float((mine - plain).float().abs().max()))
+        largest = max(largest, float(plain.float().abs().max()))
+    return off, largest
+
+
 def prefill(
-    model: TransformerBridge,
-    runner: nn.Module,
+    runner: Runner,
     part: CachedBatch,
     prompts: Int[Tensor, " row"],
     cells: Int[Tensor, " row"],
+    room: int = 0,
 ) -> tuple[Int[Tensor, "row pos"], DynamicCache, Float[Tensor, "row d_vocab"]]:
-    """(mask, cache, logits at the last prompt token) of every row.
+    """(mask, cache with room for so many tokens more, logits at the last prompt token) of every
+    row.
 
     Where only the last prompt token is edited, what stands before it is read once a prompt.
     """
     index = prompts.to(part.tokens.ids.device)
     ids, mask = part.tokens.ids, part.tokens.mask
     if len(index) > len(ids) and ids.shape[1] > 1 and leaves_the_rest_alone(part.grid):
-        state = _cache(model)
-        forward(runner, ids[:, :-1], mask[:, :-1], state)
+        state = _cache(runner.model, room)
+        runner.logits(ids[:, :-1], mask[:, :-1], state)
         state.batch_select_indices(index)
         hooks = row_hooks(at_the_last_token(part.grid), cells, part.prompts[prompts])
         ids = ids[:, -1:]
     else:
-        state, hooks = _cache(model), row_hooks(part.grid, cells, part.prompts[prompts])
-    with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-        return mask[index], state, forward(runner, ids[index], mask[index], state)
+        state, hooks = (
+            _cache(runner.model, room),
+            row_hooks(part.grid, cells, part.prompts[prompts]),
+        )
+    return mask[index], state, runner.logits(ids[index], mask[index], state, hooks)
 
 
-def runner_of(model: TransformerBridge, grid: Sequence[Sequence[Hook]]) -> nn.Module:
-    """What runs a batch: where no hook is to be seen, the model without its hook points."""
-    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
-    if attached or any(grid):
-        return model.original_model
-    try:
-        return unhooked(model)
-    except UnfitError:
-        return model.original_model
+class Roomy(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values with room for `room` tokens more behind them: a new token is
+    written there, and nothing is copied."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.stores: list[Tensor | None] = [None, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._longer(0, self.keys, key_states)
+        self.values = self._longer(1, self.values, value_states)
+        return self.keys, self.values
+
+    def _longer(self, which: int, held: Tensor, new: Tensor) -> Tensor:
+        n = held.shape[-2] if held.ndim == 4 else 0
+        stop, store = n + new.shape[-2], self.stores[which]
+        mine = store is not None and held.data_ptr() == store.data_ptr()
+        if store is None or not mine or len(held) != len(store) or stop > store.shape[-2]:
+            batch, heads, _, width = new.shape
+            store = self.stores[which] = new.new_empty(batch, heads, stop + self.room, width)
+            if n:
+                store[:, :, :n] = held
+        store[:, :, n:stop] = new
+        return store[:, :, :stop]
 
 
-def _cache(model: TransformerBridge) -> DynamicCache:
-    return DynamicCache(config=model.original_model.config)
-
-
-def forward(
-    runner: nn.Module,
-    ids: Int[Tensor, "row new"],
-    mask: Int[Tensor, "row pos"],
-    cache: DynamicCache,
-) -> Float[Tensor, "row d_vocab"]:
-    """Logits at the last position; the cache grows by `ids`."""
-    where = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    return runner(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=where,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+def _cache(model: TransformerBridge, room: int = 0) -> DynamicCache:
+    cache = DynamicCache(config=model.original_model.config)
+    cache.layers = [Roomy(room) if type(one) is DynamicLayer else one for one in cache.layers]
+    return cache
 
 
 # --------------------------------------------------------------------------------------------------
@@ -407,16 +526,21 @@ def generate(
 def _parts(
     tokens: Tokens, grid: Sequence[Sequence[Hook]], decoding: Decoding
 ) -> Iterator[CachedBatch]:
-    """Batches of at most `decoding.rows` rows; hooks that are not edits see all prompts at once."""
-    n = len(tokens)
+    """Batches of at most `decoding.rows` rows: few prompts under all cells, so that a prompt is
+    read once. Hooks that are not edits see all prompts at once."""
+    n, most = len(tokens), max(1, decoding.rows // decoding.samples)
     whole = not all(is_known(hook) for cell in grid for hook in cell)
-    size = n if whole else max(1, min(n, decoding.rows // decoding.samples))
-    cells = max(1, decoding.rows // (size * decoding.samples))
+    cells = max(1, most // n if whole else min(len(grid), most))
+    size = n if whole else max(1, min(n, most // cells))
     for start in range(0, n, size):
         some = torch.arange(start, min(start + size, n))
         for first in range(0, len(grid), cells):
             mine = grid[first : first + cells]
             yield CachedBatch(tokens.rows(start, start + size), some, mine, first)
+
+
+LEAVING = 12
+"""Rows that have ended leave a batch where they are more than one in so many."""
 
 
 @torch.no_grad()
@@ -426,7 +550,8 @@ def _generate(
     decoding: Decoding,
     numbers: Float64[Tensor, "prompt sample step"] | None,
 ) -> Iterator[Completion]:
-    """Decode one batch. Rows leave as they end, unless a hook is not an edit."""
+    """Decode one batch. Rows that have ended leave it, some at a time (keys and values are copied
+    for it), unless a hook is not an edit."""
     samples, device, grid = decoding.samples, part.tokens.ids.device, part.grid
     row = torch.arange(len(part.prompts) * len(grid) * samples)
     prompts, cells, sample = (
@@ -436,14 +561,14 @@ def _generate(
     )
     fixed = not all(is_known(hook) for cell in grid for hook in cell)
     ends = torch.tensor(end_tokens(model), device=device)
-    runner = runner_of(model, grid)
-    mask, state, logits = prefill(model, runner, part, prompts, cells)
+    runner = runner_of(model, part.tokens, grid)
+    mask, state, logits = prefill(runner, part, prompts, cells, decoding.steps)
     alive, completions, stops = row, [list[int]() for _ in row], dict[int, str]()
     hooks = row_hooks(grid, cells, part.prompts[prompts])
     last = torch.tensor(decoding.until, dtype=torch.long, device=device)
     for step in range(decoding.steps):
         u = None if numbers is None else numbers[part.prompts[prompts[alive]], sample[alive], step]
-        broken = ~torch.isfinite(logits).all(-1)
+        broken = ~torch.isfinite(logits.amax(-1) - logits.amin(-1).float())  # NaN comes through
         if bool(broken.any()):
             logits = torch.where(broken[:, None], 0.0, logits)
         token = choose(logits, decoding, u)
@@ -460,17 +585,16 @@ def _generate(
                 completions[r].append(t)
                 if close:
                     stops[r] = "until"
-        ended = ended | closes
         if len(stops) == len(row) or step + 1 == decoding.steps:
             break
-        if not fixed and bool(ended.any()):
-            keep = (~ended).nonzero().flatten()
+        over = torch.tensor([r in stops for r in alive.tolist()])
+        if not fixed and int(over.sum()) > len(alive) // LEAVING:
+            keep = (~over).nonzero().flatten().to(device)
             alive, token, mask = alive[keep.cpu()], token[keep], mask[keep]
             state.batch_select_indices(keep)
             hooks = row_hooks(grid, cells[alive], part.prompts[prompts[alive]])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-            logits = forward(runner, token[:, None], mask, state)
+        logits = runner.logits(token[:, None], mask, state, hooks)
     for r in row.tolist():
         text = str(model.tokenizer.decode(completions[r], skip_special_tokens=True))
         yield Completion(
@@ -500,15 +624,15 @@ def follow(
     check_grid(model, tokens, [hooks])
     batch = torch.arange(len(tokens))
     part = CachedBatch(tokens, batch, [list(hooks)])
-    runner = runner_of(model, part.grid)
-    mask, state, logits = prefill(model, runner, part, batch, torch.zeros_like(batch))
+    runner = runner_of(model, tokens, part.grid)
+    longest = max(map(len, completions), default=0)
+    mask, state, logits = prefill(runner, part, batch, torch.zeros_like(batch), longest)
     yield logits
     mine = row_hooks(part.grid, torch.zeros_like(batch), batch)
-    for step in range(max(map(len, completions), default=0)):
+    for step in range(longest):
         token = torch.tensor([row[min(step, len(row) - 1)] if row else 0 for row in completions])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        with model.hooks(fwd_hooks=mine) if mine else nullcontext():
-            logits = forward(runner, token.to(mask.device)[:, None], mask, state)
+        logits = runner.logits(token.to(mask.device)[:, None], mask, state, mine)
         yield logits
 
 
@@ -525,8 +649,8 @@ def stream(
     check_grid(model, tokens, [hooks])
     row, ends = torch.zeros(1, dtype=torch.long), end_tokens(model)
     part = CachedBatch(tokens, row, [list(hooks)])
-    runner = runner_of(model, part.grid)
-    mask, state, logits = prefill(model, runner, part, row, row)
+    runner = runner_of(model, tokens, part.grid)
+    mask, state, logits = prefill(runner, part, row, row, max_new_tokens)
     mine = row_hooks(part.grid, row, row)
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
@@ -535,5 +659,4 @@ def stream(
         yield int(token)
         if step + 1 < max_new_tokens:
             mask = torch.cat([mask, mask.new_ones(1, 1)], 1)
-            with model.hooks(fwd_hooks=mine) if mine else nullcontext():
-                logits = forward(runner, token[:, None], mask, state)
+            logits = runner.logits(token[:, None], mask, state, mine)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -109,33 +109,41 @@ def nll(
     it does where text was cut, `stops` being "end" for both. NaN for a reply of no tokens at all
     that did not end either.
     """
-    out = torch.full((len(completions),), float("nan"), dtype=torch.float64)
+    length = torch.tensor([len(ids) for ids in completions], dtype=torch.long)
     ends = end_tokens(model)
     ended = torch.tensor([stop == "end" and bool(ends) for stop in stops], dtype=torch.bool)
-    order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
-    while order:
-        longest = len(completions[order[-1]])
-        size = max(1, int(LOGITS // ((longest + 1) * int(model.cfg.d_vocab))))
-        part, order = order[-size:], order[:-size]
-        device, prompt = tokens.ids.device, tokens.ids.shape[1]
-        length = torch.tensor([len(completions[i]) for i in part])
-        some = Tokens(tokens.ids[part], tokens.mask[part])
-        whole = continued(some, [completions[i] for i in part], longest)
-        new, real = whole.ids[:, prompt:], whole.mask[:, prompt:].cpu()
-        logits = model(
-            whole.ids, attention_mask=whole.mask, logits_to_keep=longest + 1, use_cache=False
-        )
-        logits, every = logits[:, -longest - 1 :], torch.arange(len(part), device=device)
-        normaliser = log_total(logits)
-        each = logits[:, :longest].gather(-1, new[..., None])[..., 0].double()
-        each = (each - normaliser[:, :longest]).cpu()
-        total, count = -(each * real).sum(1), length.clone()
-        if ends:
-            at = every, length.to(device)
-            last = (logits[at][:, ends].double().logsumexp(-1) - normaliser[at]).cpu()
-            total, count = total - last * ended[part], count + ended[part]
-        out[part] = total / count
-    return out
+    total = torch.zeros(len(completions), dtype=torch.float64)
+    # Completions of one prompt stand together, by length: it is read once for all in a batch.
+    prompt, first = _alike(tokens)
+    order = sorted(range(len(completions)), key=lambda i: (prompt[i], len(completions[i])))
+    for part in _batches([len(completions[i]) for i in order], int(model.cfg.d_vocab)):
+        rows = order[part.start : part.stop]
+        mine = sorted({prompt[i] for i in rows})
+        some = CachedBatch(tokens.chosen([first[p] for p in mine]), torch.tensor(mine), [[]])
+        owner = torch.tensor([mine.index(prompt[i]) for i in rows])
+        replies = [completions[i] for i in rows]
+        total[rows] = _replies_at_once(model, some, replies, owner, ends, ended[rows])[0]
+    return -total / (length + ended)
+
+
+def _alike(tokens: Tokens) -> tuple[list[int], list[int]]:
+    """(of each row the number of its prompt, equal for equal ones; the first row of each)."""
+    rows = torch.cat([tokens.ids, tokens.mask], 1)
+    kinds, number = torch.unique(rows, dim=0, return_inverse=True)
+    numbers = number.tolist()
+    return numbers, [numbers.index(kind) for kind in range(len(kinds))]
+
+
+def _batches(lengths: Sequence[int], vocabulary: int) -> Iterator[range]:
+    """Neighbours, of these lengths, whose tokens have at most `LOGITS` logits, or one."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        longest = max(lengths[start : stop + 1])
+        rows = stop + 1 - start
+        full = rows * (longest + 1) * vocabulary > LOGITS or rows > ROWS_AT_ONCE
+        if stop == len(lengths) or full:
+            yield range(start, stop)
+            start = stop
 
 
 @torch.no_grad()
@@ -240,46 +248,54 @@ def _replies_at_once(
     part: CachedBatch,
     replies: Sequence[Sequence[int]],
     owner: Int[Tensor, " reply"],
+    ends: Sequence[int] = (),
+    ended: Bool[Tensor, " reply"] | None = None,
 ) -> Float64[Tensor, "cell reply"]:
-    """The same for one batch; `owner` says to which of its prompts each reply belongs."""
+    """`reply_logp` for one batch; `owner` says to which of its prompts each reply belongs. The
+    summed probability of the `ends` counts as a last token of replies that `ended`. No token is
+    unembedded but those before one that counts."""
     grid, n, device = part.grid, len(part.prompts), part.tokens.ids.device
-    runner = runner_of(model, grid)
+    runner = runner_of(model, part.tokens, grid)
+    ended = torch.zeros(len(replies), dtype=torch.bool) if ended is None else ended
     # 1. Every prompt under every cell, up to its last token.
     row = torch.arange(n * len(grid))
     prompts, cells = row // len(grid), row % len(grid)
-    mask, state, logits = prefill(model, runner, part, prompts, cells)
-    # 2. A row a cell and reply, and the first token of each.
+    mask, state, logits = prefill(runner, part, prompts, cells)
+    # 2. A row a cell and reply, and what stands first in each.
     longest = max(map(len, replies))
     cell = torch.arange(len(grid)).repeat_interleave(len(replies))
     mine = owner.repeat(len(grid))
-    of = mine * len(grid) + cell
-    ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in replies])
+    index = (mine * len(grid) + cell).to(device)
+    ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in replies], dtype=torch.long)
     ids = ids.repeat(len(grid), 1).to(device)
     length = torch.tensor([len(one) for one in replies]).repeat(len(grid))
-    index = of.to(device)
-    every = [logits[index][:, None]]
-    # 3. The others after it, as decoding would see them.
-    if longest > 1:
-        state.batch_select_indices(index)
-        new = (torch.arange(longest - 1) < length[:, None] - 1).to(mask)
-        after = torch.cat([mask[index], new], 1)
-        hooks = row_hooks(as_decoded(grid), cell, part.prompts[mine])
-        where = (after.cumsum(-1) - 1).clamp(min=0)[:, 1 - longest :]
-        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-            found = runner(
-                input_ids=ids[:, :-1],
-                attention_mask=after,
-                position_ids=where,
-                past_key_values=state,
-                use_cache=True,
-                logits_to_keep=longest - 1,
-            ).logits
-        every.append(found[:, 1 - longest :])
+    last = torch.where(ended.repeat(len(grid)), length, length - 1)  # the step of its last token
     total = torch.zeros(len(ids), dtype=torch.float64)
-    for k in range(longest):
-        step = every[0][:, 0] if k == 0 else every[1][:, k - 1]
-        each = step.gather(-1, ids[:, k : k + 1])[:, 0].double() - log_total(step)
-        total += torch.where(k < length, each.cpu(), torch.zeros_like(total))
+
+    def add(rows: Tensor, steps: Tensor, found: Tensor, of: Tensor) -> None:
+        """Counts the tokens at these steps of these rows, logits `found[of]` standing before."""
+        if not len(rows):
+            return
+        normaliser = log_total(found)[of]
+        token = ids[rows, steps.clamp(max=max(0, longest - 1))] if longest else steps
+        value = found[of, token].double()
+        over = (steps == length.to(device)[rows]).nonzero().flatten()
+        if len(over):
+            value[over] = found[of[over]][:, list(ends)].double().logsumexp(-1)
+        total.index_add_(0, rows.cpu(), (value - normaliser).cpu())
+
+    some = (last >= 0).nonzero().flatten().to(device)
+    add(some, torch.zeros_like(some), logits, index[some])
+    # 3. The others after it, as decoding would see them.
+    longer = int(last.max())
+    if longer > 0:
+        state.batch_select_indices(index)
+        new = torch.arange(longer) < last[:, None]
+        after = torch.cat([mask[index], new.to(mask)], 1)
+        hooks = row_hooks(as_decoded(grid), cell, part.prompts[mine])
+        rows, steps = new.to(device).nonzero(as_tuple=True)
+        found = runner.logits(ids[:, :longer], after, state, hooks, new.to(device))
+        add(rows, steps + 1, found, torch.arange(len(rows), device=device))
     return total.reshape(len(grid), len(replies))
 
 

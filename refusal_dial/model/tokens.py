@@ -560,18 +560,36 @@ def last_logits(
 
 
 def log_total(
-    logits: Float[Tensor, "*row d_vocab"], without: Sequence[int] = ()
+    logits: Float[Tensor, "*row d_vocab"],
+    without: Sequence[int] = (),
+    temperature: float = 1.0,
 ) -> Float64[Tensor, "*row"]:
-    """`log sum_v exp(logits_v)` over all tokens v but those `without`.
+    """`log sum_v exp(logits_v / temperature)` over all tokens v but those `without`.
 
     Exponentials are float32 and their sum float64, an eighth of the memory that a float64 softmax
-    moves; within 1e-6 of it. Where all of them lie over 87 below the largest logit their sum counts
-    as 1e-300 of it. NaN where a logit is NaN.
+    moves; within 1e-6 of it. On a CPU some rows at a time, so that they stay in its cache. Where
+    all of them lie over 87 below the largest logit their sum counts as 1e-300 of it. NaN where a
+    logit is NaN, or infinite.
     """
+    rows = logits.flatten(0, -2) if logits.ndim > 1 else logits[None]
+    size = max(1, IN_CACHE // logits.shape[-1]) if logits.is_cpu else max(1, len(rows))
+    parts = [_log_total(some, without, temperature) for some in torch.split(rows, size)]
+    return torch.cat(parts).reshape(logits.shape[:-1])
+
+
+IN_CACHE = 2**19
+"""Numbers in float32 and float64 that a core keeps at hand."""
+
+
+def _log_total(
+    logits: Float[Tensor, "row d_vocab"], without: Sequence[int], temperature: float
+) -> Float64[Tensor, " row"]:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     top = wide.detach().amax(-1, keepdim=True)
-    below = wide - top
+    below = wide - top if wide is logits else wide.sub_(top)
     if without:
         below[..., list(without)] = -torch.inf
-    total = below.exp_().sum(-1, dtype=torch.float64)
-    return total.clamp_min(1e-300).log() + top[..., 0].double()
+    if temperature != 1:
+        below.div_(temperature)
+    total = below.exp_().double().sum(-1)
+    return total.clamp_min(1e-300).log() + top[..., 0].double() / temperature

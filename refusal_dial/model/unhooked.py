@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
@@ -72,8 +72,8 @@ class Mask(Protocol):
 def attend(
     module: nn.Module,
     query: Float[Tensor, "batch head pos d_head"],
-    key: Float[Tensor, "batch kv_head pos d_head"],
-    value: Float[Tensor, "batch kv_head pos d_value"],
+    key: Float[Tensor, "batch kv_head seen d_head"],
+    value: Float[Tensor, "batch kv_head seen d_value"],
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -126,13 +126,14 @@ class Unhooked:
         self._twins: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
         root = unwrapped(model.original_model)
-        self._whole = self._twin(root, attending=True)
+        whole = self._twin(root, attending=True)
         self.blocks = [self._twin(unwrapped(block), attending=True) for block in model.blocks]
         self.norm = self._twin(unwrapped(model.ln_final))
         self.taps = {(site, layer): self._tap(model, site, layer) for site, layer in sites}
         body = str(getattr(root, "base_model_prefix", ""))
         if body not in root._modules:
             raise UnfitError("its head cannot be separated from its body")
+        self._body = cast(nn.Module, whole._modules[body])
         self._head = _shallow(root)
         for name, part in root._modules.items():
             if part is not None:
@@ -143,26 +144,40 @@ class Unhooked:
         """Whether `last_logits` is several times as fast as the bridge: it is in half precision,
         and SDPA knows no soft cap."""
         config = next((c for c in self._configs.values()), None)
-        half = next(self._whole.parameters()).dtype in HALF
+        half = next(self._body.parameters()).dtype in HALF
         return half and getattr(config, "attn_logit_softcapping", None) is None
 
     def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and whatever the architecture does to its logits."""
-        hidden = self.norm(residual[None])
-        return self._head(inputs_embeds=hidden, use_cache=False, return_dict=True).logits[0]
+        return self._unembedded(self.norm(residual[None])[0])
+
+    def _unembedded(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        return self._head(inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits[0]
 
     def last_logits(
         self, tokens: Tokens, cache: DynamicCache | None = None
     ) -> Float[Tensor, "batch d_vocab"]:
         """`tokens.last_logits` of the same model, by SDPA attention."""
-        return self._whole(
-            input_ids=tokens.ids,
-            attention_mask=tokens.mask,
-            position_ids=(tokens.mask.cumsum(-1) - 1).clamp(min=0),
+        return self.logits_at(tokens.ids, tokens.mask, cache)
+
+    def logits_at(
+        self,
+        ids: Int[Tensor, "row new"],
+        mask: Int[Tensor, "row pos"],
+        cache: DynamicCache | None = None,
+        at: Bool[Tensor, "row new"] | None = None,
+    ) -> Float[Tensor, "read d_vocab"]:
+        """Logits by SDPA attention after the new tokens that `at` names, row by row, or after the
+        last one of each row. No other is unembedded. `mask` is that of what the cache holds and of
+        the new tokens after it."""
+        hidden = self._body(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        ).last_hidden_state
+        return self._unembedded(hidden[:, -1] if at is None else hidden[at])
 
     @contextmanager
     def seeing(
