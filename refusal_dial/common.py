@@ -72,6 +72,13 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
             last = monotonic()
 
 
+def free_memory() -> int:
+    """Bytes of the machine's memory that are free."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 UNITS = ("residual", "norm", "absolute")
 """What alpha = 1 is as long as (see `cells`)."""
 

@@ -69,7 +69,7 @@ def test_weights_with_nan_are_found_by_the_forward_pass(tmp_path):
 
 
 def test_a_model_larger_than_what_is_free_fails_before_it_is_loaded(qwen_folder, monkeypatch):
-    monkeypatch.setattr(doctor, "_free", lambda: 1000)
+    monkeypatch.setattr(doctor, "free_memory", lambda: 1000)
     one = found(str(qwen_folder))
     assert one["memory"].verdict == "fail"
     assert "--dtype bfloat16 halves it" in one["memory"].remedy

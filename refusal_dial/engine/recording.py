@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from refusal_dial.common import DialError, hook_name
+from refusal_dial.common import DialError, free_memory, hook_name
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.model.unhooked import UnfitError, Unhooked, unwrapped
 
@@ -57,16 +56,7 @@ def budget(device: torch.device, memory_gb: float | None) -> int:
         return max(1, int(memory_gb * GIGABYTE))
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    return min(UNTOLD, _free() // 2) if device.type == "cpu" else UNTOLD
-
-
-def _free() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 2 * UNTOLD
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    return kilobytes[0] * 1024 if kilobytes else 2 * UNTOLD
+    return min(UNTOLD, free_memory() // 2) if device.type == "cpu" else UNTOLD
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_dial.common import DialError
+from refusal_dial.model.precision import Rounding
 from refusal_dial.report.continuation import alpha_sweep, distributions
 from refusal_dial.report.decomposition import decomposition_figure, decomposition_sentences
 from refusal_dial.report.dial import dials
@@ -474,6 +475,7 @@ def _facts(reading: RunReading) -> dict[str, Any]:
         "started": reading.config.get("started", ""),
         "model": f"{settings['model']['name']}, revision {settings['model'].get('revision')}",
         "device": f"{settings['model'].get('device')}, {settings['model'].get('dtype')}",
+        **({"rounding": Rounding(**off).about} if (off := reading.verdict.get("rounding")) else {}),
         **{f"prompts, {name}": value for name, value in data.items()},
         **{f"SHA-256 of {name}": value for name, value in reading.files.items()},
         **versions_used(reading.config),

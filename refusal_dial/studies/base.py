@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,7 @@ from refusal_dial.engine.score import Scorer
 from refusal_dial.generate.thoughts import read_prompts
 from refusal_dial.model.activations import LastLogits, collect
 from refusal_dial.model.loading import check_layers, check_site, identity, load_model
+from refusal_dial.model.precision import Rounding, rounding_of
 from refusal_dial.model.tokens import Tokens, tokens_hash
 from refusal_dial.run.folder import TOKENS
 from refusal_dial.run.job import check_asked
@@ -71,7 +72,13 @@ class Study:
     def about(self) -> tuple[str, ...]:
         """What a run's log says of how the model is read."""
         opening = " ".join(map(repr, self.refusal.refusal_texts))
-        return (f"refusal tokens ({self.refusal.source}): {opening}",)
+        read = f"refusal tokens ({self.refusal.source}): {opening}"
+        return (read,) if self.rounding is None else (read, self.rounding.about)
+
+    @cached_property
+    def rounding(self) -> Rounding | None:
+        """How far scores in half precision are from float32; None in full precision."""
+        return rounding_of(self.model, self.tokens, self.scorer, self.scores)
 
     def rows(self, chosen: Sequence[Prompt]) -> list[int]:
         """Where the chosen prompts stand in `prompts`."""

@@ -16,11 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, one_line
+from refusal_dial.common import DialError, free_memory, one_line
 from refusal_dial.data.prompts import load_prompts, some_of_each
 from refusal_dial.engine.recording import GIGABYTE
 from refusal_dial.hooks import steer
@@ -163,7 +162,7 @@ def _weights(name: str, source: str) -> Finding:
 
 
 def _memory(source: str, device: str, size: float) -> Finding:
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _free()
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
     known = [n for n in (parameters(Path(source)), configured(source)) if n is not None]
     count = max(known, default=None)
     if count is None:
@@ -178,10 +177,6 @@ def _memory(source: str, device: str, size: float) -> Finding:
         return Finding("memory", "ok", text)
     half = " --dtype bfloat16 halves it;" if size == torch.float32.itemsize else ""
     return Finding("memory", "fail", text, f"free memory, or take a smaller model;{half}")
-
-
-def _free() -> int:
-    return int(psutil.virtual_memory().available)
 
 
 def _try_model(model: TransformerBridge) -> Iterator[Finding]:

@@ -19,16 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from refusal_dial.common import DialError, log, progress
+from refusal_dial.common import DialError, log
 from refusal_dial.data.prompts import Prompt, some_of_each
-from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.generate.kept import unsteered_replies
 from refusal_dial.model.tokens import Tokens
 from refusal_dial.scoring.judges import BUILTIN, Judge, judge_all
 from refusal_dial.scoring.logits import (
@@ -42,7 +42,7 @@ from refusal_dial.stats.intervals import auc
 
 ASKED = 64  # prompts of each subset that the model replies to, at most
 REPLY_TOKENS = 32
-REPLIES_A_BATCH = 32
+REPLIES_A_BATCH = 64
 LEAST = 0.02
 FEWEST = 3  # judged refusals, and answers, in each half
 READS_WELL = 0.7
@@ -220,10 +220,7 @@ def _judged(
     model: TransformerBridge, prompts: Sequence[Prompt], tokens: Tokens, judge: Judge
 ) -> tuple[list[str], list[int]]:
     """The label and the first token of a greedy reply to each prompt; -1 for an empty reply."""
-    completions, decoding = [], Decoding(max_new_tokens=REPLY_TOKENS)
-    with torch.no_grad():
-        for start in progress(range(0, len(tokens), REPLIES_A_BATCH), "what it replies"):
-            some = tokens.rows(start, min(start + REPLIES_A_BATCH, len(tokens)))
-            completions += generate(model, some, [[]], decoding)
+    decoding = Decoding(max_new_tokens=REPLY_TOKENS)
+    completions = unsteered_replies(model, tokens, decoding, REPLIES_A_BATCH)
     judged = judge_all(judge, [one.text for one in completions], [one.text for one in prompts])
     return [one.label for one in judged], [one.ids[0] if one.ids else -1 for one in completions]

@@ -7,7 +7,7 @@ layer, site, position and alphas; for conditional steering the same behind a det
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -438,6 +438,8 @@ def conduct(
         held_out = [prompt for prompt in study.prompts if prompt.id in set(held)]
         tests = slope_tests(study, flags, learned, held_out)
         found["slope"] = without_nan(tests.to_dict("records"))
+        if study.rounding is not None:
+            found["rounding"] = asdict(study.rounding)
         summary = with_slopes(summary, tests)
         return summary, found | {"alpha_unit": flags.unit}
 
