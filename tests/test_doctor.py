@@ -89,7 +89,7 @@ def test_a_missing_or_old_package_names_its_remedy(monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"device": "gpu"}, "unknown device 'gpu'"), ({"dtype": "int8"}, "dtype")],
+    [({"device": "gpu"}, "unknown device 'gpu'"), ({"dtype": "int4"}, "dtype")],
 )
 def test_a_device_or_format_that_is_not_there(flags, message):
     last = list(examine("embedded", **({"device": "cpu"} | flags)))[-1]

@@ -1,5 +1,5 @@
-"""Weights of 8 and 4 bits by bitsandbytes: named in runs, replayed where the check lets them, and
-not exported."""
+"""Weights of 8 and 4 bits by bitsandbytes and torchao: named in runs, replayed where the check
+lets them, and not exported."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ from importlib.util import find_spec
 import pytest
 import tiny
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from refusal_dial.common import DialError, hook_name
 from refusal_dial.engine.score import misfit, score_grid
 from refusal_dial.hooks import ablate, steer
 from refusal_dial.model import loading
 from refusal_dial.model.activations import collect
-from refusal_dial.model.loading import QUANTIZED, identity, load_model, quantised_as
+from refusal_dial.model.loading import QUANTIZED, QUANTIZER, identity, load_model, quantised_as
 from refusal_dial.model.tokens import last_logits, tokenize
 from refusal_dial.studies.export import orthogonalised, rank_one_lora
 
 installed = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install bitsandbytes"
 )
+THERE = [
+    pytest.param(
+        dtype,
+        marks=pytest.mark.skipif(
+            find_spec(library) is None, reason=f"needs {library}: pip install {library}"
+        ),
+    )
+    for dtype, library in QUANTIZER.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +54,11 @@ def test_without_the_library_one_line_names_the_command(dtype, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(DialError) as error:
         load_model("embedded", "cpu", dtype)
-    assert str(error.value) == f"--dtype {dtype} needs bitsandbytes: pip install bitsandbytes"
+    library = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}[dtype]
+    assert str(error.value) == f"--dtype {dtype} needs {library}: pip install {library}"
 
 
-@installed
-@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("dtype", THERE)
 def test_hooks_and_the_engine_on_quantised_weights(dtype, folder, caplog):
     plain = load_model(str(folder), "cpu", "float32")
     model = load_model(str(folder), "cpu", dtype)
@@ -80,3 +89,22 @@ def test_hooks_and_the_engine_on_quantised_weights(dtype, folder, caplog):
         with pytest.raises(DialError, match=rf"weights are quantised \({dtype}\), and what is"):
             export(model, unit)
     assert quantised_as(plain) == ""
+
+
+@installed
+def test_rows_that_are_no_whole_blocks_are_one_line_before_the_weights_load(tmp_path, monkeypatch):
+    folder = tiny.folder("Qwen2", tmp_path / "narrow")  # 32 columns
+    monkeypatch.setattr(loading, "_packs_on", lambda device: device == "cpu")
+    (folder / "model.safetensors").write_bytes(b"")  # its weights are never read
+    monkeypatch.setattr(loading, "source_of", lambda name, revision: str(folder))
+    with pytest.raises(DialError, match=r"4 bits on this CPU: model\.layers\.0\.self_attn\.q_proj"):
+        load_model(str(folder), "cpu", "4bit")
+
+
+@pytest.mark.parametrize("dtype", THERE)
+def test_a_model_without_linear_layers_is_not_called_quantised(dtype, tmp_path):
+    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(DialError, match=r"has no linear layers that \w+ could .*GPT2LMHeadModel"):
+        load_model(str(tmp_path), "cpu", dtype)

@@ -207,7 +207,10 @@ class OpenFlags:
     )
     seed: int = flag(0, "seed of the split, the random directions and the bootstrap", seed_of)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = flag("auto", "auto, float32, bfloat16, float16, 8bit or 4bit (bitsandbytes)")
+    dtype: str = flag(
+        "auto",
+        "auto, float32, bfloat16, float16, int8 (torchao), 8bit or 4bit (bitsandbytes)",
+    )
     device_map: str | None = flag(
         None, "auto: split a model larger than one device over all of them (accelerate)"
     )
@@ -587,7 +590,10 @@ class ContinuationFlags(InUnit):
     )
     seed: int = flag(0, "seed of openings, halves, samples and controls", seed_of)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = flag("auto", "auto, float32, bfloat16, float16, 8bit or 4bit (bitsandbytes)")
+    dtype: str = flag(
+        "auto",
+        "auto, float32, bfloat16, float16, int8 (torchao), 8bit or 4bit (bitsandbytes)",
+    )
     device_map: str | None = flag(
         None, "auto: split a model larger than one device over all of them (accelerate)"
     )

@@ -45,8 +45,11 @@ from refusal_dial.model.gguf import PACKAGED, dequantised, gguf_file, gguf_sourc
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-QUANTIZED = {"8bit": 1.0, "4bit": 0.5}
-"""Bytes a weight, by bitsandbytes (LLM.int8, NF4); activations stay in the device's own format."""
+QUANTIZED = {"8bit": 1.0, "4bit": 0.5, "int8": 1.0}
+"""Bytes a weight: LLM.int8 and NF4 by bitsandbytes, weights alone in int8 by torchao. Activations
+stay in the device's own format."""
+
+QUANTIZER = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 
 
 def device_of(device: str) -> tuple[str, str]:
@@ -174,8 +177,9 @@ def load_model(
         raise one_of(device_map, DEVICE_MAPS, "device map")
     where, why = device_of(device)
     number, why_number = dtype_of(dtype, where)
-    if dtype in QUANTIZED and find_spec("bitsandbytes") is None:
-        raise DialError(f"--dtype {dtype} needs bitsandbytes: pip install bitsandbytes")
+    if dtype in QUANTIZED and find_spec(QUANTIZER[dtype]) is None:
+        library = QUANTIZER[dtype]
+        raise DialError(f"--dtype {dtype} needs {library}: pip install {library}")
     source = source_of(name, revision)
     commit = None if Path(source).is_dir() else _commit(source, revision)
     if device_map is not None:
@@ -190,7 +194,7 @@ def load_model(
             dtype=number,
             revision=commit or revision,
             trust_remote_code=trust_remote_code,
-            model_class=_Whole(name, _quantisation(dtype, where, number)),
+            model_class=_Whole(name, _quantisation(dtype, where, number), dtype, where),
         )
     except DialError:
         raise
@@ -235,11 +239,18 @@ class _Whole:
 
     name: str
     quantisation: Mapping[str, Any]
+    dtype: str
+    device: str
 
     def from_pretrained(self, source: str, **options: Any) -> Any:
         architecture = determine_architecture_from_hf_config(options["config"])
         kind = get_hf_model_class_for_architecture(architecture)
         options = {**options, **self.quantisation}
+        if self.dtype in QUANTIZED:
+            trusted = bool(options.get("trust_remote_code"))
+            with torch.device("meta"):  # laid out, without weights
+                empty = kind.from_config(options["config"], trust_remote_code=trusted)
+            _check_linears(self.name, empty, self.dtype, self.device)
         model, report = kind.from_pretrained(source, **options, **LOADING_INFO)
         check_whole(self.name, report, exactly=self.name == "embedded")
         return model
@@ -249,28 +260,70 @@ def _quantisation(dtype: str, device: str, number: torch.dtype) -> dict[str, Any
     """What makes transformers quantise the weights that it loads; nothing for a plain dtype."""
     if dtype not in QUANTIZED:
         return {}
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, TorchAoConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every cast
-    asked = BitsAndBytesConfig(
-        load_in_8bit=dtype == "8bit",
-        load_in_4bit=dtype == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=number,
-    )
+    asked: Any
+    if dtype == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        asked = TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        asked = BitsAndBytesConfig(
+            load_in_8bit=dtype == "8bit",
+            load_in_4bit=dtype == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=number,
+        )
     placed = {} if device.startswith("map ") else {"device_map": {"": device}}
     return {"quantization_config": asked, **placed}
 
 
+PACKED_ROWS, PACKED_COLUMNS = 32, 64
+"""A CPU that multiplies in bfloat16 is given 4-bit weights in blocks of so many."""
+
+
+def _packs_on(device: str) -> bool:
+    """Whether bitsandbytes packs 4-bit weights in blocks there: a CPU with AVX512-BF16."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    return device == "cpu" and bool(has_avx512bf16())
+
+
+def _check_linears(name: str, empty: Any, dtype: str, device: str) -> None:
+    """Raises `DialError` for a model without linear layers besides the unembedding, or with one
+    whose weights cannot be packed; before anything large is loaded."""
+    head = empty.get_output_embeddings()
+    shapes = {
+        path: tuple(module.weight.shape)
+        for path, module in empty.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    if not shapes:
+        raise DialError(
+            f"model {name!r} has no linear layers that {QUANTIZER[dtype]} could quantise "
+            f"({type(empty).__name__}): use --dtype bfloat16"
+        )
+    for path, (rows, columns) in shapes.items() if dtype == "4bit" and _packs_on(device) else ():
+        if rows % PACKED_ROWS or columns % PACKED_COLUMNS:
+            raise DialError(
+                f"model {name!r} cannot be loaded in 4 bits on this CPU: {path} has weights of "
+                f"{rows} x {columns}, and bitsandbytes packs whole blocks of {PACKED_ROWS} x "
+                f"{PACKED_COLUMNS}; use --dtype int8, 8bit or bfloat16"
+            )
+
+
 def quantised_as(model: TransformerBridge) -> str:
-    """How a model's weights were quantised: 8bit or 4bit by bitsandbytes, else the method's own
-    name; empty for plain weights."""
+    """How a model's weights were quantised: 8bit or 4bit by bitsandbytes, int8 by torchao, else the
+    method's own name; empty for plain weights."""
     found = getattr(model.original_model.config, "quantization_config", None)
     if found is None:
         return ""
     told = found if isinstance(found, dict) else found.to_dict()
     bits = [bits for bits in QUANTIZED if told.get(f"load_in_{bits}")]
-    return bits[0] if bits else str(told.get("quant_method", "unknown"))
+    if "Int8WeightOnlyConfig" in str(told.get("quant_type")):
+        return "int8"
+    return bits[0] if bits else str(told.get("quant_method", "unknown")).lower()
 
 
 def quiet_transformers() -> None:
