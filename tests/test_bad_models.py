@@ -77,7 +77,7 @@ def on(model: Path, file: str) -> list[str]:
         (SCORE, ["--scorer", "logit_diff"], "logit_diff compares refusal with compliance tokens"),
         (SCORE, ["--device", "tpu"], "unknown device 'tpu'"),
         (SCORE, ["--device", "cuda:99"], "device 'cuda:99' is not usable here"),
-        (SCORE, ["--dtype", "int8"], "unknown dtype 'int8'"),
+        (SCORE, ["--dtype", "int4"], "unknown dtype 'int4'"),
     ],
 )
 def test_a_place_that_is_not_there(path, arguments, says, qwen_folder, run, tmp_path):
