@@ -16,25 +16,16 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from works import model_of, random_tokens, weights_of
+from works import model_of, random_tokens, timed, weights_of
 
 from refusal_dial.common import hook_name
 from refusal_dial.model.activations import collect, nothing
 from refusal_dial.model.tokens import last_logits
 
 os.environ["TQDM_DISABLE"] = "1"
-
-
-def timed(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
-    start = clock()
-    found = run()
-    return clock() - start, found
 
 
 @torch.no_grad()
@@ -49,8 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    alone = args.threads == 1 and args.device == "cpu"
-    clock = time.process_time if alone else time.perf_counter
+    device = torch.device(args.device)
     model = model_of(args.model, args.device, args.dtype)
     bare = weights_of(args.model, args.device, args.dtype)
     tokens = random_tokens(model, args.prompts, 0)
@@ -84,9 +74,9 @@ def main() -> None:
     off = (ours() - exact).abs().flatten(1).amax(-1) / exact.abs().flatten(1).amax(-1)
     ratios: dict[str, list[float]] = {"ours": [], "bridge": []}
     for _ in range(args.rounds):
-        mine, _ = timed(ours, clock)
-        hf, _ = timed(theirs, clock)
-        other, _ = timed(bridge, clock)
+        mine, _ = timed(ours, device)
+        hf, _ = timed(theirs, device)
+        other, _ = timed(bridge, device)
         ratios["ours"].append(mine / hf)
         ratios["bridge"].append(other / hf)
         print(f"ours {mine:.2f} s, Hugging Face {hf:.2f} s, bridge {other:.2f} s", flush=True)

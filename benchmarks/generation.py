@@ -22,22 +22,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from works import weights_of
+from works import timed, weights_of
 
 from refusal_dial import load_model, load_prompts, steer, tokenize
 from refusal_dial.generate.decode import Decoding, generate
-
-
-def timed(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
-    start = clock()
-    found = run()  # ends on the processor: tokens are read there
-    return clock() - start, found
-
 
 PEERS = ("rows", "cells", "hooks", "plain")
 
@@ -55,8 +47,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    alone = args.threads == 1 and args.device == "cpu"
-    clock = time.process_time if alone else time.perf_counter
+    device = torch.device(args.device)
     model = load_model(args.model, args.device, args.dtype)
     texts = [p.text for p in load_prompts("embedded") if p.subset == "EDGE"][: args.prompts]
     tokens = tokenize(model, texts).on(model)
@@ -98,11 +89,11 @@ def main() -> None:
     same = {"cells": True, "hooks": True}
     generate(model, tokens, grid[:1], Decoding(2))  # the trial, once a model
     for _ in range(args.rounds):
-        ours, whole = timed(lambda: generate(model, tokens, grid, decoding), clock)
+        ours, whole = timed(lambda: generate(model, tokens, grid, decoding), device)
         made = sum(len(one.ids) for one in whole)
         print(f"ours {ours:.1f} s for {made} tokens in {decoding.rows} rows", flush=True)
         for name in wanted:
-            took, found = timed(runs[name], clock)
+            took, found = timed(runs[name], device)
             print(f"{name} {took:.1f} s", flush=True)
             if name == "cells":
                 same[name] &= [o.ids for o in whole] == [o.ids for cell in found for o in cell]
@@ -112,7 +103,7 @@ def main() -> None:
                     for one in whole
                 )
             if name == "plain":
-                mine, _ = timed(lambda: generate(model, tokens, [[]], decoding), clock)
+                mine, _ = timed(lambda: generate(model, tokens, [[]], decoding), device)
                 ratios[name].append(mine / took)
             else:
                 ratios[name].append(ours / took if name == "rows" else took / ours)

@@ -20,10 +20,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from sweeps import SAMPLE, timed
+from sweeps import SAMPLE
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from works import Work, model_of, scorer, weights_of, works
+from works import Work, model_of, scorer, timed, weights_of, works
 
 from refusal_dial.engine.score import score_grid
 from refusal_dial.hooks import Edit

@@ -20,8 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ import transformers
 from torch import Tensor, nn
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
-from works import Work, model_of, operations, scorer, weights_of, works
+from works import Work, model_of, operations, scorer, timed, weights_of, works
 
 from refusal_dial.common import hook_name
 from refusal_dial.engine.score import score_grid
@@ -41,16 +40,6 @@ from refusal_dial.hooks import Edit
 
 os.environ["TQDM_DISABLE"] = "1"
 SAMPLE = 3
-
-
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    scores = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, scores
 
 
 @torch.no_grad()

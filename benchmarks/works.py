@@ -7,8 +7,10 @@ ratio bounds what any exact engine can gain by leaving work out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer, models
@@ -29,6 +31,23 @@ from refusal_dial.scoring.logits import LogitDiff
 
 LENGTH = 40
 ALPHAS = [float(a) for a in range(-8, 9)]
+
+
+T = TypeVar("T")
+
+
+def timed(run: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """(seconds, what it gives). On one thread of a CPU they are the processor's time of this
+    process, which other work on the machine does not stop; else the time of day."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    found = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start, found
 
 
 @dataclass(frozen=True, eq=False)
