@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import CONFIGS, bridge, fresh, prompts
 
+from refusal_dial import common
 from refusal_dial.common import DialError, hook_name
 from refusal_dial.generate.decode import Decoding, end_tokens, generate
 from refusal_dial.hooks import ablate, steer
@@ -152,6 +153,15 @@ def test_logits_that_are_not_numbers_end_a_row_with_the_reason():
     assert [one.stop == "nan" for one in found] == [False, True, False, False]
     assert found[1].ids == ()
     assert found[0].ids == generate(model, TOKENS, [[]], Decoding(STEPS))[0].ids
+
+
+def test_long_batches_say_how_far_they_are(caplog, monkeypatch):
+    """A batch of a run is many completions, and the first ones may take a minute."""
+    monkeypatch.setattr(common, "EVERY", 0.0)
+    decoding = Decoding(max_new_tokens=1, rows=2)
+    with caplog.at_level("INFO", "refusal_dial"):
+        generate(bridge("Qwen2"), TOKENS, [[]], decoding)
+    assert caplog.messages == ["completions: 1 of 2", "completions: 2 of 2"]
 
 
 def test_bad_places_and_long_prompts():

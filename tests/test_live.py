@@ -264,6 +264,13 @@ def test_it_turns_in_a_browser_and_fetches_nothing_from_elsewhere(served):
         sync_api.expect(tab.get_by_label("unsteered reply")).not_to_have_value("...", timeout=15000)
         assert tab.locator("img[src=x]").count() == 0
         tab.screenshot(path=str(SHOTS / "live.png"), full_page=True)
+        tab.set_viewport_size({"width": 400, "height": 900})
+        figure = tab.locator(".js-plotly-plot .main-svg").first
+        sync_api.expect(figure).to_be_visible(timeout=15000)
+        tab.wait_for_timeout(500)
+        drawn = figure.bounding_box()
+        assert drawn["x"] + drawn["width"] <= 400
+        tab.screenshot(path=str(SHOTS / "live_400.png"), full_page=True)
         browser.close()
     assert faults == []
     assert [url for url in asked if not here.match(url)] == []

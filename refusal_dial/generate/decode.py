@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from refusal_dial.common import DialError, Hook, hook_name
+from refusal_dial.common import DialError, Hook, hook_name, progress
 from refusal_dial.engine.replay import KNOWN, restrict
 from refusal_dial.engine.score import check_grid, misfit, probe, warn_once
 from refusal_dial.hooks import Add, Edit
@@ -517,7 +517,7 @@ def generate(
     numbers = draws(tokens, decoding, keys)
     found = [
         c
-        for part in _parts(tokens, grid, decoding)
+        for part in progress(list(_parts(tokens, grid, decoding)), "completions")
         for c in _generate(model, part, decoding, numbers)
     ]
     return sorted(found, key=lambda one: (one.cell, one.prompt, one.sample))

@@ -239,7 +239,8 @@ def answered(
 
 def _traced(trace: Sequence[TokenTrace]) -> go.Figure:
     lines = [{"panel": "", **asdict(one)} for one in trace]
-    return trace_figure(lines, "What the direction reads at every token")
+    figure = trace_figure(lines, "")  # the page has its title, and says how wide it may be
+    return figure.update_layout(width=None, autosize=True, title=None, margin={"t": 24})
 
 
 def _read(what: str, reader: Callable[[Any], T], value: object) -> T:
@@ -259,6 +260,9 @@ ABOUT = (
     "Choose or type a prompt and press Shift+Enter, then turn alpha: up, the model refuses more; "
     "down, less. One prompt is no evidence; the experiments measure."
 )
+
+
+TRACE = "what the direction reads at every token"
 
 
 def examples_of(dial: Dial) -> list[str]:
@@ -292,7 +296,7 @@ def live_page(dial: Dial) -> Any:
         with gr.Row():
             plain = gr.Textbox(label="unsteered reply", lines=4, interactive=False)
             reply = gr.Textbox(label="reply", lines=4, interactive=False)
-        trace = gr.Plot(show_label=False)
+        trace = gr.Plot(label=TRACE)
         tokens = gr.Dataframe(
             headers=["next token", "probability"],
             datatype=["str", "str"],
