@@ -62,7 +62,7 @@ def without_cache(model, tokens, row, pos, alpha) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_pos_is_what_an_uncached_run_edits(architecture):
-    model, tokens = bridge(architecture), TOKENS.rows(0, 3)
+    model, tokens = bridge(architecture), TOKENS.rows(0, 2)
     grid = [[steer(UNIT, 8.0, layer=1, pos=pos)] for pos in EVERY_POS]
     found = generate(model, tokens, grid, Decoding(SOME))
     for one in found:

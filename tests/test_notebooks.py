@@ -14,10 +14,6 @@ KERNEL = ROOT / "notebooks" / "02_write_your_own_hook.ipynb"
 name = {"ids": lambda path: path.stem}
 
 
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) == 4
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, **name)
 def test_a_notebook_is_valid_cleared_and_begins_with_its_title(path):
     notebook = nbformat.read(path, as_version=4)

@@ -22,7 +22,7 @@ from refusal_dial import directions
 from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import tokenize, tokens_hash
 from refusal_dial.run import job
-from refusal_dial.run.folder import close_log, key_of, record, trusted
+from refusal_dial.run.folder import close_log, key_of, record_batch, trusted_batches
 
 DATED = tiny.CHAT.replace("user\n{{", "user\n{{ strftime_now('%d %B %Y') }}\n{{")
 PLAIN = {"toxicity_steering", "analyze_layers", "conditional_toxicity"}  # no chat template is read
@@ -138,13 +138,13 @@ def as_earlier_version(folder: Path) -> None:
     """The run as it was before there was a hash of tokens; its journal is of its own settings."""
     config = json.loads((folder / "config.json").read_text())
     scores = folder / "scores.csv"
-    batches, rows = trusted(scores, key_of(config["settings"])).batches, scores.read_bytes()
+    batches, rows = trusted_batches(scores, key_of(config["settings"])).batches, scores.read_bytes()
     del config["settings"]["tokens"]
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("scores.csv", "journal.txt"):
         (folder / name).unlink()
     for batch in batches:
-        record(scores, key_of(config["settings"]), rows[batch.start : batch.stop], batch.rows)
+        record_batch(scores, key_of(config["settings"]), rows[batch.start : batch.stop], batch.rows)
 
 
 def test_a_whole_run_of_an_earlier_version_is_read(small_material, start, tmp_path):
