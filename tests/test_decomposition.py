@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from small_runs import small_run
 from refusal_dial.cli.flags import DecompositionFlags, PlotFlags
 from refusal_dial.common import DialError, hook_name
 from refusal_dial.directions.learning import Provenance, from_vector
+from refusal_dial.model.activations import collect_positions
 from refusal_dial.model.tokens import last_logits
 from refusal_dial.report.decomposition import decomposition_figure, print_decomposition
 from refusal_dial.report.page import verdict_lines
@@ -298,13 +300,55 @@ def test_rows_are_those_that_the_plan_says_and_the_engine_agrees_with_plain_pass
 # --- what cannot be used, and what is shown
 
 
-def test_a_direction_of_another_place_is_refused(tmp_path):
-    study, flags, _ = opened(tmp_path, "head", 3)
-    other = from_vector(torch.ones(planted.D), Provenance(layer=3, site="resid_pre", pos=-4))
-    with pytest.raises(
-        DialError, match="resid_pre at position -4: expected one of resid_pre at the last"
-    ):
+def test_a_direction_of_another_site_and_a_position_outside_are_refused(tmp_path):
+    study, flags, r = opened(tmp_path, "head", 3)
+    other = from_vector(torch.ones(planted.D), Provenance(layer=3, site="attn_out", pos=-1))
+    with pytest.raises(DialError, match="one of attn_out: expected one of resid_pre"):
         study_decomposition(study, flags, other)
+    with pytest.raises(DialError, match=r"position -99 is not in every prompt: expected -1 to -\d"):
+        study_decomposition(study, replace(flags, pos=-99), r)
+
+
+def test_at_an_earlier_position_the_sum_is_that_of_the_prompt_cut_there(tmp_path):
+    """No later token reaches a position: there the whole is that of a prompt that ends at it."""
+    study, flags, r = opened(tmp_path, "head", planted.LAYER + 2, n_top=3)
+    here = study_decomposition(study, replace(flags, pos=-2), r)
+    assert here.role == "end-2"
+    tokens = here.pairs.clean
+    whole, _ = collect_positions(study.model, tokens, [here.layer], [-2])
+    along = whole[0, 0].double() @ r.unit.double()
+    torch.testing.assert_close(here.writes[0].total, along, atol=1e-4, rtol=1e-4)
+    assert completeness(*here.writes) < 1e-4
+    # Before the phrase the two prompts of a pair are the same, and nothing differs.
+    first = -min(min(pair.lengths) for pair in here.pairs.items)
+    before = study_decomposition(study, replace(flags, pos=first), r)
+    assert float((before.writes[0].total - before.writes[1].total).abs().max()) < 1e-4
+    gap = float((here.writes[0].total - here.writes[1].total).mean())
+    assert gap > 1
+    # A position that a direction was read at is the one that is taken apart.
+    there = from_vector(r.unit, Provenance(layer=planted.LAYER + 2, site="resid_pre", pos=-2))
+    assert study_decomposition(study, flags, there).pos == -2
+
+
+def test_edits_at_an_earlier_position_are_plain_passes_of_the_whole_prompt(tmp_path):
+    few = {"n_top": 2, "n_neurons": 3, "n_pairs": 6, "gate_pairs": 6, "pos": -3}
+    study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, **few)
+    here = study_decomposition(study, flags, r)
+    ways = []
+    for engine in ("auto", "plain"):
+        plan = DecompositionPlan(here, Budget(5, engine), 0, n_random=1, gate_pairs=4)
+        frames = [plan.compute(study.model, task) for task in plan.tasks]
+        assert [len(frame) for frame in frames] == [task.rows for task in plan.tasks]
+        ways.append(pd.concat(frames))
+    np.testing.assert_allclose(ways[0]["score"], ways[1]["score"], atol=1e-4)
+    rows = ways[0]
+    assert set(rows["measure"]) >= {"score", "projection", "attribution", "kept_score", "source"}
+    # What a head reads up to the position adds up to what it writes there.
+    sources = rows[rows["measure"] == "source"]
+    heads = sources.groupby(["way", "layer", "unit", "prompt_id"])["score"].sum()
+    written = rows[(rows["measure"] == "write") & (rows["kind"] == "head")]
+    written = written.set_index(["way", "layer", "unit", "prompt_id"])["score"]
+    np.testing.assert_allclose(heads, written[heads.index], atol=1e-4)
 
 
 def test_the_small_run_has_its_figure_its_sentences_and_its_report(

@@ -265,6 +265,8 @@ def test_what_is_printed_and_drawn_says_it(kinds, capsys):
     _, _, summary = kinds
     lines = [" ".join(one) for one in kind_lines(summary)]
     assert "3 kinds of refusal" in lines[0]
+    unknown = summary.assign(value=summary["value"].where(summary["measure"] == "cosine"))
+    assert not any("one kind removed" in about for about, _, _ in kind_lines(unknown))
     print_kinds(summary)
     printed = capsys.readouterr().out
     assert "own refusal left" in printed

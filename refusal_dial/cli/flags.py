@@ -848,6 +848,9 @@ class DecompositionFlags(StudyFlags):
     layer: int | None = flag(
         None, "its layer; default: the direction's own, or 20", at_least(1, parse_whole)
     )
+    pos: int | None = flag(
+        None, "the position that is taken apart, from the end; default: the file's, or -1", pos_of
+    )
     holdout: float = flag(0.5, "share of EDGE prompts held out", share_of)
     k: int | None = flag(
         None, "top and bottom prompts to learn from; default a third each", at_least(1, parse_whole)

@@ -104,8 +104,10 @@ def print_decomposition(summary: pd.DataFrame, record: Mapping[str, Any]) -> Non
     console = terminal(_WIDE)
     for about, said in decomposition_sentences(summary, record):
         console.print(f"{about}: {said}", highlight=False)
+    role = str(summary["dest_role"].iloc[0])
+    where = "the last position" if role == "end-1" else role
     table = Table(
-        title="What writes the direction at the last position, refused minus complied prompts",
+        title=f"What writes the direction at {where}, refused minus complied prompts",
         title_justify="left",
         header_style="bold",
     )

@@ -58,7 +58,7 @@ def kind_lines(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     ):
         among = lines[_kinds(lines) & (lines["kind"] != lines["other"])]
         lines = lines[lines["other"].str.contains(KIND_MARK, regex=False)]
-        if len(among):
+        if among["value"].notna().any():
             found.append(
                 (
                     "one kind removed",
@@ -77,7 +77,8 @@ def kind_lines(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
             (
                 "harmfulness, read before the template",
                 f"has a cosine of {_text(apart)} with refusal of EDGE (ceiling "
-                f"{apart['ceiling']:.2f}); without it {_text(left)} of HARMFUL's refusal is left",
+                f"{apart['ceiling']:.2f}); without it {_text(left) or 'an unknown share'} of "
+                "HARMFUL's refusal is left",
                 "without a random direction "
                 + _span(scored.loc[scored["kind"].str.startswith("random"), "value"]),
             )

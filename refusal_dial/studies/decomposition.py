@@ -4,9 +4,11 @@ there, and which of the writers matter.
     r·h_L = r·h_0 + sum over layers l < L of
             [ sum_h z_(l,h) · (W_O,(l,h) r)  +  r·b_O  +  sum_n a_(l,n) (W_out,n · r)  +  r·b_out ]
 
-at the last position of a prompt; z is what a head reads, a what a neuron gives, before W_O and
-W_out. r acts before any norm. The sum is exact where blocks add what they compute to the residual
-stream, and nothing stands between: where a norm does (Gemma 2, OLMo 2) it is refused.
+at one position of a prompt, the last or an earlier one; z is what a head reads, a what a neuron
+gives, before W_O and W_out. No later token reaches that position: what stands there is that of the
+prompt cut after it, and the score is that of the whole prompt. r acts before any norm. The sum is
+exact where blocks add what they compute to the residual stream, and nothing stands between: where a
+norm does (Gemma 2, OLMo 2) it is refused.
 
 The study compares matched pairs: of each the prompt that scores higher ("refused") and the other
 ("complied"), none of which the direction was learned from. A large share of the sum is no cause: a
@@ -99,10 +101,10 @@ class Unit:
             return Place(self.layer, "z", (LAST_ROLE,), head=self.number)
         return Place(self.layer, "mlp_post", (LAST_ROLE,), neuron=self.number)
 
-    def write(self, value: Float[Tensor, "batch width"]) -> Hook:
-        """The hook that puts these values in its place, at the last position."""
+    def write(self, value: Float[Tensor, "batch width"], pos: int = -1) -> Hook:
+        """The hook that puts these values in its place, at the position."""
         at = self.place
-        return patch(value, layer=at.layer, site=at.site, head=at.head, neuron=at.neuron, pos=-1)
+        return patch(value, layer=at.layer, site=at.site, head=at.head, neuron=at.neuron, pos=pos)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,8 @@ def _contracted(
 
 
 # --------------------------------------------------------------------------------------------------
-# What stands at the last position of every prompt, and the sum.
+# What stands at the last position of every prompt (cut after the position that is taken apart), and
+# the sum.
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +274,7 @@ class Decomposition:
     units: tuple[Unit, ...]  # those that are replaced, the largest share first
     listed: tuple[Unit, ...]  # all heads, and the neurons that are shown one by one
     sources: tuple[str, ...]  # parts of a prompt
+    pos: int = -1
 
     @property
     def model(self) -> TransformerBridge:
@@ -285,6 +289,16 @@ class Decomposition:
     def layer(self) -> int:
         return self.direction.provenance.layer
 
+    @property
+    def role(self) -> str:
+        """The role of the position: `end-1` is the last."""
+        return f"end{self.pos}"
+
+    @property
+    def ends(self) -> Pairs:
+        """The pairs cut after the position."""
+        return _cut(self.pairs, self.pos)
+
 
 def study_decomposition(
     study: Study, flags: DecompositionFlags, given: Direction | None = None
@@ -293,13 +307,15 @@ def study_decomposition(
     # 1. The direction, and the pairs that it has not seen.
     direction, train = _direction(study, flags, given)
     layer, unit = direction.provenance.layer, direction.unit
+    pos = direction.provenance.pos if flags.pos is None else flags.pos
     pairs = unseen_pairs(study, flags, train)
+    ends = _cut(pairs, pos)
     # 2. What every unit writes, on both sides.
     readers = readers_of(study.model, unit, layer)
     read = partial(
         unit_activations, study.model, unit=unit, layer=layer, batch_size=flags.batch_size
     )
-    refused, complied = (read(tokens=tokens) for tokens in (pairs.clean, pairs.corrupted))
+    refused, complied = (read(tokens=tokens) for tokens in (ends.clean, ends.corrupted))
     writes = writes_of(refused, readers), writes_of(complied, readers)
     check_complete(study.model, completeness(*writes))
     # 3. The difference that each makes, against labels permuted within pairs.
@@ -326,7 +342,25 @@ def study_decomposition(
         tuple(chosen),
         tuple(listed),
         tuple(part for part in ROLE_PARTS if part in parts),
+        pos,
     )
+
+
+def _cut(pairs: Pairs, pos: int) -> Pairs:
+    """The pairs without what comes after the position. Raises `DialError` where a prompt is too
+    short to have it."""
+    shortest = min(min(pair.lengths) for pair in pairs.items)
+    if not -shortest <= pos <= -1:
+        raise DialError(
+            f"position {pos} is not in every prompt: expected -1 to -{shortest}, the length of the "
+            "shortest"
+        )
+    stop = None if pos == -1 else pos + 1
+    one, other = (
+        Tokens(tokens.ids[:, :stop], tokens.mask[:, :stop])
+        for tokens in (pairs.clean, pairs.corrupted)
+    )
+    return replace(pairs, clean=one, corrupted=other)
 
 
 def _direction(
@@ -335,16 +369,17 @@ def _direction(
     """(the given direction or one learned on half of EDGE, the prompts it was learned from)."""
     if given is not None:
         check_fits(given, study.model, flags.any_model)
-        where = given.provenance
-        if where.site != "resid_pre" or where.pos != -1:
+        site = given.provenance.site
+        if site != "resid_pre":
             raise DialError(
-                f"the direction is one of {where.site} at position {where.pos}: expected one of "
-                "resid_pre at the last position (-1), whose writers are known"
+                f"the direction is one of {site}: expected one of resid_pre, whose writers are "
+                "known"
             )
         return given, learned_from(given, study.prompts)
     train, _ = holdout_split(of_subset(study.prompts, "EDGE"), flags.seed, flags.holdout)
     rows, (layer,) = study.rows(train), study.layers
-    about = replace(provenance_of(study, train, flags), layer=layer)
+    about = provenance_of(study, train, flags)
+    about = replace(about, layer=layer, pos=-1 if flags.pos is None else flags.pos)
     scores = [float(score) for score in study.scores[rows]]
     return top_bottom(study.activations[0][rows], scores, about, flags.k), train
 
@@ -506,12 +541,14 @@ class DecompositionPlan:
 
     def _sources(self, model: TransformerBridge, rows: range) -> Iterator[Row]:
         heads = [unit for unit in self.opened.units if unit.kind == "head"]
-        batch = self.opened.pairs.chosen(rows).on(model)
+        batch = self.opened.ends.chosen(rows).on(model)
         for side, (way, tokens) in enumerate(
             zip(SIDES, (batch.clean, batch.corrupted), strict=True)
         ):
             found = source_writes(model, tokens, heads, self.opened.readers)
-            parts = [position_parts(pair, side, tokens.ids.shape[1]) for pair in batch.items]
+            stop = tokens.ids.shape[1]
+            whole = stop - 1 - self.opened.pos
+            parts = [position_parts(pair, side, whole)[:stop] for pair in batch.items]
             for unit, each in zip(heads, found, strict=True):
                 for part in self.opened.sources:
                     mine = torch.tensor([[here == part for here in row] for row in parts])
@@ -522,30 +559,38 @@ class DecompositionPlan:
 
     def _replaced(self, model: TransformerBridge, rows: range) -> Iterator[Row]:
         opened, batch = self.opened, self.opened.pairs.chosen(rows).on(model)
+        ends = opened.ends.chosen(rows).on(model)
         unit = opened.direction.unit.double()
         how = partial(dict[str, Any], engine=self.budget.engine, memory_gb=self.budget.memory_gb)
         for way, (run, _) in WAY_RUNS.items():
             tokens = (batch.clean, batch.corrupted)[run]
-            cells = [(Label("", "baseline", way, "set"), list[Hook]())]
+            cells = [(Label("", "baseline", way, "set"), list[tuple[Unit, Tensor]]())]
             for one in opened.units:
                 for control in CONTROLS:
                     value = self._value(one, control, rows, run)
-                    cells.append((Label.of("", control, way, one), [one.write(value)]))
+                    cells.append((Label.of("", control, way, one), [(one, value)]))
             for name, number, members in self._sets:
-                together = [one.write(self._value(one, "patch", rows, run)) for one in members]
+                together = [(one, self._value(one, "patch", rows, run)) for one in members]
                 cells.append((Label("", name, way, "set", seed=number), together))
-            grid = [hooks for _, hooks in cells]
+            # The score is that of the whole prompt; r·h that of the prompt cut at the position.
+            grid = [[one.write(v, opened.pos) for one, v in members] for _, members in cells]
+            cut = [[one.write(v) for one, v in members] for _, members in cells]
             scores = score_grid(model, tokens, grid, opened.study.scorer, **how())
 
             def along(stream: Tensor) -> Tensor:
                 return stream.double() @ unit.to(stream.device)
 
-            projections = residual_grid(model, tokens, grid, along, layer=opened.layer, **how())
+            end = (ends.clean, ends.corrupted)[run]
+            projections = residual_grid(model, end, cut, along, layer=opened.layer, **how())
             for measure, values in (("score", scores), ("projection", projections)):
                 for (label, _), value in zip(cells, values, strict=True):
                     yield replace(label, measure=measure), value.numpy()
             # The tangent of the patches, beside them.
-            patches = [(label, hooks) for label, hooks in cells if label.direction == "patch"]
+            patches = [
+                (label, hooks)
+                for (label, _), hooks in zip(cells, grid, strict=True)
+                if label.direction == "patch"
+            ]
             guesses = first_order(
                 model, tokens, [hooks for _, hooks in patches], opened.study.scorer
             )
@@ -595,15 +640,15 @@ class DecompositionPlan:
             found.append(("random_set", number, tuple(drawn)))
         return found
 
-    # 4. Is the set enough: everything else at the last position is that of the complied prompt.
+    # 4. Is the set enough: everything else at the position is that of the complied prompt.
 
     def _kept(self, model: TransformerBridge, rows: range) -> Iterator[Row]:
         opened, batch = self.opened, self.opened.pairs.chosen(rows).on(model)
         unit, other, here = opened.direction.unit.double(), opened.held[1], list(rows)
         for name, number, members in self._sets:
-            hooks = keep_only(members, other.z[here], other.post[here])
+            hooks = keep_only(members, other.z[here], other.post[here], opened.pos)
             seen, logits = collect_positions(
-                model, batch.clean, [opened.layer], [-1], batch_size=len(here), hooks=hooks
+                model, batch.clean, [opened.layer], [opened.pos], batch_size=len(here), hooks=hooks
             )
             label = Label("kept_score", name, "noise", "set", seed=number)
             yield label, opened.study.scorer(logits).double().cpu().numpy()
@@ -625,7 +670,7 @@ class DecompositionPlan:
 
     def _gated(self, model: TransformerBridge, rows: range) -> Iterator[Row]:
         opened, here = self.opened, list(rows)
-        tokens = opened.pairs.clean.rows(rows.start, rows.stop).on(model)
+        tokens = opened.ends.clean.rows(rows.start, rows.stop).on(model)
         later: dict[Unit, list[Unit]] = {}
         for head, unit in self._gates:
             later.setdefault(head, []).append(unit)
@@ -683,15 +728,16 @@ def keep_only(
     units: Sequence[Unit],
     z: Float[Tensor, "batch layer head d_head"],
     post: Float[Tensor, "batch layer neuron"],
+    pos: int = -1,
 ) -> list[Hook]:
-    """Hooks that put these activations at the last position of every head and neuron but those of
+    """Hooks that put these activations at the position of every head and neuron but those of
     `units`, which go on computing their own."""
 
     def replaced(values: Tensor, kept: list[int]) -> Any:
         def write(activation: Tensor, hook: object) -> Tensor:
-            out, own = activation.clone(), activation[:, -1].clone()
-            out[:, -1] = values.to(activation)
-            out[:, -1, kept] = own[:, kept]
+            out, own = activation.clone(), activation[:, pos].clone()
+            out[:, pos] = values.to(activation)
+            out[:, pos, kept] = own[:, kept]
             return out
 
         return write
@@ -763,7 +809,7 @@ def _numbers(rows: pd.DataFrame, names: Sequence[str]) -> Numbers:
 
 
 def summarise_decomposition(
-    rows: pd.DataFrame, p_values: Mapping[Unit, float], seed: int = 0
+    rows: pd.DataFrame, p_values: Mapping[Unit, float], seed: int = 0, role: str = LAST_ROLE
 ) -> pd.DataFrame:
     """A row per part, the largest share of the refused-minus-complied difference first.
 
@@ -793,7 +839,7 @@ def summarise_decomposition(
             "layer": None if layer < 0 else layer,
             "kind": kind,
             "unit": None if number < 0 else number,
-            "dest_role": LAST_ROLE,
+            "dest_role": role,
             "n": len(whole),
             "write_refused": one.mean(),
             "write_complied": other.mean(),
@@ -955,6 +1001,7 @@ def conduct_decomposition(
     opened = study_decomposition(study, flags, given)
     settings = study_settings(study, flags) | {
         "layer": [opened.layer],
+        "pos": opened.pos,
         "pairs": {"used": len(opened.pairs)},
     }
     run = begin("decompose_direction", settings, flags, {"direction": opened.direction})
@@ -962,7 +1009,7 @@ def conduct_decomposition(
     plan = DecompositionPlan(opened, budget, flags.seed, flags.n_random, flags.gate_pairs)
 
     def close(rows: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-        summary = summarise_decomposition(rows, opened.p_values, flags.seed)
+        summary = summarise_decomposition(rows, opened.p_values, flags.seed, opened.role)
         return summary, decomposition_record(rows, summary, opened, flags.seed)
 
     return carry_out(run, opened, plan, close, flags)
