@@ -212,7 +212,7 @@ def test_fitting_finds_thresholds_that_agree_at_least_as_well_as_where_it_starts
         judged = fitting.labels(read, limits)
         return sum(a == b for a, b in zip(judged, labelled.labels, strict=True))
 
-    assert right(fitting.fit(read, labelled.labels)) >= right(fitting.FURTHEST)
+    assert right(fitting.fit(read, labelled.labels)) >= right(fitting.START_THRESHOLDS)
     crossed = fitting.crossed([labelled, labelled])
     assert list(crossed.columns) == ["fitted on", "measured on", *AGREEMENT_FIGURES]
     assert len(crossed) == 4

@@ -204,7 +204,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     two = torch.tensor(sorted({0, shortest}), device=tokens.ids.device)
     some = Tokens(tokens.ids[two], tokens.mask[two])
     batch, length = some.ids.shape
-    edit = probe(model, some, site)
+    edit = checking_edit(model, some, site)
     cells = [[], touches([edit], batch, length, int(model.cfg.d_head))]
     twin, rows = Unhooked(model, places_of(cells)), torch.arange(batch)
     recording = record_run(model, some, 0, places_of(cells), recorder(twin, [[edit]]))
@@ -227,7 +227,7 @@ def _difference(model: TransformerBridge, tokens: Tokens, site: str) -> tuple[fl
     )
 
 
-def probe(model: TransformerBridge, tokens: Tokens, site: str) -> Edit:
+def checking_edit(model: TransformerBridge, tokens: Tokens, site: str) -> Edit:
     """Noise as large as the embedding, added to the last two positions in the middle block."""
     width = shape_of(model, tokens, site)[-1]
     embedded = model.original_model.get_input_embeddings()(tokens.ids)

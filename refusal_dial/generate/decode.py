@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from refusal_dial.common import DialError, Hook, hook_name, progress
 from refusal_dial.engine.replay import KNOWN, restrict
-from refusal_dial.engine.score import check_grid, misfit, probe, warn_once
+from refusal_dial.engine.score import check_grid, checking_edit, misfit, warn_once
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.tokens import Tokens, last_logits, log_total
 from refusal_dial.model.unhooked import UnfitError, Unhooked, unhooked
@@ -291,7 +291,7 @@ def _step_difference(model: TransformerBridge, tokens: Tokens, site: str) -> tup
     all but that token and then one over it."""
     shortest = int(tokens.mask.sum(-1).argmin())
     some = tokens.chosen(sorted({0, shortest}))
-    edit = replace(probe(model, some, site), pos=-1)
+    edit = replace(checking_edit(model, some, site), pos=-1)
     place, name = (site, edit.layer), hook_name(site, edit.layer)
     runner = Runner(model, model.original_model, Unhooked(model, [place]))
     state, off, largest = _cache(model), 0.0, 0.0

@@ -250,7 +250,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "preaching": (0.06, 0.08, 0.1, 0.12, 1.0),
 }
 
-FURTHEST = Thresholds(*(GRID[field.name][-1] for field in fields(Thresholds)))  # type: ignore[arg-type]
+START_THRESHOLDS = Thresholds(*(GRID[field.name][-1] for field in fields(Thresholds)))  # type: ignore[arg-type]
 """Where fitting starts: far from the shipped thresholds."""
 
 LabelledReading = tuple[Gist | None, str, bool]
@@ -279,9 +279,9 @@ def _predicted(whole: Gist | None, asked: str, readable: bool, limits: Threshold
 
 
 def fit(read: Sequence[LabelledReading], truth: Sequence[str], rounds: int = 3) -> Thresholds:
-    """The thresholds of the grid with the most right labels, found one at a time from `FURTHEST`;
-    of equals, the first in the grid."""
-    best = FURTHEST
+    """The thresholds of the grid with the most right labels, found one at a time from
+    `START_THRESHOLDS`; of equals, the first in the grid."""
+    best = START_THRESHOLDS
     for _ in range(rounds):
         for name, values in GRID.items():
             tried = [replace(best, **{name: value}) for value in values]  # type: ignore[arg-type]
