@@ -248,10 +248,11 @@ def test_a_planted_neuron_is_the_writer_and_the_head_before_it_a_gate(tmp_path):
     assert all(abs(one["change"]) < 0.05 * abs(first["change"]) for one in others)
 
 
-def test_what_a_compensating_neuron_takes_back_shows_as_repair(tmp_path):
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_a_later_neuron_takes_back_or_adds_shows_as_repair_or_amplification(tmp_path, sign):
     study, flags, r = opened(tmp_path, "head", planted.LAYER + 2, n_top=2)
     head = Unit("head", planted.LAYER, planted.HEAD)
-    # a neuron of the next layer reads r, and writes as much of it as the head did, negative
+    # a neuron of the next layer reads r, and writes as much of it as the head did, or takes it back
     mlp = study.model.blocks[planted.LAYER + 1].mlp.original_component
     with torch.no_grad():
         for part in (mlp.gate_proj, mlp.up_proj):
@@ -261,12 +262,13 @@ def test_what_a_compensating_neuron_takes_back_shows_as_repair(tmp_path):
     neuron = Unit("neuron", planted.LAYER + 1, planted.NEURON)
     given = before.held[0].of(neuron, range(len(before.pairs))).mean()
     with torch.no_grad():
-        mlp.down_proj.weight[:, planted.NEURON] = -before.writes[0].of(head).mean() / given * r.unit
+        written = before.writes[0].of(head).mean()
+        mlp.down_proj.weight[:, planted.NEURON] = sign * written / given * r.unit
     _, summary = conduct_decomposition(study, flags, r)
     found = row_of(summary, "head", planted.LAYER, planted.HEAD)
-    assert found["repair"] == pytest.approx(1, abs=0.1)
-    took_back = row_of(summary, "neuron", planted.LAYER + 1, planted.NEURON)
-    assert took_back["write_refused"] == pytest.approx(-found["write_refused"], rel=0.1)
+    assert found["repair"] == pytest.approx(-sign, abs=0.1)
+    later = row_of(summary, "neuron", planted.LAYER + 1, planted.NEURON)
+    assert later["write_refused"] == pytest.approx(sign * found["write_refused"], rel=0.1)
 
 
 def test_with_labels_drawn_at_random_the_planted_head_is_nothing_special(tmp_path):
