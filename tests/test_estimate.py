@@ -25,6 +25,7 @@ from refusal_dial.run.plan import (
     compute_all,
     generation_memory,
     spread_over,
+    tasks_over,
 )
 
 
@@ -163,6 +164,22 @@ def test_a_spread_has_different_numbers_and_both_ends(n, k):
     assert some[0] == 0
     assert set(some) <= set(range(n))
     assert k == 1 or some[-1] == n - 1
+
+
+@given(
+    prompts=st.integers(1, 40),
+    cells=st.integers(1, 40),
+    size=st.integers(1, 16),
+    each=st.integers(1, 3),
+    most=st.one_of(st.none(), st.integers(1, 200)),
+)
+def test_tasks_hold_every_prompt_under_every_cell_once(prompts, cells, size, each, most):
+    tasks = tasks_over(prompts, cells, size, each, most)
+    pairs = [(p, c) for task in tasks for p in task.prompts for c in task.cells]
+    assert len(pairs) == len(set(pairs)) == prompts * cells
+    for task in tasks:
+        assert task.rows == each * len(task.prompts) * len(task.cells)
+        assert most is None or task.rows <= most or len(task.cells) == 1
 
 
 def sweep(qwen, **changes) -> SweepPlan:

@@ -22,7 +22,7 @@ from refusal_dial.generate.completions import completion_text
 from refusal_dial.generate.decode import decoding_of
 from refusal_dial.report.replies import layer_strength
 from refusal_dial.run.folder import read_config, read_table, read_verdict
-from refusal_dial.run.plan import Budget
+from refusal_dial.run.plan import Budget, compute_all
 from refusal_dial.scoring.judges import UNSCORED, Judge, Judgement, substring
 from refusal_dial.studies import replies as layers
 from refusal_dial.studies.base import load_study
@@ -95,6 +95,16 @@ def test_rows_hold_both_readings_of_every_cell(talk):
     for _, row in zero.iterrows():
         assert row["completion"] == own.loc[(row["system"], row["prompt_id"]), "completion"]
     assert plan.compute(talk.model, plan.tasks[1]).equals(parts[1])
+    # Rows come as soon as so many replies are there, and are the same ones.
+    few = replace(plan, decoding=replace(plan.decoding, rows=9))
+    assert {task.rows for task in few.tasks} <= set(range(1, 10))
+    keys = ["system", "direction", "seed", "layer", "alpha", "prompt_id"]
+    one, other = (
+        table.sort_values(keys, kind="stable").reset_index(drop=True)
+        for table in (pd.concat(parts), compute_all(talk.model, few))
+    )
+    assert list(one["completion"]) == list(other["completion"])
+    assert one["score"].tolist() == pytest.approx(other["score"].tolist(), abs=1e-5)
 
 
 def test_a_cell_under_a_system_message_that_nobody_gave(talk, tmp_path):

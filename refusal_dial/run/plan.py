@@ -156,9 +156,18 @@ def compute_all(model: Any, plan: Plan) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def tasks_over(prompts: int, cells: int, size: int, each: int = 1) -> list[Task]:
-    """Prompts in batches of `size`, each under all cells; `each` rows a prompt and cell."""
-    return [Task(each * cells * len(some), some, range(cells)) for some in batches(prompts, size)]
+def tasks_over(
+    prompts: int, cells: int, size: int, each: int = 1, most: int | None = None
+) -> list[Task]:
+    """Prompts in batches of `size`, each under all cells, or under some of them after the other
+    where all would be more than `most` rows; `each` rows a prompt and cell."""
+    found = []
+    for some in batches(prompts, size):
+        few = cells if most is None else min(cells, most // (each * len(some)))
+        found += [
+            Task(each * len(part) * len(some), some, part) for part in batches(cells, max(1, few))
+        ]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

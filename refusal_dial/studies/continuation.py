@@ -277,12 +277,13 @@ class ContinuationPlan(CellPlan):
 
     @property
     def tasks(self) -> list[Task]:
-        samples = self.decoding.samples
-        return tasks_over(len(self.rows), len(self.cells), self.batch_size, samples)
+        each, most = self.decoding.samples, self.decoding.rows
+        return tasks_over(len(self.rows), len(self.cells), self.batch_size, each, most)
 
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
         tokens, rows = self.part(model, task)
-        frame = completion_rows(model, tokens, rows, self.cells, self.decoding)
+        cells = self.cells[task.cells.start : task.cells.stop]
+        frame = completion_rows(model, tokens, rows, cells, self.decoding)
         # A text that several cells have is scored once.
         texts = frame["text"].drop_duplicates()
         scores = dict(zip(texts, self.scorer(list(texts)), strict=True))

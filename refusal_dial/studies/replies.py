@@ -59,11 +59,11 @@ from refusal_dial.run.plan import (
     Budget,
     Grid,
     Task,
-    batches,
     generation_memory,
     grid_of,
     groups,
     some_of,
+    tasks_over,
 )
 from refusal_dial.run.schema import THOUGHT_COLUMNS
 from refusal_dial.scoring.harm import HarmJudge, load_harm_judge
@@ -394,11 +394,8 @@ class ReplyPlan:
 
     @property
     def tasks(self) -> list[Task]:
-        cells = range(len(self.cells))
-        return [
-            Task(len(cells) * self.decoding.samples * len(prompts), prompts, cells)
-            for prompts in batches(len(self.rows), self.budget.batch_size)
-        ]
+        each, most = self.decoding.samples, self.decoding.rows
+        return tasks_over(len(self.rows), len(self.cells), self.budget.batch_size, each, most)
 
     @property
     def grid(self) -> Grid:
@@ -411,8 +408,9 @@ class ReplyPlan:
             raise DialError(f"no system message is called {sorted(unknown)[0]!r} here")
         start, stop = task.prompts.start, task.prompts.stop
         rows, frames = self.rows.iloc[start:stop], []
+        asked = self.cells[task.cells.start : task.cells.stop]
         for system, tokens in self.tokens.items():
-            cells = [cell for cell in self.cells if cell.labels["system"] == system]
+            cells = [cell for cell in asked if cell.labels["system"] == system]
             if not cells:
                 continue
             # 1. A completion for every cell, prompt and sample.
