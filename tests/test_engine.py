@@ -22,6 +22,7 @@ from refusal_dial.engine.score import residual_grid, score_grid
 from refusal_dial.hooks import ablate, ablate_subspace, affine, clamp, patch, rotate, steer
 from refusal_dial.model.loading import load_model, sites_in
 from refusal_dial.model.tokens import Tokens
+from refusal_dial.scoring.logits import LogitDiff
 
 LAW = settings(
     max_examples=5,  # for each of the architectures
@@ -286,6 +287,18 @@ def test_the_log_says_once_what_runs_plain(caplog: pytest.LogCaptureFixture) -> 
     torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
     assert len(messages(caplog)) == 1
     assert "a hook of one's own at blocks.1.hook_resid_pre" in messages(caplog)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scorer_that_reads_few_tokens_has_the_scores_of_all_logits(dtype: torch.dtype) -> None:
+    """Of these tokens alone is unembedded, also where SDPA records the trunk."""
+    model, scorer = fresh("Llama").to(dtype), LogitDiff((40, 41), (50,))
+    grid = [[], *([steer(UNIT, a, layer=1, pos=-1)] for a in (2.0, -9.0))]
+    engine = score_grid(model, TOKENS, grid, scorer)
+    expected = torch.stack([scorer(plain(model, TOKENS, cell)) for cell in grid])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(engine, expected, atol=tolerance, rtol=0)
+    assert (engine - engine[0]).abs().max() > 3 * tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -138,6 +138,7 @@ class Unhooked:
         for name, part in root._modules.items():
             if part is not None:
                 self._head._modules[name] = _Given() if name == body else self._twin(part)
+        self._read = self._head  # of `logits` alone, which may be narrowed
 
     @property
     def fast(self) -> bool:
@@ -149,10 +150,7 @@ class Unhooked:
 
     def logits(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and whatever the architecture does to its logits."""
-        return self._unembedded(self.norm(residual[None])[0])
-
-    def _unembedded(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        return self._head(inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits[0]
+        return _unembedded(self._read, self.norm(residual[None])[0])
 
     def last_logits(
         self, tokens: Tokens, cache: DynamicCache | None = None
@@ -177,7 +175,7 @@ class Unhooked:
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        return self._unembedded(hidden[:, -1] if at is None else hidden[at])
+        return _unembedded(self._head, hidden[:, -1] if at is None else hidden[at])
 
     @contextmanager
     def seeing(
@@ -193,8 +191,8 @@ class Unhooked:
                 self.taps[place].see = None
 
     def narrow(self, tokens: Sequence[int]) -> bool:
-        """From now on `logits` has the columns of these tokens alone. False, and nothing changes,
-        where the unembedding is not one linear map."""
+        """From now on `logits`, and no other, has the columns of these tokens alone. False, and
+        nothing changes, where the unembedding is not one linear map."""
         linear = [name for name, part in self._head._modules.items() if type(part) is nn.Linear]
         if len(linear) != 1:
             return False
@@ -204,7 +202,8 @@ class Unhooked:
                 name: None if weight is None else weight[list(tokens)]
                 for name, weight in part.__dict__[table].items()
             }
-        self._head._modules[linear[0]] = part
+        self._read = _shallow(self._head)
+        self._read._modules[linear[0]] = part
         return True
 
     def _twin(self, module: nn.Module, attending: bool = False) -> nn.Module:
@@ -244,6 +243,12 @@ class Unhooked:
             if twin is not None and point is part.hook_out:
                 return _tapped(twin, before=False)
         raise UnfitError(f"its {site} is not the input or output of one of its modules")
+
+
+def _unembedded(
+    head: nn.Module, hidden: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    return head(inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits[0]
 
 
 @dataclass
