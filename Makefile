@@ -19,7 +19,7 @@ real: $(READY)  ## the same question on a real chat model that pip brings (SmolL
 test: $(DEV)  ## the test suite, but for what takes long
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(DEV)  ## lost nodes, killed drivers, browsers, the docs site, a notebook kernel
+test-slow: $(DEV)  ## lost nodes, killed drivers, browsers, the docs site, notebooks, results on the embedded model
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(DEV)  ## lint, format, types

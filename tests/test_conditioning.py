@@ -34,6 +34,7 @@ def test_the_three_parts_share_every_category_and_no_prompt():
         assert [p.category for p in part].count("a") == 3
 
 
+@pytest.mark.slow
 def test_the_detector_keeps_the_gain_and_spares_the_rest(run):
     scores = read_table(run, "scores")
     held_out = scores[scores["split"] == "holdout"]
@@ -44,6 +45,7 @@ def test_the_detector_keeps_the_gain_and_spares_the_rest(run):
     assert (table.loc["random_detector", "kept"] < table.loc["conditional", "kept_lo"]).all()
 
 
+@pytest.mark.slow
 def test_only_prompts_that_fire_move_at_all(run):
     scores = read_table(run, "scores").set_index(["direction", "prompt_id"])["score"]
     moved = scores.loc["conditional"] != scores.loc["baseline"].loc[scores.loc["conditional"].index]
@@ -54,6 +56,7 @@ def test_only_prompts_that_fire_move_at_all(run):
     assert not moved.all()
 
 
+@pytest.mark.slow
 def test_the_table_and_the_figure_come_from_the_run_alone(run, capsys):
     cli.run(load("plot_trade_off").main, [str(run)])
     assert "trade_off.html" in capsys.readouterr().out

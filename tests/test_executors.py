@@ -214,6 +214,7 @@ def test_auto_is_the_head_that_the_environment_names(cluster, monkeypatch):
         assert [node["CPU"] for node in resources(ray)] == [1.0]
 
 
+@pytest.mark.slow
 def test_devices_that_do_not_agree_are_refused(study, flags):
     gpu = replace(flags, executor="ray", gpus_per_worker=1.0)
     with pytest.raises(DialError, match="model on cpu, and a worker with 1 GPUs"):

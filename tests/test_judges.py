@@ -140,7 +140,7 @@ def test_a_bare_no_is_read_by_what_was_asked() -> None:
 
 
 @given(any_text, st.none() | any_text)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_has_a_label_and_a_true_span(reply: str, prompt: str | None) -> None:
     judgement = judges.builtin(reply, prompt)
     start, end, text = judgement.span
@@ -167,7 +167,7 @@ def test_sentences_lie_in_order_inside_the_reply(reply: str) -> None:
     st.text(" \n\t", max_size=6),
     st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_space_around_and_curly_quotes_change_nothing(
     case: dict[str, Any], before: str, after: str, curly: bool
 ) -> None:

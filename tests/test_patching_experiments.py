@@ -242,6 +242,7 @@ def means(study, pairs, places) -> pd.DataFrame:
     return moved(summarise_patching(rows.assign(subset="ALL")))
 
 
+@pytest.mark.slow
 def test_the_effect_moves_from_the_phrase_to_the_last_position(study, far):
     n = int(study.model.cfg.n_layers)
     layers = (0, n // 4, n // 2, 3 * n // 4, n - 1)
@@ -260,6 +261,7 @@ def test_the_effect_moves_from_the_phrase_to_the_last_position(study, far):
     assert control.abs().max() < 0.12
 
 
+@pytest.mark.slow
 def test_attention_carries_it_at_named_layers(study, far):
     from refusal_dial.studies.patching_summary import patching_verdict
 
@@ -272,6 +274,7 @@ def test_attention_carries_it_at_named_layers(study, far):
     assert abs(record["furthest_same_class"]["moved"]) < 0.1
 
 
+@pytest.mark.slow
 def test_both_engines_patch_the_embedded_model_alike(study, far):
     from refusal_dial.run.plan import Budget
 
@@ -284,6 +287,7 @@ def test_both_engines_patch_the_embedded_model_alike(study, far):
     assert (tables[0]["score"] - tables[1]["score"]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_every_embedded_pair_has_one_phrase(study):
     from refusal_dial.studies.pairs import match
 
