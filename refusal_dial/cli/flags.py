@@ -859,6 +859,7 @@ class DecompositionFlags(StudyFlags):
         1.0, "leave out pairs whose scores differ by less than this", at_least(0, parse_number)
     )
     n_pairs: int = flag(48, "matched pairs, at most, drawn by seed", at_least(2, parse_whole))
+    batch_size: int = flag(16, "prompts a batch", at_least(1, parse_whole))
     n_top: int = flag(12, "heads and neurons that are replaced", at_least(1, parse_whole))
     n_neurons: int = flag(48, "neurons shown one by one", at_least(0, parse_whole))
     n_random: int = flag(10, "random sets of as many units", at_least(0, parse_whole))
