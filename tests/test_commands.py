@@ -83,6 +83,18 @@ def test_bash_takes_the_completion(tmp_path):
     assert "_refusal_dial" in done.stdout
 
 
+def test_a_reader_who_has_gone_is_no_error_of_the_overview():
+    listed = subprocess.Popen(
+        [sys.executable, "-m", "refusal_dial", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    listed.stdout.close()
+    _, err = listed.communicate()
+    assert (listed.returncode, err) == (0, "")
+
+
 def test_a_package_without_its_scripts_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "PACKAGE", tmp_path / "refusal_dial")
     with pytest.raises(DialError, match="this installation has no scripts: install the package"):

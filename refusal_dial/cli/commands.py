@@ -13,6 +13,7 @@ scripts are those of the checkout, or the copies of them that an installed wheel
 from __future__ import annotations
 
 import ast
+import os
 import runpy
 import shutil
 import sys
@@ -96,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_script(*script_of(["report", f"runs/{DEMO}"]))
         else:
             run_script(*script_of(words))
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except DialError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
