@@ -27,6 +27,7 @@ from refusal_dial.directions.files import direction_at, read_direction
 from refusal_dial.directions.interchange import SUFFIX_OF, check_everywhere
 from refusal_dial.directions.learning import Provenance, from_vector
 from refusal_dial.hooks import steer
+from refusal_dial.model.loading import load_model
 from refusal_dial.model.tokens import Tokens, last_logits
 from refusal_dial.studies.export import steering_check, written_as
 from refusal_dial.studies.steering import layers_to_use
@@ -209,15 +210,22 @@ INSTALLED = {  # format, packages alone, packages with what they require, tolera
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", INSTALLED)
-def test_the_tool_itself_gives_our_logits_under_its_file(tool, qwen, tmp_path, request):
+@pytest.mark.parametrize(
+    ("tool", "architecture"),
+    [
+        *((tool, "Qwen2") for tool in INSTALLED),
+        *((tool, "GPTNeoX") for tool in list(INSTALLED)[:3]),
+    ],
+)
+def test_the_tool_itself_gives_our_logits_under_its_file(tool, architecture, tmp_path, request):
     to, alone, whole, tolerance = INSTALLED[tool]
     python = tool_python(request.config.cache, alone, whole)
-    model = str(qwen.cfg.model_name)
+    model = str(tiny.folder(architecture, tmp_path / "model"))
+    loaded = load_model(model, "cpu", "float32")
     if tool == "llama.cpp":
         model = str(llama_file(model, tmp_path / "model.gguf"))
     script, out = Path(__file__).with_name("interchange_tools.py"), tmp_path / "logits.npy"
-    file = exported(qwen, tmp_path, to)
+    file = exported(loaded, tmp_path, to)
     typed = [
         str(python),
         str(script),
@@ -230,10 +238,10 @@ def test_the_tool_itself_gives_our_logits_under_its_file(tool, qwen, tmp_path, r
     made = subprocess.run(typed, capture_output=True, text=True, timeout=600)
     assert made.returncode == 0, made.stderr[-2000:]
     logits = torch.from_numpy(np.load(out)).float()
-    off = float((logits - ours(qwen)).abs().max())
+    off = float((logits - ours(loaded)).abs().max())
     print(f"{tool}: largest logit difference {off:.2g}")
     assert off < tolerance
-    for wrong in (unsteered(qwen), ours(qwen, "resid_pre", 1)):  # not steered; one block off
+    for wrong in (unsteered(loaded), ours(loaded, "resid_pre", 1)):  # not steered; one block off
         assert (logits - wrong).abs().max() > 0.1
 
 
