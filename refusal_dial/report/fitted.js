@@ -120,7 +120,7 @@ function fitted(figure, width, colours, height = null, most = Infinity) {
     if (layout.coloraxis) {
       const { title, ...bar } = layout.coloraxis.colorbar || {}, flat = title?.text?.replaceAll("<br>", " ");
       const place = { orientation: "h", x: 0.5, xanchor: "center", y: 0, yref: "container", yanchor: "bottom", thickness: 14 };
-      layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, ...place, title: { text: flat, side: "top" } } };
+      layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, ...place, title: { text: flat, side: "bottom" } } };
       below += BAR;
     }
     for (const note of (layout.annotations || []).filter((one) => one.xref === "paper")) {

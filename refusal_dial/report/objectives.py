@@ -14,6 +14,7 @@ from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, terminal
 from refusal_dial.report.theme import (
+    GREY,
     add_better,
     add_unsteered,
     anchored,
@@ -112,6 +113,7 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
             "array": learned["toxicity_hi"] - learned["toxicity"],
             "arrayminus": learned["toxicity"] - learned["toxicity_lo"],
             "thickness": 1,
+            "color": GREY,
         },
         mode="markers+text",
         marker={
@@ -120,8 +122,8 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
             "coloraxis": "coloraxis",
         },
         text=[f"{a:g}, {b:g}" for a, b in zip(*(learned[name] for name in DIALS), strict=True)],
-        textposition="top center",
-        name="toxicity dial, refusal dial",
+        textposition=[f"top {'left' if x > 0.5 else 'right'}" for x in learned["cost"]],
+        showlegend=False,
     )
     bar = {"title": {"text": "HARMFUL<br>refused"}}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
@@ -136,6 +138,6 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
 
 
 TWO_DIALS = (
-    "Each point is a pair of steps. Less toxic and less over-refusal: down and left is better. "
+    "Each point is a step of toxicity's dial and one of refusal's. Less toxic and less over-refusal: down and left is better. "
     "No other pair beats one on the front."
 )
