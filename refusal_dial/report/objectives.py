@@ -138,6 +138,6 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
 
 
 TWO_DIALS = (
-    "Each point is a step of toxicity's dial and one of refusal's. Less toxic and less over-refusal: down and left is better. "
-    "No other pair beats one on the front."
+    "Each point is a step of toxicity's dial and one of refusal's. Less toxic and less "
+    "over-refusal: down and left is better. No other pair beats one on the front."
 )
