@@ -141,6 +141,8 @@ def test_the_front_shows_the_unsteered_model_where_is_better_and_how_it_is_read(
     assert better.x < 0.5
     assert better.y < 0.5
     assert figure.layout.title.text == read_so("title", TWO_DIALS)
+    damaged = front_figure(summary[summary["direction"] != "baseline"], "title")
+    assert "unsteered" not in [trace.name for trace in damaged.data]
 
 
 def test_every_cell_of_the_two_dials_is_on_the_same_prompts_and_is_drawn(small_material, tmp_path):

@@ -88,7 +88,7 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     """Toxicity against over-refusal, colour the share of HARMFUL refused; the front is drawn as a
     line, random directions as grey crosses, the unsteered model as a diamond."""
     random = summary[summary["direction"] == "random"]
-    base = summary[summary["direction"] == "baseline"].iloc[0]
+    base = summary[summary["direction"] == "baseline"]
     best = summary[(summary["direction"] != "random") & summary["front"]].sort_values("cost")
     learned = summary[summary["direction"] == "learned"]
     figure = make_subplots(rows=1, cols=1)
@@ -127,7 +127,8 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     )
     bar = {"title": {"text": "HARMFUL<br>refused"}}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
-    add_unsteered(figure, float(base["cost"]), float(base["toxicity"]), 1)
+    for x, y in zip(base["cost"], base["toxicity"], strict=True):
+        add_unsteered(figure, float(x), float(y), 1)
     add_better(figure, 1, down=True)
     figure.update_xaxes(title_text="share of EDGE refused (over-refusal)", range=[-0.03, 1.03])
     figure.update_yaxes(
