@@ -25,6 +25,7 @@ from refusal_dial.run.folder import read_table, read_verdict
 from refusal_dial.studies.capability import (
     CAPABILITY_AXES,
     LOSS,
+    SCORE,
     load_capability,
     summarise_capability,
     task_questions,
@@ -221,6 +222,19 @@ def test_the_verdict_is_in_words(capsys):
     printed = capsys.readouterr().out
     assert "cost: no loss shown: every interval holds 0 or a gain" in printed
     assert "facts: unsteered 0.75 is not shown to be above chance (0.70)" in printed
+
+
+def test_where_no_share_refused_moves_the_score_stands_in_its_place(capsys):
+    table = rows(0.25)
+    print_capability(summarise_capability(table), "residual", {})
+    heads = capsys.readouterr().out
+    assert "refused" in heads
+    score = table["measure"] == SCORE
+    low = table.assign(score=table["score"].where(~score, table["score"] - 100))
+    print_capability(summarise_capability(low), "residual", {})
+    printed = capsys.readouterr().out
+    assert "refused" not in printed
+    assert "+2.00" in printed.split("at 1: ")[0]  # in the table
 
 
 def test_the_run_and_its_figure(small_material, tmp_path):

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, DialError, terminal
 from refusal_dial.report.theme import BLUE, GREY, escaped, styled
+from refusal_dial.stats.summary import CEILING, FLOOR
 from refusal_dial.studies.capability import KL, LOSS, REFUSED, SCORE
 
 CAPABILITY_TABLE = (
@@ -34,12 +35,16 @@ def print_capability(summary: pd.DataFrame, unit: str, chance: Mapping[str, floa
     """A table a layer: by strength the share refused and every measure of capability, each with its
     paired difference from the unsteered model and its interval; then, in words, which differences
     leave out 0, the range that random directions give, and which tasks the unsteered model cannot
-    do better than by `chance`."""
+    do better than by `chance`. Where no share refused of a subset is over 0.02 or under 0.98, its
+    mean score stands in its place."""
     console = terminal(_WIDTH)
     learned = summary[summary["direction"] == "learned"]
     random = summary[summary["direction"] == "random"]
     names = list(dict.fromkeys(zip(summary["measure"], summary["prompts"], strict=True)))
-    names = [one for one in names if one[0] != SCORE]
+    shares = summary[summary["measure"] == REFUSED].groupby("prompts")["value"]
+    still = [name for name, one in shares if (one <= FLOOR).all() or (one >= CEILING).all()]
+    hidden = {(REFUSED if prompts in still else SCORE, prompts) for _, prompts in names}
+    names = [one for one in names if one not in hidden]
     for layer, part in learned.groupby("layer", sort=False):
         title = f"What the dial costs, layer {layer} (alpha in {UNIT_NAMES[unit]})"
         table = Table(title=title, title_justify="left", header_style="bold")
@@ -65,11 +70,9 @@ def print_capability(summary: pd.DataFrame, unit: str, chance: Mapping[str, floa
 
 
 def _called(name: str, prompts: str) -> str:
-    return (
-        f"{prompts}\nrefused"
-        if name == REFUSED
-        else {LOSS: "text\nloss", KL: "reply\nKL"}.get(name, f"{name}\nright")
-    )
+    if name in (REFUSED, SCORE):
+        return f"{prompts}\n{name}"
+    return {LOSS: "text\nloss", KL: "reply\nKL"}.get(name, f"{name}\nright")
 
 
 def _cell(row: pd.Series[Any], name: str, strength: object) -> str:
