@@ -109,6 +109,13 @@ def _stoppable() -> Iterator[None]:
     somebody else handles, or that the shell has set to be ignored, is left alone."""
     asked: list[int] = []
     again: list[threading.Timer] = []
+    me = threading.get_ident()
+
+    def send(number: int) -> None:
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(me, number)  # a sleep or a wait ends at once
+        else:
+            _thread.interrupt_main(signal.Signals(number))
 
     def stop(number: int, frame: object) -> None:
         asked.append(number)
@@ -120,7 +127,7 @@ def _stoppable() -> Iterator[None]:
         if not (asked and issubclass(lost.exc_type, KeyboardInterrupt)):
             return printed(lost)
         # after a moment, for in here the next one would be lost too
-        again.append(threading.Timer(0.05, _thread.interrupt_main, asked[-1:]))
+        again.append(threading.Timer(0.05, send, asked[-1:]))
         again[-1].start()
 
     ours: dict[signal.Signals, Any] = {
