@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from refusal_dial.report.objectives import (
 from refusal_dial.report.theme import read_so
 from refusal_dial.run.folder import read_table, read_verdict
 from refusal_dial.studies.objectives import (
+    conduct_objectives,
     front,
     load_objectives,
     objective_cells,
@@ -104,6 +106,17 @@ def flags(qwen_folder, tmp_path_factory):
         max_new_tokens=3,
         batch_size=4,
     )
+
+
+def test_every_row_has_the_steps_of_its_cell_however_many_come_at_once(flags, tmp_path):
+    keys = ["prompt_id", "direction", "strength", "refusal_strength"]
+    tables = []
+    for rows in (512, 7):
+        asked = replace(flags, rows=rows, out=str(tmp_path / str(rows)))
+        run, _ = conduct_objectives("any", asked)
+        table = read_table(run.folder, "scores").sort_values([*keys, "sample"])
+        tables.append(table[[*keys, "completion"]].reset_index(drop=True))
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_a_cell_is_the_two_hooks_and_a_control_is_as_long(flags):

@@ -195,7 +195,8 @@ class ObjectivePlan:
     def compute(self, model: TransformerBridge, task: Task) -> pd.DataFrame:
         frame = self._both.compute(model, task)
         if task.part == 0:
-            steps = [cell.labels["refusal_strength"] for cell in self.openings.cells]
+            cells = self.openings.cells[task.cells.start : task.cells.stop]
+            steps = [cell.labels["refusal_strength"] for cell in cells]
             each = len(frame) // len(steps)
             frame = frame.assign(refusal_strength=[step for step in steps for _ in range(each)])
         else:  # a prompt is scored, and has no completion
