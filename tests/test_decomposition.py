@@ -285,16 +285,22 @@ def test_with_labels_drawn_at_random_the_planted_head_is_nothing_special(tmp_pat
     assert np.mean(np.array(least) <= 0.05) <= 0.12  # 0.05 and 3 standard errors
 
 
-def test_rows_are_those_that_the_plan_says_and_the_engine_agrees_with_plain_passes(tmp_path):
-    few = {"n_top": 2, "n_neurons": 3, "n_pairs": 6, "gate_pairs": 6}
-    study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, **few)
-    here = study_decomposition(study, flags, r)
+def by_both_engines(study, here):
+    """The rows by the engine and by plain passes, each task as many as the plan says."""
     ways = []
     for engine in ("auto", "plain"):
         plan = DecompositionPlan(here, Budget(5, engine), 0, n_random=1, gate_pairs=4)
         frames = [plan.compute(study.model, task) for task in plan.tasks]
         assert [len(frame) for frame in frames] == [task.rows for task in plan.tasks]
         ways.append(pd.concat(frames))
+    return ways
+
+
+def test_rows_are_those_that_the_plan_says_and_the_engine_agrees_with_plain_passes(tmp_path):
+    few = {"n_top": 2, "n_neurons": 3, "n_pairs": 6, "gate_pairs": 6}
+    study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, **few)
+    here = study_decomposition(study, flags, r)
+    ways = by_both_engines(study, here)
     assert list(ways[0]["measure"]) == list(ways[1]["measure"])
     np.testing.assert_allclose(ways[0]["score"], ways[1]["score"], atol=1e-4)
 
@@ -336,12 +342,7 @@ def test_edits_at_an_earlier_position_are_plain_passes_of_the_whole_prompt(tmp_p
     few = {"n_top": 2, "n_neurons": 3, "n_pairs": 6, "gate_pairs": 6, "pos": -3}
     study, flags, r = opened(tmp_path, "head", planted.LAYER + 1, **few)
     here = study_decomposition(study, flags, r)
-    ways = []
-    for engine in ("auto", "plain"):
-        plan = DecompositionPlan(here, Budget(5, engine), 0, n_random=1, gate_pairs=4)
-        frames = [plan.compute(study.model, task) for task in plan.tasks]
-        assert [len(frame) for frame in frames] == [task.rows for task in plan.tasks]
-        ways.append(pd.concat(frames))
+    ways = by_both_engines(study, here)
     np.testing.assert_allclose(ways[0]["score"], ways[1]["score"], atol=1e-4)
     rows = ways[0]
     assert set(rows["measure"]) >= {"score", "projection", "attribution", "kept_score", "source"}

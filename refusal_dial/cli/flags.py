@@ -135,6 +135,17 @@ MACHINES = (
 
 DRY_RUN: Any = flag(False, "print the grid with its time and memory; nothing is written")
 
+DEVICE: Any = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+
+DTYPE: Any = flag(
+    "auto",
+    "auto, float32, bfloat16, float16, int8 (torchao), 8bit or 4bit (bitsandbytes)",
+)
+
+DEVICE_MAP: Any = flag(
+    None, "auto: split a model larger than one device over all of them (accelerate)"
+)
+
 EXECUTOR: Any = flag(
     "local", "where batches are computed: local (here) or ray", choice(EXECUTORS, "executor")
 )
@@ -206,14 +217,9 @@ class OpenFlags:
         512, "tokens of a thought, at most (--thinking on)", at_least(1, parse_whole)
     )
     seed: int = flag(0, "seed of the split, the random directions and the bootstrap", seed_of)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = flag(
-        "auto",
-        "auto, float32, bfloat16, float16, int8 (torchao), 8bit or 4bit (bitsandbytes)",
-    )
-    device_map: str | None = flag(
-        None, "auto: split a model larger than one device over all of them (accelerate)"
-    )
+    device: str = DEVICE
+    dtype: str = DTYPE
+    device_map: str | None = DEVICE_MAP
     batch_size: int = flag(64, "prompts a batch", at_least(1, parse_whole))
 
     @property
@@ -589,14 +595,9 @@ class ContinuationFlags(InUnit):
         0.9, "share of the probability to sample from", at_least(0.01, parse_number)
     )
     seed: int = flag(0, "seed of openings, halves, samples and controls", seed_of)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = flag(
-        "auto",
-        "auto, float32, bfloat16, float16, int8 (torchao), 8bit or 4bit (bitsandbytes)",
-    )
-    device_map: str | None = flag(
-        None, "auto: split a model larger than one device over all of them (accelerate)"
-    )
+    device: str = DEVICE
+    dtype: str = DTYPE
+    device_map: str | None = DEVICE_MAP
     batch_size: int = flag(16, "openings a batch", at_least(1, parse_whole))
     rows: int = flag(512, "completions made at once, at most", at_least(1, parse_whole))
     executor: str = EXECUTOR

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import ENGINES, DialError, Hook, hook_name, log, one_line, one_of
@@ -37,6 +36,7 @@ from refusal_dial.model.unhooked import (
     TOLERANCES,
     UnfitError,
     Unhooked,
+    has_hooks,
     is_out_of_memory,
 )
 
@@ -145,7 +145,7 @@ def misfit(
     """Why replay (or another `way`, which differs by so much) cannot serve edits at these sites of
     this model; empty where it can."""
     trial = _difference if difference is None else difference
-    if any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules()):
+    if has_hooks(model):
         return "the model has hooks attached"
     state = hash(tuple((id(p), p._version) for p in model.parameters() if not p.is_inference()))
     if model not in _verdicts or _verdicts[model][0] != state:

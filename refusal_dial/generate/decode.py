@@ -23,7 +23,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -33,7 +32,7 @@ from refusal_dial.engine.replay import KNOWN, restrict
 from refusal_dial.engine.score import check_grid, checking_edit, misfit, warn_once
 from refusal_dial.hooks import Add, Edit
 from refusal_dial.model.tokens import Tokens, last_logits, log_total
-from refusal_dial.model.unhooked import UnfitError, Unhooked, unhooked
+from refusal_dial.model.unhooked import UnfitError, Unhooked, has_hooks, unhooked
 
 # --------------------------------------------------------------------------------------------------
 # Which token comes next: greedy, or drawn from the nucleus with a number that is the row's own.
@@ -261,7 +260,7 @@ class Runner:
 
 def runner_of(model: TransformerBridge, tokens: Tokens, grid: Sequence[Sequence[Hook]]) -> Runner:
     """What runs this grid on these prompts. The log says why it has to be the bridge."""
-    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    attached = has_hooks(model)
     hooks = [hook for cell in grid for hook in cell]
     if not attached and all(is_known(hook) and _in_place(hook) for hook in hooks):
         places = sorted({(edit.site, edit.layer) for _, edit in hooks})  # type: ignore[attr-defined]

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import log, progress, write_whole
 from refusal_dial.generate.decode import Completion, Decoding, end_tokens, generate
 from refusal_dial.model.loading import LARGE, identity
 from refusal_dial.model.tokens import Tokens, tokens_hash
+from refusal_dial.model.unhooked import has_hooks
 
 EDITION = 1
 """Of the file, and of what decodes: replies of another are not read."""
@@ -56,7 +56,7 @@ def kept_at(model: TransformerBridge, tokens: Tokens, decoding: Decoding) -> Pat
     from huggingface_hub import constants
 
     weights = list(model.original_model.parameters())
-    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    attached = has_hooks(model)
     who = identity(model)
     if attached or not who.revision or sum(p.numel() for p in weights) < LARGE:
         return None

@@ -14,12 +14,11 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusal_dial.common import DialError, Hook, check_pos, hook_name, log, progress
 from refusal_dial.model.tokens import Tokens, last_logits
-from refusal_dial.model.unhooked import HALF, HALF_TOLERANCE, UnfitError, Unhooked
+from refusal_dial.model.unhooked import HALF, HALF_TOLERANCE, UnfitError, Unhooked, has_hooks
 
 Take = Callable[[Tensor, Tensor], Tensor]
 """(activation `batch pos width`, mask `batch pos`) to what is kept of it, a row a prompt."""
@@ -166,7 +165,7 @@ def fast_reader(
     rounding explains (`HALF_TOLERANCE`). None where it does not fit, or hooks are attached.
     """
     weight = next(model.original_model.parameters())
-    attached = any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
+    attached = has_hooks(model)
     if weight.dtype not in HALF or attached:
         return None
     shortest = int(tokens.mask.sum(-1).argmin())

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import DynamicCache, PretrainedConfig
@@ -55,6 +56,11 @@ HALF = (torch.bfloat16, torch.float16)
 ROUNDED = "rounding chooses its experts in half precision (--dtype float32 can be replayed)"
 
 MANAGED = "its modules are managed by another library (offload or a device map)"
+
+
+def has_hooks(model: TransformerBridge) -> bool:
+    """Whether forward hooks are attached: then it is another model than its weights are."""
+    return any(isinstance(part, HookPoint) and part.fwd_hooks for part in model.modules())
 
 
 class UnfitError(Exception):

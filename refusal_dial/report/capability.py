@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from rich.table import Table
 
 from refusal_dial.common import UNIT_NAMES, DialError, terminal
-from refusal_dial.report.theme import BLUE, GREY, escaped, styled
+from refusal_dial.report.theme import BLUE, GREY, error_bars, escaped, styled
 from refusal_dial.stats.summary import CEILING, FLOOR
 from refusal_dial.studies.capability import KL, LOSS, REFUSED, SCORE
 
@@ -177,9 +177,5 @@ def capability_figure(summary: pd.DataFrame, model: str) -> go.Figure:
 
 
 def _spread(rows: pd.DataFrame, stem: str) -> dict[str, object]:
-    value = rows[f"{stem}value"]
-    return {
-        "array": rows[f"{stem}hi"] - value,
-        "arrayminus": value - rows[f"{stem}lo"],
-        "thickness": 0.8,
-    }
+    value, lo, hi = (rows[f"{stem}{name}"] for name in ("value", "lo", "hi"))
+    return {**error_bars(value, lo, hi), "thickness": 0.8}

@@ -20,6 +20,7 @@ from refusal_dial.report.theme import (
     add_band,
     add_line,
     anchored,
+    error_bars,
     escaped,
     styled,
     subset_colour,
@@ -289,14 +290,10 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
         figure.add_scatter(
             x=part["layer"], y=part["reduction"], name=str(half), line=line, row=1, col=2
         )
-    error = {
-        "array": report["diff_hi"] - report["difference"],
-        "arrayminus": report["difference"] - report["diff_lo"],
-    }
     figure.add_scatter(
         x=x,
         y=report["difference"],
-        error_y=error,
+        error_y=error_bars(report["difference"], report["diff_lo"], report["diff_hi"]),
         mode="markers",
         marker={"color": subset_colour("CHALLENGING")},
         showlegend=False,
@@ -310,14 +307,10 @@ def six_panels(layers: pd.DataFrame, summary: pd.DataFrame, title: str) -> go.Fi
     rows = all_prompts(summary)
     benign = rows[(rows["direction"] == "learned") & (rows["subset"] == "BENIGN")]
     benign = benign[benign["strength"] == benign["strength"].max()]
-    spread = {
-        "array": benign["diff_hi"] - benign["difference"],
-        "arrayminus": benign["difference"] - benign["diff_lo"],
-    }
     figure.add_scatter(
         x=benign["layer"],
         y=benign["difference"],
-        error_y=spread,
+        error_y=error_bars(benign["difference"], benign["diff_lo"], benign["diff_hi"]),
         mode="markers",
         marker={"color": subset_colour("BENIGN")},
         showlegend=False,

@@ -22,7 +22,7 @@ from refusal_dial.cli.flags import (
     REFUSED_EDGE,
 )
 from refusal_dial.common import terminal
-from refusal_dial.report.theme import BLUE, GREY, escaped, styled
+from refusal_dial.report.theme import BLUE, GREY, error_bars, escaped, styled
 
 _ACROSS = 190
 
@@ -239,12 +239,7 @@ def kinds_figure(summary: pd.DataFrame, title: str) -> go.Figure:
     figure.add_scatter(
         x=knob["value"],
         y=_names(knob["kind"]),
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": knob["hi"] - knob["value"],
-            "arrayminus": knob["value"] - knob["lo"],
-        },
+        error_x=error_bars(knob["value"], knob["lo"], knob["hi"]),
         mode="markers",
         marker={"color": [GREY if is_control(name) else BLUE for name in knob["kind"]]},
         text=[f"reaches {reach:.0%} of HARMFUL's range" for reach in knob["reach"]],

@@ -19,6 +19,7 @@ from refusal_dial.report.theme import (
     add_unsteered,
     anchored,
     colour_of,
+    error_bars,
     read_so,
     styled,
 )
@@ -110,8 +111,7 @@ def front_figure(summary: pd.DataFrame, title: str) -> go.Figure:
         x=learned["cost"],
         y=learned["toxicity"],
         error_y={
-            "array": learned["toxicity_hi"] - learned["toxicity"],
-            "arrayminus": learned["toxicity"] - learned["toxicity_lo"],
+            **error_bars(learned["toxicity"], learned["toxicity_lo"], learned["toxicity_hi"]),
             "thickness": 1,
             "color": GREY,
         },

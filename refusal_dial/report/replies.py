@@ -20,6 +20,7 @@ from refusal_dial.report.theme import (
     add_better,
     add_unsteered,
     colour_of,
+    error_bars,
     read_so,
     styled,
     subset_colour,
@@ -253,11 +254,7 @@ def _learned(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(rows: pd.DataFrame, name: str, stem: str) -> dict[str, object]:
-    return {
-        "array": rows[f"{stem}_hi"] - rows[name],
-        "arrayminus": rows[name] - rows[f"{stem}_lo"],
-        "thickness": 1.2,
-    }
+    return {**error_bars(rows[name], rows[f"{stem}_lo"], rows[f"{stem}_hi"]), "thickness": 1.2}
 
 
 def reply_curves(summary: pd.DataFrame, title: str, strength: str = "strength") -> go.Figure:

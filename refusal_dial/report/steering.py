@@ -27,6 +27,7 @@ from refusal_dial.report.theme import (
     add_line,
     add_unsteered,
     colour_of,
+    error_bars,
     escaped,
     in_norms,
     read_so,
@@ -712,11 +713,8 @@ def trade_off_curves(table: pd.DataFrame, title: str, wanted: str, others: str) 
             if name != "random_detector":
                 ends = cells.sort_values("alpha")
                 for axis, value in (("error_y", "gain"), ("error_x", "cost")):
-                    bars[axis] = {
-                        "array": ends[f"{value}_hi"] - ends[value],
-                        "arrayminus": ends[value] - ends[f"{value}_lo"],
-                        "thickness": 1,
-                    }
+                    found = error_bars(ends[value], ends[f"{value}_lo"], ends[f"{value}_hi"])
+                    bars[axis] = {**found, "thickness": 1}
             figure.add_scatter(
                 x=mean["cost"],
                 y=mean["gain"],

@@ -19,6 +19,7 @@ from refusal_dial.report.theme import (
     add_line,
     add_unsteered,
     colour_of,
+    error_bars,
     styled,
 )
 
@@ -137,16 +138,11 @@ def subspace_figure(summary: pd.DataFrame, title: str) -> go.Figure:
         for row in several.to_dict("records")
     ]
     colours = [WAY_COLOURS.get(way, colour_of(way)) for way in several["direction"]]
-    for col, (name, stem) in enumerate((("gain", "gain"), ("dependence", "dependence")), 2):
+    for col, name in enumerate(("gain", "dependence"), 2):
         figure.add_scatter(
             x=several[name],
             y=labels,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": several[f"{stem}_hi"] - several[name],
-                "arrayminus": several[name] - several[f"{stem}_lo"],
-            },
+            error_x=error_bars(several[name], several[f"{name}_lo"], several[f"{name}_hi"]),
             mode="markers",
             marker={"color": colours, "size": 8},
             hovertemplate="%{y}: %{x:.3f}<extra></extra>",
@@ -167,12 +163,7 @@ def _points(figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, symbo
     figure.add_scatter(
         x=rows["kl"],
         y=rows["score_mean"],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": rows["score_hi"] - rows["score_mean"],
-            "arrayminus": rows["score_mean"] - rows["score_lo"],
-        },
+        error_y=error_bars(rows["score_mean"], rows["score_lo"], rows["score_hi"]),
         mode="markers",
         name=name,
         marker={"color": colour, "symbol": symbol, "size": 9},

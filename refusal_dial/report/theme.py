@@ -245,6 +245,11 @@ def anchored(values: Any) -> list[float] | None:
     return [-0.02, 1.02] if len(known) and known.between(0, 1).all() else None
 
 
+def error_bars(value: pd.Series[Any], lo: pd.Series[Any], hi: pd.Series[Any]) -> dict[str, Any]:
+    """plotly's bars from the ends of an interval, which it takes as distances from the value."""
+    return {"array": hi - value, "arrayminus": value - lo}
+
+
 def styled(figure: go.Figure, title: str, height: int, width: int) -> go.Figure:
     """The figure in the common look: thin axes, no frame, the legend below, fixed size."""
     axis = {"linecolor": LINES, "tickcolor": LINES, "zeroline": False, "title_font": {"size": 13}}

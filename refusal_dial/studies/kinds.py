@@ -45,15 +45,16 @@ from refusal_dial.cli.flags import (
     WHERE_READ,
     KindFlags,
 )
-from refusal_dial.common import DialError, log, progress
+from refusal_dial.common import DialError, log
 from refusal_dial.data.prompts import Prompt, extremes, of_subset, some_of_each
 from refusal_dial.directions.learning import Direction, Provenance, mean_diff, random_directions
-from refusal_dial.generate.decode import Decoding, generate
+from refusal_dial.generate.decode import Decoding
+from refusal_dial.generate.kept import unsteered_replies
 from refusal_dial.hooks import ablate_everywhere
 from refusal_dial.model.activations import collect_positions, nothing
 from refusal_dial.run.folder import Run
 from refusal_dial.run.job import begin, carry_out
-from refusal_dial.run.plan import Budget, Parts, SweepPlan, batches, grid_of, groups
+from refusal_dial.run.plan import Budget, Parts, SweepPlan, grid_of, groups
 from refusal_dial.run.schema import KIND_COLUMNS
 from refusal_dial.scoring.judges import BUILTIN, judge_all
 from refusal_dial.scoring.verdict import Reason, reason_of
@@ -94,19 +95,16 @@ def refusal_reasons(study: Study, flags: KindFlags) -> dict[str, Reason]:
     """By prompt id the reason that the model's own greedy reply gives, of the HARMFUL and EDGE
     prompts whose reply the builtin judge calls a refusal."""
     asked = [p for p in study.prompts if p.subset in ("HARMFUL", "EDGE")]
-    decoding, found = Decoding(max_new_tokens=flags.max_new_tokens), dict[str, Reason]()
-    for some in progress(batches(len(asked), flags.batch_size), "what it replies"):
-        prompts = asked[some.start : some.stop]
-        tokens = study.tokens.chosen(study.rows(prompts)).on(study.model)
-        with torch.no_grad():
-            replies = [one.text for one in generate(study.model, tokens, [[]], decoding)]
-        judged = judge_all(BUILTIN, replies, [prompt.text for prompt in prompts])
-        found |= {
-            prompt.id: reason_of(reply)
-            for prompt, reply, one in zip(prompts, replies, judged, strict=True)
-            if one.label in ("full_refusal", "partial_refusal")
-        }
-    return found
+    tokens = study.tokens.chosen(study.rows(asked)).on(study.model)
+    decoding = Decoding(max_new_tokens=flags.max_new_tokens)
+    completions = unsteered_replies(study.model, tokens, decoding, flags.batch_size)
+    replies = [one.text for one in completions]
+    judged = judge_all(BUILTIN, replies, [prompt.text for prompt in asked])
+    return {
+        prompt.id: reason_of(reply)
+        for prompt, reply, one in zip(asked, replies, judged, strict=True)
+        if one.label in ("full_refusal", "partial_refusal")
+    }
 
 
 def kinds_of(
